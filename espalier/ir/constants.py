@@ -1,0 +1,178 @@
+"""Constant tensors: lazy, shared, and changed by views that touch no bytes until somebody reads them.
+
+A `Constant` is a source (an array in memory, or a stretch of a file that is mapped when read) and a list of views
+(transposes, slices, selections, reshapes) on it. It is immutable; a view makes another constant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.ir import elements
+from espalier.ir.elements import Element
+
+Array = NDArray[Any]
+SMALL = 1024
+"""Constants of at most this many elements are written inline in the text form, and tracked as shape contents."""
+
+
+class Source(Protocol):
+    """Where the elements come from."""
+
+    def read(self) -> Array:
+        """The array; mapped rather than loaded where possible, never to be written to."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySource:
+    """An array in memory."""
+
+    array: Array
+
+    def read(self) -> Array:
+        return self.array
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """Little-endian elements in a file, mapped on each read. The reader of the model has checked path and extent."""
+
+    path: Path
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def read(self) -> Array:
+        if math.prod(self.shape) == 0:
+            return np.zeros(self.shape, self.dtype)
+        mapped = np.memmap(self.path, np.uint8, "r", self.offset, (math.prod(self.shape) * self.dtype.itemsize,))
+        return mapped.view(np.ndarray).view(self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One step from a constant to another: the name of the step and its arguments."""
+
+    kind: str
+    arguments: tuple[Any, ...]
+
+    def apply(self, array: Array) -> Array:
+        return VIEWS[self.kind](array, *self.arguments)
+
+
+VIEWS: dict[str, Any] = {
+    "transpose": lambda array, perm: array.transpose(perm),
+    "reshape": lambda array, shape: array.reshape(shape),
+    "slice": lambda array, axis, start, stop, step: array[(slice(None),) * axis + (slice(start, stop, step),)],
+    "take": lambda array, axis, indices: array.take(indices, axis),
+}
+
+
+class Constant:
+    """An immutable tensor of known element and shape whose bytes are read only when needed."""
+
+    __slots__ = ("__weakref__", "_digest", "element", "shape", "source", "views")
+
+    def __init__(
+        self, source: Source, element: Element, shape: tuple[int, ...], views: tuple[View, ...] = (), digest: str = ""
+    ) -> None:
+        self.source, self.element, self.shape, self.views, self._digest = source, element, shape, views, digest
+
+    @property
+    def array(self) -> Array:
+        """The elements, as a read-only array (mapped from the file where the views allow it)."""
+        array = self.source.read()
+        for view in self.views:
+            array = view.apply(array)
+        if array.flags.writeable:
+            array = array.view()
+            array.flags.writeable = False
+        return array
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the elements take when packed."""
+        return elements.packed_bytes(self.element.storage, self.size)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over element, shape and content: equal constants have equal digests, whatever their views."""
+        if not self._digest:
+            digest = hashlib.sha256(f"{self.element}{list(self.shape)}".encode())
+            array = self.array
+            if array.dtype == object:
+                digest.update(repr(array.tolist()).encode())
+            elif array.flags.c_contiguous:
+                if array.size:
+                    digest.update(array.reshape(-1).view(np.uint8).data)
+            else:
+                for part in _rows(array):
+                    digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+            self._digest = digest.hexdigest()
+        return self._digest
+
+    def transpose(self, perm: Sequence[int]) -> Constant:
+        """Axis `k` of the result is axis `perm[k]` of this."""
+        return self._view("transpose", tuple(perm), shape=tuple(self.shape[k] for k in perm))
+
+    def reshape(self, shape: Sequence[int]) -> Constant:
+        """The same elements in row-major order under another static shape of the same size."""
+        if math.prod(shape) != self.size:
+            raise ValueError(f"{self.shape} can't be reshaped to {tuple(shape)}")
+        return self._view("reshape", tuple(shape), shape=tuple(shape))
+
+    def slice(self, axis: int, start: int, stop: int, step: int = 1) -> Constant:
+        """Positions start, start+step, … below stop of one axis."""
+        extent = len(range(*slice(start, stop, step).indices(self.shape[axis])))
+        return self._view("slice", axis, start, stop, step, shape=_with(self.shape, axis, extent))
+
+    def take(self, axis: int, indices: Sequence[int]) -> Constant:
+        """The given positions of one axis, in that order."""
+        return self._view("take", axis, tuple(indices), shape=_with(self.shape, axis, len(indices)))
+
+    def _view(self, kind: str, *arguments: Any, shape: tuple[int, ...]) -> Constant:
+        return Constant(self.source, self.element, shape, (*self.views, View(kind, arguments)))
+
+    def __repr__(self) -> str:
+        return f"Constant({self.element}{list(self.shape)})"
+
+
+def _with(shape: tuple[int, ...], axis: int, extent: int) -> tuple[int, ...]:
+    return (*shape[:axis], extent, *shape[axis + 1 :])
+
+
+def _rows(array: Array, limit: int = 1 << 20) -> Sequence[Array]:
+    """The array cut along its first axis, so that no copy of a part needs much memory."""
+    rows = max(1, limit // max(1, array[:1].size)) if array.ndim else 1
+    return [array] if not array.ndim else [array[k : k + rows] for k in range(0, len(array), rows)]
+
+
+def constant(array: Any, element: Element | None = None) -> Constant:
+    """A constant from anything numpy understands; `element` says more than the dtype can (bipolar, 3-bit, …)."""
+    array = np.asarray(array)
+    if element is None:
+        element = elements.from_dtype(array.dtype)
+    elif array.dtype != element.dtype:
+        array = array.astype(element.dtype)
+    if element is elements.STRING and array.dtype != object:
+        array = array.astype(object)
+    return Constant(ArraySource(array), element, array.shape)
+
+
+def from_file(path: Path, offset: int, element: Element, shape: tuple[int, ...]) -> Constant:
+    """A constant whose little-endian elements lie in a file, one after another."""
+    return Constant(FileSource(path, offset, element.dtype, shape), element, shape)

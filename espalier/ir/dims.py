@@ -1,0 +1,336 @@
+"""Dimensions: what the entries of a shape are.
+
+A static extent is a plain ``int``. Anything else is a `Dim`: a polynomial with integer coefficients in named symbols,
+with floor division, modulo, minimum and maximum as further atoms. Polynomials are kept in one canonical form, so that
+equal expressions compare equal. Symbols stand for integers ≥ 1 when they divide.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import keyword
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import NamedTuple, TypeAlias, Union
+
+Dimension: TypeAlias = "Union[int, Dim]"
+Shape: TypeAlias = tuple[Dimension, ...]
+
+
+class Atom(NamedTuple):
+    """An indivisible factor: a symbol (`kind` is "symbol"), or a function of two dimensions."""
+
+    kind: str
+    name: str
+    operands: tuple[Dimension, ...] = ()
+
+    def __str__(self) -> str:
+        if self.kind != "symbol":
+            return f"{self.kind}({self.operands[0]}, {self.operands[1]})"
+        plain = self.name.isidentifier() and self.name.isascii() and not keyword.iskeyword(self.name)
+        return self.name if plain else json.dumps(self.name)
+
+
+Monomial: TypeAlias = tuple[tuple[Atom, int], ...]  # atoms with their powers, sorted by text
+
+
+class Dim:
+    """A symbolic dimension. Use `symbol`, arithmetic, and the functions of this module; never the constructor."""
+
+    __slots__ = ("_hash", "terms")
+
+    def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
+        self.terms = terms
+        self._hash = hash(terms)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Dim) and self._hash == other._hash and self.terms == other.terms)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __add__(self, other: Dimension) -> Dimension:
+        return _combine((self, 1), (other, 1))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Dimension) -> Dimension:
+        return _combine((self, 1), (other, -1))
+
+    def __rsub__(self, other: Dimension) -> Dimension:
+        return _combine((other, 1), (self, -1))
+
+    def __neg__(self) -> Dimension:
+        return _combine((self, -1))
+
+    def __mul__(self, other: Dimension) -> Dimension:
+        return _multiply(self, other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Dimension) -> Dimension:
+        return floor_divide(self, other)
+
+    def __rfloordiv__(self, other: Dimension) -> Dimension:
+        return floor_divide(other, self)
+
+    def __mod__(self, other: Dimension) -> Dimension:
+        return modulo(self, other)
+
+    def __rmod__(self, other: Dimension) -> Dimension:
+        return modulo(other, self)
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"the symbolic dimension {self} has no truth value; compare with == or test isinstance(…, int)")
+
+    def __str__(self) -> str:
+        parts = []
+        for monomial, coefficient in self.terms:
+            factors = [str(atom) for atom, power in monomial for _ in range(power)]
+            if abs(coefficient) != 1 or not factors:
+                factors.insert(0, str(abs(coefficient)))
+            parts.append(("-" if coefficient < 0 else "+" if parts else "") + "*".join(factors))
+        return "".join(parts)
+
+    __repr__ = __str__
+
+
+def _terms(dim: Dimension) -> tuple[tuple[Monomial, int], ...]:
+    return dim.terms if isinstance(dim, Dim) else (((), int(dim)),) if dim else ()
+
+
+def _monomial_key(monomial: Monomial) -> tuple[int, str]:
+    return -sum(power for _, power in monomial), "*".join(f"{atom}^{power}" for atom, power in monomial)
+
+
+def _canonical(terms: Mapping[Monomial, int]) -> Dimension:
+    kept = [(monomial, coefficient) for monomial, coefficient in terms.items() if coefficient]
+    if not kept:
+        return 0
+    if len(kept) == 1 and not kept[0][0]:
+        return kept[0][1]
+    return Dim(tuple(sorted(kept, key=lambda term: _monomial_key(term[0]))))
+
+
+def _combine(*weighted: tuple[Dimension, int]) -> Dimension:
+    total: dict[Monomial, int] = {}
+    for dim, weight in weighted:
+        for monomial, coefficient in _terms(dim):
+            total[monomial] = total.get(monomial, 0) + weight * coefficient
+    return _canonical(total)
+
+
+def _multiply(a: Dimension, b: Dimension) -> Dimension:
+    total: dict[Monomial, int] = {}
+    for left, x in _terms(a):
+        for right, y in _terms(b):
+            powers = dict(left)
+            for atom, power in right:
+                powers[atom] = powers.get(atom, 0) + power
+            monomial = tuple(sorted(powers.items(), key=lambda item: str(item[0])))
+            total[monomial] = total.get(monomial, 0) + x * y
+    return _canonical(total)
+
+
+def _atom(kind: str, name: str, *operands: Dimension) -> Dim:
+    return Dim(((((Atom(kind, name, operands), 1),), 1),))
+
+
+@cache
+def symbol(name: str) -> Dim:
+    """The dimension named `name` (any text; printed as it is, quoted where it is no identifier)."""
+    return _atom("symbol", name)
+
+
+def _divide_exactly(a: Dimension, b: Dimension) -> Dimension | None:
+    """a/b if b is a single term that divides every term of a, or a multiple of b as a whole."""
+    if a == b:
+        return 1
+    divisor = _terms(b)
+    if len(divisor) != 1:
+        quotient = _terms(a)[0][1] // divisor[0][1] if _terms(a) and divisor else 0
+        return quotient if quotient and _multiply(b, quotient) == a else _divide_polynomial(a, b)
+    (monomial, coefficient), result = divisor[0], {}
+    for powers, value in _terms(a):
+        left = dict(powers)
+        for atom, power in monomial:
+            left[atom] = left.get(atom, 0) - power
+        if value % coefficient or any(power < 0 for power in left.values()):
+            return None
+        result[tuple((atom, power) for atom, power in left.items() if power)] = value // coefficient
+    return _canonical(result)
+
+
+def _divide_polynomial(a: Dimension, b: Dimension) -> Dimension | None:
+    """Long division by leading terms; None unless it leaves no remainder."""
+    quotient: Dimension = 0
+    for _ in range(8):
+        if a == 0:
+            return quotient
+        lead_a, lead_b = _terms(a)[0], _terms(b)[0]
+        step = _divide_exactly(_canonical(dict([lead_a])), _canonical(dict([lead_b])))
+        if step is None:
+            return None
+        quotient, a = quotient + step, a - _multiply(step, b)
+    return None
+
+
+def floor_divide(a: Dimension, b: Dimension) -> Dimension:
+    """⌊a/b⌋; whatever divides exactly is taken out of the floor."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b
+    exact = _divide_exactly(a, b)
+    if exact is not None:
+        return exact
+    if isinstance(b, int) and isinstance(a, Dim):
+        whole = _canonical({monomial: value // b for monomial, value in a.terms})
+        rest = a - whole * b
+        return whole + (rest // b if isinstance(rest, int) else _nested_floor(rest, b))
+    return _atom("floordiv", "", a, b)
+
+
+def _nested_floor(rest: Dimension, divisor: int) -> Dimension:
+    """⌊⌊x/a⌋/b⌋ = ⌊x/(a·b)⌋."""
+    if isinstance(rest, Dim) and len(rest.terms) == 1:
+        monomial, coefficient = rest.terms[0]
+        if coefficient == 1 and len(monomial) == 1 and monomial[0][1] == 1 and monomial[0][0].kind == "floordiv":
+            inner, inner_divisor = monomial[0][0].operands
+            if isinstance(inner_divisor, int):
+                return floor_divide(inner, inner_divisor * divisor)
+    return _atom("floordiv", "", rest, divisor)
+
+
+def modulo(a: Dimension, b: Dimension) -> Dimension:
+    """a − b·⌊a/b⌋."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a % b
+    if _divide_exactly(a, b) is not None:
+        return 0
+    if isinstance(b, int) and isinstance(a, Dim):
+        a = _canonical({monomial: value % b for monomial, value in a.terms})
+    return a % b if isinstance(a, int) and isinstance(b, int) else _atom("mod", "", a, b)
+
+
+def minimum(a: Dimension, b: Dimension) -> Dimension:
+    """min(a, b)."""
+    difference = a - b
+    if isinstance(difference, int):
+        return a if difference <= 0 else b
+    return _atom("min", "", *sorted((a, b), key=str))
+
+
+def maximum(a: Dimension, b: Dimension) -> Dimension:
+    """max(a, b)."""
+    difference = a - b
+    if isinstance(difference, int):
+        return a if difference >= 0 else b
+    return _atom("max", "", *sorted((a, b), key=str))
+
+
+def ceil_divide(a: Dimension, b: Dimension) -> Dimension:
+    """⌈a/b⌉."""
+    return -floor_divide(-a, b)
+
+
+def product(dims: Iterable[Dimension]) -> Dimension:
+    """The product of the dimensions; 1 for none."""
+    total: Dimension = 1
+    for dim in dims:
+        total = total * dim
+    return total
+
+
+def is_static(shape: Iterable[Dimension]) -> bool:
+    """Whether every dimension is a number."""
+    return all(type(dim) is int for dim in shape)
+
+
+def substitute(dim: Dimension, bindings: Mapping[str, Dimension]) -> Dimension:
+    """The dimension with symbols replaced; symbols without a binding stay."""
+    if not isinstance(dim, Dim):
+        return dim
+    total: Dimension = 0
+    for monomial, coefficient in dim.terms:
+        value: Dimension = coefficient
+        for atom, power in monomial:
+            factor = _substitute_atom(atom, bindings)
+            for _ in range(power):
+                value = value * factor
+        total = total + value
+    return total
+
+
+def _substitute_atom(atom: Atom, bindings: Mapping[str, Dimension]) -> Dimension:
+    if atom.kind == "symbol":
+        return bindings.get(atom.name, _atom("symbol", atom.name))
+    return FUNCTIONS[atom.kind](*(substitute(operand, bindings) for operand in atom.operands))
+
+
+FUNCTIONS: dict[str, Callable[[Dimension, Dimension], Dimension]] = {
+    "floordiv": floor_divide, "mod": modulo, "min": minimum, "max": maximum,
+}  # fmt: skip
+
+
+def symbols(dim: Dimension) -> set[str]:
+    """The names of all symbols in a dimension."""
+    if not isinstance(dim, Dim):
+        return set()
+    names: set[str] = set()
+    for monomial, _ in dim.terms:
+        for atom, _ in monomial:
+            if atom.kind == "symbol":
+                names.add(atom.name)
+            for operand in atom.operands:
+                names |= symbols(operand)
+    return names
+
+
+def symbol_name(dim: Dimension) -> str | None:
+    """The name, if the dimension is one bare symbol."""
+    if isinstance(dim, Dim) and len(dim.terms) == 1:
+        monomial, coefficient = dim.terms[0]
+        if coefficient == 1 and len(monomial) == 1 and monomial[0][1] == 1 and monomial[0][0].kind == "symbol":
+            return monomial[0][0].name
+    return None
+
+
+def parse(text: str) -> Dimension:
+    """A dimension from its printed form. Raises ValueError on anything else."""
+    try:
+        return _from_syntax(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, KeyError, TypeError) as error:
+        raise ValueError(f"not a dimension: {text!r}") from error
+
+
+def _from_syntax(node: ast.expr) -> Dimension:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return symbol(node.value)
+    if isinstance(node, ast.Name):
+        return symbol(node.id)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_from_syntax(node.operand)
+    if isinstance(node, ast.BinOp):
+        left, right = _from_syntax(node.left), _from_syntax(node.right)
+        if isinstance(node.op, ast.Add):
+            return left + right
+        if isinstance(node.op, ast.Sub):
+            return left - right
+        if isinstance(node.op, ast.Mult):
+            return left * right
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return FUNCTIONS[node.func.id](*(_from_syntax(argument) for argument in node.args))
+    raise ValueError(f"not a dimension: {ast.dump(node)}")
+
+
+def common_factor(a: Dimension, b: Dimension) -> Dimension:
+    """The largest factor that is seen to divide both; for numbers, the greatest common divisor."""
+    if isinstance(a, int) and isinstance(b, int):
+        return math.gcd(a, b)
+    for small, large in ((a, b), (b, a)):
+        if small != 0 and _divide_exactly(large, small) is not None:
+            return small
+    return 1

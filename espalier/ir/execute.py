@@ -1,0 +1,95 @@
+"""Reference execution: what a graph means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from espalier.errors import InputError
+from espalier.ir.dims import Dim, Dimension, symbol_name
+from espalier.ir.graph import Graph, Node, Value
+from espalier.ir.types import TensorType
+from espalier.ir.xp import numpy as numpy_xp
+
+
+def execute(
+    graph: Graph,
+    inputs: Mapping[str, Any] | Sequence[Any],
+    xp: Any = numpy_xp,
+    *,
+    observe: Callable[[Node, Sequence[Any]], None] | None = None,
+) -> list[Any]:
+    """Run a graph on arrays, by input name or in order, and return its outputs as arrays of `xp`.
+
+    `observe` is told the results of each node. Values are dropped after their last use. Raises InputError for inputs
+    that don't fit the declared types, and EspalierError subclasses naming the node for what can't be run.
+    """
+    if isinstance(inputs, Mapping):
+        missing = [value.name for value in graph.inputs if value.name not in inputs]
+        unknown = [name for name in inputs if name not in {value.name for value in graph.inputs}]
+        if missing or unknown:
+            raise InputError("E207", f"inputs don't match: missing {missing}, unknown {unknown}")
+        inputs = [inputs[value.name] for value in graph.inputs]
+    if len(inputs) != len(graph.inputs):
+        raise InputError("E207", f"the graph takes {len(graph.inputs)} inputs, not {len(inputs)}")
+    arrays = [xp.asarray(a) if isinstance(v.type, TensorType) else a for a, v in zip(inputs, graph.inputs, strict=True)]
+    check_inputs(graph, arrays)
+    return run(graph, arrays, xp, observe)
+
+
+def check_inputs(graph: Graph, arrays: Sequence[Any]) -> None:
+    """Raise InputError if arrays don't have the ranks and extents that the graph's inputs declare."""
+    symbols: dict[str, tuple[int, str]] = {}
+    for value, array in zip(graph.inputs, arrays, strict=True):
+        if not isinstance(value.type, TensorType) or value.type.shape is None:
+            continue
+        shape: tuple[Dimension, ...] = value.type.shape
+        if len(shape) != len(array.shape):
+            raise InputError("E207", f"input {value.name!r} has rank {len(array.shape)}, the model wants {value.type}")
+        for declared, given in zip(shape, array.shape, strict=True):
+            if isinstance(declared, int) and declared != given:
+                raise InputError("E207", f"input {value.name!r} has shape {tuple(array.shape)}, the model wants {value.type}")
+            name = symbol_name(declared) if isinstance(declared, Dim) else None
+            if name is not None and symbols.setdefault(name, (given, value.name))[0] != given:
+                other, where = symbols[name]
+                raise InputError("E207", f"inputs {where!r} and {value.name!r} disagree on {name}: {other} and {given}")
+
+
+def run(
+    graph: Graph,
+    arrays: Sequence[Any],
+    xp: Any = numpy_xp,
+    observe: Callable[[Node, Sequence[Any]], None] | None = None,
+) -> list[Any]:
+    """`execute` without the checks of the inputs."""
+    store: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
+    left = {value: len(value.uses) for value in graph.inputs}
+
+    def read(value: Value | None) -> Any:
+        if value is None:
+            return None
+        if value.constant is not None and value not in store:
+            return xp.asarray(value.constant.array)
+        return store[value]
+
+    for node in graph:
+        operands = [read(operand) for operand in node.operands]
+        keywords: dict[str, Any] = {}
+        if node.regions:
+            keywords["regions"] = [
+                lambda *arguments, region=region: run(region, arguments, xp, observe) for region in node.regions
+            ]
+        found = node.op.reference(xp, *operands, **keywords)
+        results = found if isinstance(found, tuple) else (found,)
+        if observe is not None:
+            observe(node, results[: len(node.results)])
+        for value, result in zip(node.results, results, strict=False):
+            if value.uses:
+                store[value] = result
+                left[value] = len(value.uses)
+        for operand in set(node.operands):
+            if operand is not None and operand in left:
+                left[operand] -= 1
+                if not left[operand]:
+                    del store[operand]
+    return [read(output) for output in graph.outputs]

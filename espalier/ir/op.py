@@ -1,0 +1,375 @@
+"""Operators: what an operator class declares, and the registry that finds it.
+
+An operator is one class. Its annotations say its operands (`In`, `In | None`, `Ins`), results (`Out`, `Out | None`,
+`Outs`; one result `out` if none is declared), regions (`Body`) and attributes (everything else); its `axes` say how
+their indices relate; `reference` says what it computes. An instance holds the attributes and never changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+import types as python_types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.ir import zeros
+from espalier.ir.axes import DeclarationError, Equation, declare, shape_of
+from espalier.ir.constants import SMALL
+from espalier.ir.dims import Dim, Dimension, Shape, symbol
+from espalier.ir.elements import Element
+from espalier.ir.types import TensorType, Type
+
+
+class In:
+    """Marks an operand (`In | None`: it may be absent)."""
+
+
+class Ins:
+    """Marks any number of operands; only the last may be so."""
+
+
+class Out:
+    """Marks a result (`Out | None`: it may be left out)."""
+
+
+class Outs:
+    """Marks any number of results."""
+
+
+class Body:
+    """Marks a region: a graph that the operator runs."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An operand or a result of an operator class."""
+
+    name: str
+    position: int
+    optional: bool
+    variadic: bool
+
+
+class TypeInferenceError(ValueError):
+    """Operands that an operator can't take; the text says why."""
+
+
+class TypeContext:
+    """What an operator may know about its operands while it infers types."""
+
+    def __init__(
+        self,
+        op: Op,
+        types: Sequence[Type | None],
+        contents: Sequence[NDArray[Any] | None] | Callable[[int], NDArray[Any] | None] = (),
+        *,
+        result_count: int = 1,
+        region_results: Sequence[Sequence[Type]] = (),
+        fresh: Callable[[], str] | None = None,
+    ) -> None:
+        self.op, self.types, self._contents = op, tuple(types), contents
+        self.cacheable = True
+        """Whether the inference so far rests on the types alone."""
+        self.result_count, self.region_results = result_count, region_results
+        self._fresh = fresh or (lambda: "unknown")
+
+    def _position(self, operand: int | str) -> int:
+        return operand if isinstance(operand, int) else self.op.operand_position(operand)
+
+    def has(self, operand: int | str) -> bool:
+        """Whether an optional operand is there."""
+        position = self._position(operand)
+        return position < len(self.types) and self.types[position] is not None
+
+    def type(self, operand: int | str) -> TensorType:
+        """The type of an operand that is a tensor."""
+        position = self._position(operand)
+        found = self.types[position] if position < len(self.types) else None
+        if not isinstance(found, TensorType):
+            raise TypeInferenceError(f"operand {operand} is {'absent' if found is None else found}, not a tensor")
+        return found
+
+    def shape(self, operand: int | str) -> Shape | None:
+        """Its shape; None if the rank is unknown."""
+        return self.type(operand).shape
+
+    def element(self, operand: int | str) -> Element:
+        return self.type(operand).element
+
+    def rank(self, operand: int | str) -> int | None:
+        return self.type(operand).rank
+
+    def content(self, operand: int | str) -> NDArray[Any] | None:
+        """What the operand holds, if known: an array of numbers, or an object array with `Dim` entries (small only)."""
+        position = self._position(operand)
+        if position >= len(self.types) or self.types[position] is None:
+            return None
+        self.cacheable = False
+        if callable(self._contents):
+            return self._contents(position)
+        return self._contents[position] if position < len(self._contents) else None
+
+    def numbers(self, operand: int | str) -> NDArray[Any] | None:
+        """Its content if that is numbers only."""
+        content = self.content(operand)
+        if content is not None and content.dtype == object:
+            flat = content.reshape(-1).tolist()
+            if any(isinstance(entry, Dim) for entry in flat):
+                return None
+            return np.array(flat, np.int64).reshape(content.shape)
+        return content
+
+    def dimensions(self, operand: int | str) -> tuple[Dimension, ...] | None:
+        """Its content as dimensions (of a scalar: one)."""
+        content = self.content(operand)
+        if content is None:
+            return None
+        return tuple(d if isinstance(d, Dim) else int(d) for d in content.reshape(-1).tolist())
+
+    def fresh(self) -> Dim:
+        """A symbol for an extent that only the data determine."""
+        self.cacheable = False
+        return symbol(self._fresh())
+
+    def fail(self, message: str) -> typing.NoReturn:
+        raise TypeInferenceError(message)
+
+
+class Op:
+    """Base of all operators; see the module's text. Instances are immutable and compare by class and attributes."""
+
+    name: ClassVar[str] = ""
+    onnx: ClassVar[str | None] = None
+    """The ONNX operator of the same meaning at the current opset: same attribute names, operands in the same order."""
+    onnx_domain: ClassVar[str] = ""
+    operands: ClassVar[tuple[Port, ...]] = ()
+    results: ClassVar[tuple[Port, ...]] = ()
+    bodies: ClassVar[tuple[str, ...]] = ()
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Attribute → default; `REQUIRED` where there is none."""
+
+    axes: ClassVar[str | None] = None
+    """The axis declaration; operators whose axes depend on attributes or ranks override `equation` instead."""
+    bound: ClassVar[Mapping[str, str]] = {}
+    """Attribute → letter whose extent it is."""
+    contracts: ClassVar[bool] = False
+    """Whether letters that no result has are summed over products (so that MACs are the iteration space)."""
+    normalizes: ClassVar[tuple[str, ...]] = ()
+    """Letters over which statistics are computed."""
+    zero: ClassVar[zeros.ZeroRule] = staticmethod(zeros.never)
+    """Is the result zero at an index, given which operands are zero there? (see `zeros`)"""
+    symbolic: ClassVar[bool] = False
+    """Whether `reference` also works on object arrays of dimensions: shape arithmetic."""
+    commutative: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = True
+    moves: ClassVar[bool] = False
+    """Whether it only moves elements: values come out as they went in, whatever their element type."""
+    monotone: ClassVar[bool] = False
+    idempotent: ClassVar[bool] = False
+
+    def __init__(self, **attributes: Any) -> None:
+        unknown = attributes.keys() - self.defaults.keys()
+        if unknown:
+            raise TypeError(f"{self.name} has no attribute {sorted(unknown)[0]!r}; it has {sorted(self.defaults)}")
+        for key, default in self.defaults.items():
+            value = freeze(attributes.get(key, default))
+            if value is REQUIRED:
+                raise TypeError(f"{self.name} needs the attribute {key!r}")
+            object.__setattr__(self, key, value)
+        object.__setattr__(self, "_key", self._identity())
+        object.__setattr__(self, "_hash", hash((self.name, self._key)))
+
+    _key: tuple[Any, ...]
+    _hash: int
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        raise AttributeError(f"{self.name} never changes; use op.replace({key}=…)")
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attribute values by name, in the order of declaration."""
+        return {key: self.__dict__[key] for key in self.defaults}
+
+    def replace(self, **changes: Any) -> typing.Self:
+        """The same operator with some attributes changed."""
+        return type(self)(**{**self.attributes, **changes})
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (type(self) is type(other) and self._key == typing.cast(Op, other)._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def _identity(self) -> tuple[Any, ...]:
+        # repr tells 0.0 from -0.0 and 1 from 1.0 and True, and equates NaN with itself
+        values = [self.__dict__[key] for key in self.defaults]
+        return tuple(value if type(value) in (int, str) else (type(value), repr(value)) for value in values)
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.attributes.items())})"
+
+    @classmethod
+    def operand_position(cls, name: str) -> int:
+        return cls._operand_index[name]
+
+    _operand_index: ClassVar[Mapping[str, int]] = {}
+    _result_index: ClassVar[Mapping[str, int]] = {}
+
+    # ---- what may be overridden ----------------------------------------------------------------------------
+
+    def equation(self, ctx: TypeContext) -> Equation | None:
+        """The axis terms for operands of these types; None if axes say nothing here (unknown rank, data-indexed).
+
+        The default reads `axes`. Raises TypeInferenceError if the operands don't fit.
+        """
+        if self.axes is None:
+            return None
+        shapes: list[Shape | None] = []
+        for operand in ctx.types:
+            if operand is None:
+                shapes.append(None)
+            elif not isinstance(operand, TensorType) or operand.shape is None:
+                return None
+            else:
+                shapes.append(operand.shape)
+        known = {letter: getattr(self, attribute) for attribute, letter in self.bound.items()}
+        try:
+            found = declare(self.axes, shapes, known, self.window_extent, ctx.result_count)
+        except DeclarationError as error:
+            raise TypeInferenceError(str(error)) from None
+        found.bound.update({attribute: found.letters[letter][0] for attribute, letter in self.bound.items()})
+        for letter in self.normalizes:
+            found.normalized += found.letters.get(letter, [])
+        return found
+
+    def window_extent(self, axis: int, extent: Dimension, kernel: Dimension) -> Dimension:
+        """Result positions of a window on spatial axis `axis`, for declarations with `window(…)`."""
+        raise NotImplementedError(f"{self.name} declares a window without window_extent")
+
+    def element(self, ctx: TypeContext) -> Element:
+        """The element of the results; the first operand's if not said otherwise."""
+        return ctx.element(0)
+
+    def infer(self, ctx: TypeContext) -> list[Type]:
+        """The result types. The default derives the shapes from the axes, and the element from `element`."""
+        found, element = self.equation(ctx), self.element(ctx)
+        if found is None:
+            return [TensorType(element, None)] * ctx.result_count
+        return [TensorType(element, None if terms is None else shape_of(terms)) for terms in found.results]
+
+    def content(self, ctx: TypeContext) -> NDArray[Any] | None:
+        """What the (first) result holds, if the operands' types tell; only shape queries say something here."""
+        return None
+
+    def reference(self, xp: Any, *operands: Any) -> Any:
+        """What the operator computes: arrays of `xp` in, one array or a tuple of arrays out.
+
+        Absent optional operands are None. Operators with regions also get `regions=[callable, …]`.
+        """
+        raise NotImplementedError(f"{self.name} has no reference")
+
+
+REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
+OPS: dict[str, type[Op]] = {}
+
+
+def op(name: str, *, onnx: str | None = None, domain: str = "") -> Callable[[type[Any]], type[Any]]:
+    """Register an operator class under a name (and the ONNX operator that it is)."""
+
+    def register(cls: type[Op]) -> type[Op]:
+        if name in OPS and OPS[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"two operators are called {name!r}: {OPS[name]} and {cls}")
+        cls.name, cls.onnx, cls.onnx_domain = name, onnx, domain
+        _collect(cls)
+        OPS[name] = cls
+        onnx_operators.cache_clear()
+        return cls
+
+    return register
+
+
+def _collect(cls: type[Op]) -> None:
+    """Read operands, results, regions and attributes off the annotations."""
+    operands: list[Port] = []
+    results: list[Port] = []
+    bodies: list[str] = []
+    defaults: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    own = [key for base in reversed(cls.__mro__) if issubclass(base, Op) and base is not Op for key in base.__annotations__]
+    for key in dict.fromkeys(own):
+        hint = hints[key]
+        if typing.get_origin(hint) is ClassVar:
+            continue
+        union = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, python_types.UnionType) else (hint,)
+        optional = type(None) in union
+        if In in union or Ins in union:
+            operands.append(Port(key, len(operands), optional, Ins in union))
+        elif Out in union or Outs in union:
+            results.append(Port(key, len(results), optional, Outs in union))
+        elif Body in union:
+            bodies.append(key)
+        else:
+            defaults[key] = freeze(getattr(cls, key, REQUIRED))
+    cls.operands, cls.bodies, cls.defaults = tuple(operands), tuple(bodies), defaults
+    cls.results = tuple(results) or (Port("out", 0, optional=False, variadic=False),)
+    cls._operand_index = {port.name: port.position for port in cls.operands}
+    cls._result_index = {port.name: port.position for port in cls.results}
+
+
+def freeze(value: Any) -> Any:
+    """Lists as tuples and numpy scalars as numbers, so that attributes hash and print."""
+    if isinstance(value, list | tuple):
+        return tuple(freeze(entry) for entry in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+@functools.cache
+def load_builtin_operators() -> None:
+    """Import every module of `espalier.ir.ops`, and what entry points of the group `espalier.ops` name."""
+    package = importlib.import_module("espalier.ir.ops")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"espalier.ir.ops.{module.name}")
+    for entry in importlib.metadata.entry_points(group="espalier.ops"):
+        entry.load()
+
+
+def lookup(name: str) -> type[Op]:
+    """The operator class of that name. Raises KeyError if there is none."""
+    if name not in OPS:
+        load_builtin_operators()
+    return OPS[name]
+
+
+@functools.cache
+def onnx_operators() -> Mapping[tuple[str, str], type[Op]]:
+    """(domain, ONNX operator type) → operator class."""
+    load_builtin_operators()
+    return {(cls.onnx_domain, cls.onnx): cls for cls in OPS.values() if cls.onnx}
+
+
+def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -> NDArray[Any] | None:
+    """What a node's result holds, where shape arithmetic on known contents determines it."""
+    known = operator.content(ctx)
+    if known is not None or not operator.symbolic:
+        return known
+    if not result.is_static or not isinstance(result.size, int) or result.size > SMALL:
+        return None
+    contents = [ctx.content(position) for position in range(len(ctx.types))]
+    if any(content is None for content, type in zip(contents, ctx.types, strict=True) if type is not None):
+        return None
+    try:
+        found = operator.reference(xp, *contents)
+    except (TypeError, ValueError, ArithmeticError, AttributeError):  # a symbol where a number is needed
+        return None
+    found = np.asarray(found[0] if isinstance(found, tuple) else found)
+    return found if found.shape == result.shape else None

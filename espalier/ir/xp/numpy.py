@@ -1,0 +1,266 @@
+"""The primitives in numpy with ml_dtypes: folds constants, computes exact integers, needs no torch.
+
+Functions of the array API that numpy has under the same name and meaning (exp, where, concat, sum, …) are numpy's own;
+only what differs stands here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.ir import elements
+from espalier.ir.elements import Element
+
+Array = NDArray[Any]
+
+_OWN = {
+    "abs", "acos", "acosh", "all", "any", "arange", "argmax", "argmin", "asin", "asinh", "atan", "atanh",
+    "bitwise_and", "bitwise_invert", "bitwise_left_shift", "bitwise_or", "bitwise_right_shift", "bitwise_xor",
+    "broadcast_to", "ceil", "clip", "concat", "conj", "cos", "cosh", "cumsum", "exp", "expand_dims", "expm1", "eye",
+    "flip", "floor", "fmod", "full", "imag", "isfinite", "isinf", "isnan", "log", "log1p", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "max", "maximum", "mean", "min", "minimum", "ones_like", "prod", "real",
+    "repeat", "reshape", "rint", "roll", "sign", "sin", "sinh", "sort", "sqrt", "squeeze", "stack", "sum", "take",
+    "take_along_axis", "tan", "tanh", "tile", "tril", "triu", "trunc", "where", "zeros_like",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OWN:
+        return getattr(np, name)
+    raise AttributeError(f"no primitive is called {name!r}")
+
+
+def asarray(data: Any) -> Array:
+    """An array of the data as it is."""
+    return np.asarray(data)
+
+
+def to_numpy(array: Any) -> Array:
+    """The same numbers as a numpy array."""
+    return np.asarray(array)
+
+
+def element(array: Array) -> Element:
+    """The element that the array's numbers are stored as."""
+    return elements.from_dtype(array.dtype)
+
+
+def is_floating(array: Array) -> bool:
+    return array.dtype != object and element(array).is_float
+
+
+def zeros(shape: Sequence[int], kind: Element) -> Array:
+    return np.zeros(tuple(shape), kind.dtype)
+
+
+def astype(array: Array, kind: Element) -> Array:
+    """Convert; floats go to integers by truncation, to narrower floats by rounding to even, to bool by ≠ 0."""
+    if array.dtype == object and kind.is_integer:  # symbolic dimensions
+        return array
+    if array.dtype == kind.dtype:
+        return array
+    with np.errstate(all="ignore"):
+        if array.dtype.kind == "c" and not kind.is_complex:
+            array = array.real
+        return array.astype(kind.dtype)
+
+
+def transpose(array: Array, perm: Sequence[int]) -> Array:
+    """Axis k of the result is axis perm[k]."""
+    return np.transpose(array, tuple(perm))
+
+
+def wide(array: Array) -> Array:
+    """In the type that sums of products are accumulated in: f32 for 16- and 8-bit floats, i64 for integers."""
+    kind = element(array)
+    if kind.is_float and kind.bits < 32:
+        return array.astype(np.float32)
+    return array.astype(np.int64) if kind.is_integer or array.dtype == np.bool_ else array
+
+
+def power(base: Array, exponent: Array) -> Array:
+    """base ** exponent; negative powers of integers truncate towards zero instead of failing."""
+    with np.errstate(all="ignore"):
+        if np.asarray(base).dtype.kind in "iu" and np.any(np.asarray(exponent) < 0):
+            return np.power(np.asarray(base).astype(np.float64), exponent).astype(np.asarray(base).dtype)
+        return np.power(base, exponent)
+
+
+def divide(a: Array, b: Array) -> Array:
+    """a / b; of integers truncated towards zero, of dimensions rounded down."""
+    if np.asarray(a).dtype == object or np.asarray(b).dtype == object:
+        return np.asarray(np.floor_divide(a, b), dtype=object)
+    with np.errstate(all="ignore"):
+        if np.asarray(a).dtype.kind not in "iu":
+            return np.asarray(np.divide(a, b))
+        if np.any(np.asarray(b) == 0):
+            raise ZeroDivisionError("an integer is divided by zero")
+        quotient = np.floor_divide(a, b)
+        return np.asarray(quotient + ((quotient * b != a) & ((np.asarray(a) < 0) != (np.asarray(b) < 0))).astype(quotient.dtype))
+
+
+_ERF = np.frompyfunc(math.erf, 1, 1)
+
+
+def erf(array: Array) -> Array:
+    """The error function."""
+    return np.asarray(_ERF(array.astype(np.float64)), np.float64).astype(array.dtype)
+
+
+def sigmoid(array: Array) -> Array:
+    """1 / (1 + exp(−x)), without overflow."""
+    half = np.asarray(0.5, array.dtype)
+    return half * np.tanh(half * array) + half
+
+
+def softmax(array: Array, axis: int) -> Array:
+    """exp(x) normalised to sum 1 over an axis."""
+    with np.errstate(invalid="ignore"):
+        shifted = np.exp(array - np.max(array, axis=axis, keepdims=True)) if array.size else array
+    return shifted / np.sum(shifted, axis=axis, keepdims=True)
+
+
+def logsumexp(array: Array, axis: int | tuple[int, ...] | None, keepdims: bool = False) -> Array:
+    """log Σ exp(x) over axes, without overflow."""
+    top = np.max(array, axis=axis, keepdims=True, initial=-np.inf)
+    top = np.where(np.isfinite(top), top, np.zeros_like(top))
+    with np.errstate(divide="ignore"):
+        found = np.log(np.sum(np.exp(array - top), axis=axis, keepdims=True)) + top
+    return found if keepdims else np.squeeze(found, axis=axis)
+
+
+def argsort(array: Array, axis: int, descending: bool = False) -> Array:
+    """Indices that sort an axis, stably: equal numbers stay in order."""
+    if not descending:
+        return np.argsort(array, axis=axis, kind="stable")
+    flipped = np.argsort(np.flip(array, axis), axis=axis, kind="stable")
+    return array.shape[axis] - 1 - np.flip(flipped, axis)
+
+
+def nonzero(array: Array) -> Array:
+    """The indices of the elements that are not zero: rank × count."""
+    return np.array(np.nonzero(array), np.int64).reshape(array.ndim, -1)
+
+
+def cumprod(array: Array, axis: int) -> Array:
+    """Running products along an axis."""
+    return np.cumprod(array, axis=axis)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Matrix product over the last two axes, broadcasting the others; narrow floats accumulate in f32."""
+    result = np.result_type(a, b)
+    return np.matmul(wide(a), wide(b)).astype(result) if element(a).bits < 32 else np.matmul(a, b)
+
+
+def einsum(text: str, *arrays: Array) -> Array:
+    """Einstein summation, as numpy writes it."""
+    return np.asarray(np.einsum(text, *map(wide, arrays), optimize=len(arrays) > 1)).astype(arrays[0].dtype)
+
+
+def pad(array: Array, pads: Sequence[tuple[int, int]], mode: str = "constant", value: Any = 0) -> Array:
+    """Add (or, with negative amounts, cut) positions at both ends of each axis.
+
+    Modes: constant, edge, reflect (without repeating the border), wrap.
+    """
+    grow = [(max(0, before), max(0, after)) for before, after in pads]
+    keywords = {"constant_values": value} if mode == "constant" else {}
+    if any(map(any, grow)):
+        array = np.pad(array, grow, mode=mode, **keywords)  # type: ignore[call-overload]
+    if any(before < 0 or after < 0 for before, after in pads):
+        array = array[tuple(slice(max(0, -before), extent - max(0, -after)) for (before, after), extent in zip(pads, array.shape, strict=True))]
+    return array
+
+
+def windows(
+    array: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], counts: Sequence[int]
+) -> Array:
+    """All windows over the last axes: shape (…, *counts, *kernel). The array must be padded as needed."""
+    spatial = len(kernel)
+    lead = array.shape[: array.ndim - spatial]
+    steps = array.strides[array.ndim - spatial :]
+    return np.lib.stride_tricks.as_strided(
+        array,
+        (*lead, *counts, *kernel),
+        (
+            *array.strides[: array.ndim - spatial],
+            *(step * stride for step, stride in zip(steps, strides, strict=True)),
+            *(step * dilation for step, dilation in zip(steps, dilations, strict=True)),
+        ),
+        writeable=False,
+    )
+
+
+def conv(
+    x: Array, w: Array, strides: Sequence[int], pads: Sequence[tuple[int, int]], dilations: Sequence[int], groups: int
+) -> Array:
+    """Cross-correlation: x (n, g·i, …), w (g·o, i, K…) → (n, g·o, P…), without bias, accumulated by `wide`."""
+    out_type = np.result_type(x, w)
+    x, w = pad(wide(x), [(0, 0), (0, 0), *pads]), wide(w)
+    kernel = w.shape[2:]
+    counts = [
+        max(0, (extent - dilation * (size - 1) - 1) // stride + 1)
+        for extent, size, stride, dilation in zip(x.shape[2:], kernel, strides, dilations, strict=True)
+    ]
+    n, per_group = x.shape[0], w.shape[1]
+    x = x.reshape(n, groups, per_group, *x.shape[2:])
+    w = w.reshape(groups, w.shape[0] // groups, per_group, *kernel)
+    total = np.zeros((n, groups, w.shape[1], math.prod(counts)), np.result_type(x, w))
+    for offset in itertools.product(*map(range, kernel)):
+        spans = tuple(
+            slice(k * dilation, k * dilation + (count - 1) * stride + 1, stride)
+            for k, dilation, count, stride in zip(offset, dilations, counts, strides, strict=True)
+        )
+        part = x[(slice(None), slice(None), slice(None), *spans)].reshape(n, groups, per_group, -1)
+        weight = w[(slice(None), slice(None), slice(None), *offset)]
+        if 0 in part.shape:
+            continue
+        total += weight * part if per_group == 1 else np.matmul(weight, part)
+    return total.reshape(n, -1, *counts).astype(out_type)
+
+
+def scatter(
+    array: Array, index: tuple[Array, ...], updates: Array, reduction: str = "none"
+) -> Array:
+    """A copy with `updates` written (or added, multiplied, min, max) at the positions of an index tuple."""
+    result = np.array(array)
+    if reduction == "none":
+        result[index] = updates
+        return result
+    ufunc = {"add": np.add, "mul": np.multiply, "min": np.minimum, "max": np.maximum}[reduction]
+    ufunc.at(result, index, updates)
+    return result
+
+
+def fft(array: Array, axis: int, length: int | None = None, inverse: bool = False) -> Array:
+    """The (inverse) discrete Fourier transform of complex numbers along an axis, in their own precision."""
+    transform = np.fft.ifft if inverse else np.fft.fft
+    return transform(array, n=length, axis=axis).astype(np.complex128 if array.dtype in (np.float64, np.complex128) else np.complex64)
+
+
+def complex_of(real: Array, imaginary: Array) -> Array:
+    """Complex numbers from their parts."""
+    return np.asarray(real + 1j * imaginary).astype(np.complex128 if real.dtype == np.float64 else np.complex64)
+
+
+def det(array: Array) -> Array:
+    """Determinants of the matrices in the last two axes."""
+    return np.asarray(np.linalg.det(wide(array))).astype(array.dtype)
+
+
+def unique(array: Array, axis: int | None, in_order: bool) -> tuple[Array, Array, Array, Array]:
+    """Distinct entries (sorted, or in order of first occurrence), their first indices, inverse indices, counts."""
+    values, first, inverse, counts = np.unique(array, return_index=True, return_inverse=True, return_counts=True, axis=axis)
+    inverse = inverse.reshape(-1)
+    if in_order:
+        order = np.argsort(first, kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        values, first, counts, inverse = values.take(order, axis or 0), first[order], counts[order], rank[inverse]
+    return values, first, inverse, counts
