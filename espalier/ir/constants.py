@@ -66,7 +66,8 @@ class View:
     arguments: tuple[Any, ...]
 
     def apply(self, array: Array) -> Array:
-        return VIEWS[self.kind](array, *self.arguments)
+        viewed: Array = VIEWS[self.kind](array, *self.arguments)
+        return viewed
 
 
 VIEWS: dict[str, Any] = {

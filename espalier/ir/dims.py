@@ -86,7 +86,7 @@ class Dim:
         raise TypeError(f"the symbolic dimension {self} has no truth value; compare with == or test isinstance(…, int)")
 
     def __str__(self) -> str:
-        parts = []
+        parts: list[str] = []
         for monomial, coefficient in self.terms:
             factors = [str(atom) for atom, power in monomial for _ in range(power)]
             if abs(coefficient) != 1 or not factors:

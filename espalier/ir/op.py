@@ -164,7 +164,7 @@ class Op:
     """Whether letters that no result has are summed over products (so that MACs are the iteration space)."""
     normalizes: ClassVar[tuple[str, ...]] = ()
     """Letters over which statistics are computed."""
-    zero: ClassVar[zeros.ZeroRule] = staticmethod(zeros.never)
+    zero: ClassVar[zeros.ZeroRule] = zeros.never
     """Is the result zero at an index, given which operands are zero there? (see `zeros`)"""
     symbolic: ClassVar[bool] = False
     """Whether `reference` also works on object arrays of dimensions: shape arithmetic."""
@@ -203,7 +203,7 @@ class Op:
         return type(self)(**{**self.attributes, **changes})
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (type(self) is type(other) and self._key == typing.cast(Op, other)._key)
+        return self is other or (isinstance(other, Op) and type(self) is type(other) and self._key == other._key)
 
     def __hash__(self) -> int:
         return self._hash

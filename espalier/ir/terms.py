@@ -39,7 +39,7 @@ class Product:
 
     def __init__(self, parts: Iterable[Term]) -> None:
         self.parts = tuple(parts)
-        self.extent = dims.product(part.extent for part in self.parts)
+        self.extent: Dimension = dims.product(part.extent for part in self.parts)
 
 
 class Sum:
@@ -49,10 +49,9 @@ class Sum:
 
     def __init__(self, parts: Iterable[Term]) -> None:
         self.parts = tuple(parts)
-        extent: Dimension = 0
+        self.extent: Dimension = 0
         for part in self.parts:
-            extent = extent + part.extent
-        self.extent = extent
+            self.extent = self.extent + part.extent
 
 
 Term: TypeAlias = Union[Variable, Product, Sum]
@@ -163,12 +162,12 @@ def _unify_segments(a: Term, b: Term, todo: list[tuple[Term, Term]]) -> None:
         x, y = left.pop(), right.pop()
         if x.extent == y.extent:
             todo.append((x, y))
-        elif isinstance(x.extent, int) and isinstance(y.extent, int):
-            if x.extent > y.extent:
-                x, rest = split(x, y.extent)
+        elif isinstance(at := dims.minimum(x.extent, y.extent), int) and dims.is_static((x.extent, y.extent)):
+            if at < _static(x):
+                x, rest = split(x, at)
                 left.append(rest)
             else:
-                y, rest = split(y, x.extent)
+                y, rest = split(y, at)
                 right.append(rest)
             todo.append((x, y))
         else:

@@ -28,7 +28,7 @@ class Conv(Op):
     axes = "n (g i) window(P, K), (g o) i K, (g o) -> n (g o) P"
     bound = {"group": "g"}
     contracts = True
-    zero = staticmethod(zeros.affine)
+    zero = zeros.affine
 
     def window_extent(self, axis: int, extent: Dimension, kernel: Dimension) -> Dimension:
         stride = self.strides[axis] if self.strides else 1

@@ -68,7 +68,7 @@ def astype(array: Array, kind: Element) -> Array:
     with np.errstate(all="ignore"):
         if array.dtype.kind == "c" and not kind.is_complex:
             array = array.real
-        return array.astype(kind.dtype)
+        return np.asarray(array.astype(kind.dtype))
 
 
 def transpose(array: Array, perm: Sequence[int]) -> Array:
@@ -116,14 +116,14 @@ def erf(array: Array) -> Array:
 def sigmoid(array: Array) -> Array:
     """1 / (1 + exp(−x)), without overflow."""
     half = np.asarray(0.5, array.dtype)
-    return half * np.tanh(half * array) + half
+    return np.asarray(half * np.tanh(half * array) + half)
 
 
 def softmax(array: Array, axis: int) -> Array:
     """exp(x) normalised to sum 1 over an axis."""
     with np.errstate(invalid="ignore"):
         shifted = np.exp(array - np.max(array, axis=axis, keepdims=True)) if array.size else array
-    return shifted / np.sum(shifted, axis=axis, keepdims=True)
+    return np.asarray(shifted / np.sum(shifted, axis=axis, keepdims=True))
 
 
 def logsumexp(array: Array, axis: int | tuple[int, ...] | None, keepdims: bool = False) -> Array:
@@ -132,7 +132,7 @@ def logsumexp(array: Array, axis: int | tuple[int, ...] | None, keepdims: bool =
     top = np.where(np.isfinite(top), top, np.zeros_like(top))
     with np.errstate(divide="ignore"):
         found = np.log(np.sum(np.exp(array - top), axis=axis, keepdims=True)) + top
-    return found if keepdims else np.squeeze(found, axis=axis)
+    return np.asarray(found if keepdims else np.squeeze(found, axis=axis))
 
 
 def argsort(array: Array, axis: int, descending: bool = False) -> Array:
@@ -140,7 +140,7 @@ def argsort(array: Array, axis: int, descending: bool = False) -> Array:
     if not descending:
         return np.argsort(array, axis=axis, kind="stable")
     flipped = np.argsort(np.flip(array, axis), axis=axis, kind="stable")
-    return array.shape[axis] - 1 - np.flip(flipped, axis)
+    return np.asarray(array.shape[axis] - 1 - np.flip(flipped, axis))
 
 
 def nonzero(array: Array) -> Array:
@@ -156,7 +156,7 @@ def cumprod(array: Array, axis: int) -> Array:
 def matmul(a: Array, b: Array) -> Array:
     """Matrix product over the last two axes, broadcasting the others; narrow floats accumulate in f32."""
     result = np.result_type(a, b)
-    return np.matmul(wide(a), wide(b)).astype(result) if element(a).bits < 32 else np.matmul(a, b)
+    return np.asarray(np.matmul(wide(a), wide(b))).astype(result) if element(a).bits < 32 else np.asarray(np.matmul(a, b))
 
 
 def einsum(text: str, *arrays: Array) -> Array:
@@ -226,7 +226,7 @@ def conv(
 
 
 def scatter(
-    array: Array, index: tuple[Array, ...], updates: Array, reduction: str = "none"
+    array: Array, index: tuple[Any, ...], updates: Array, reduction: str = "none"
 ) -> Array:
     """A copy with `updates` written (or added, multiplied, min, max) at the positions of an index tuple."""
     result = np.array(array)
