@@ -230,8 +230,15 @@ class Op:
 
         The default reads `axes`. Raises TypeInferenceError if the operands don't fit.
         """
-        if self.axes is None:
-            return None
+        return None if self.axes is None else self.declared(ctx, self.axes)
+
+    def declared(
+        self, ctx: TypeContext, text: str, known: Mapping[str, Dimension] | None = None
+    ) -> Equation | None:
+        """The equation of a declaration, for `equation` of operators whose declaration depends on attributes or ranks.
+
+        `known` gives letters extents beforehand, besides `bound`. None if a rank is unknown.
+        """
         shapes: list[Shape | None] = []
         for operand in ctx.types:
             if operand is None:
@@ -240,9 +247,9 @@ class Op:
                 return None
             else:
                 shapes.append(operand.shape)
-        known = {letter: getattr(self, attribute) for attribute, letter in self.bound.items()}
+        extents = {**(known or {}), **{letter: getattr(self, attribute) for attribute, letter in self.bound.items()}}
         try:
-            found = declare(self.axes, shapes, known, self.window_extent, ctx.result_count)
+            found = declare(text, shapes, extents, self.window_extent, ctx.result_count)
         except DeclarationError as error:
             raise TypeInferenceError(str(error)) from None
         found.bound.update({attribute: found.letters[letter][0] for attribute, letter in self.bound.items()})
