@@ -11,7 +11,8 @@ A declaration is one line, read like einops with the operands before the arrow a
 * `X?` is a run that is not pinned;
 * `window(P, K)` is a run of axes over which result positions P and kernel offsets K slide;
 * `...` broadcasts: aligned at the right end, an axis of extent 1 matches any other;
-* `1` is an axis of extent 1.
+* `1` is an axis of extent 1;
+* `_` in place of an operand says that axes don't describe it (it holds a shape, a list of axes, …).
 
 `declare` turns it into an `Equation`: a term for each axis of each operand and result, sharing variables.
 """
@@ -115,6 +116,12 @@ def _parse_tensor(text: str) -> tuple[_Axis, ...]:
             axes.append(_Axis("letter", (letter,)))
         rest = rest[match.end() :].lstrip()
     return tuple(axes)
+
+
+@cache
+def undescribed(text: str) -> frozenset[int]:
+    """The positions of the operands that a declaration leaves out by `_`."""
+    return frozenset(k for k, axes in enumerate(parse(text)[0]) if axes == (_Axis("letter", ("_",)),))
 
 
 class DeclarationError(ValueError):
@@ -323,5 +330,5 @@ def shape_of(terms: Sequence[Term]) -> Shape:
 
 __all__ = [
     "Binding", "DeclarationError", "Equation", "Product", "Sum", "Variable", "WindowRule", "broadcast_extent",
-    "declare", "parse", "shape_of",
+    "declare", "parse", "shape_of", "undescribed",
 ]  # fmt: skip

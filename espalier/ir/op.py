@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.ir import zeros
-from espalier.ir.axes import DeclarationError, Equation, declare, shape_of
+from espalier.ir.axes import DeclarationError, Equation, declare, shape_of, undescribed
 from espalier.ir.constants import SMALL
 from espalier.ir.dims import Dim, Dimension, Shape, symbol
 from espalier.ir.elements import Element
@@ -240,8 +240,9 @@ class Op:
         `known` gives letters extents beforehand, besides `bound`. None if a rank is unknown.
         """
         shapes: list[Shape | None] = []
-        for operand in ctx.types:
-            if operand is None:
+        skipped = undescribed(text)
+        for position, operand in enumerate(ctx.types):
+            if operand is None or position in skipped:
                 shapes.append(None)
             elif not isinstance(operand, TensorType) or operand.shape is None:
                 return None
