@@ -1,0 +1,1 @@
+"""Networks to measure coverage on: model types of `transformers` shrunk by rule, and the classic families."""
