@@ -170,6 +170,8 @@ class Op:
     """Whether `reference` also works on object arrays of dimensions: shape arithmetic."""
     commutative: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    foldable: ClassVar[bool] = True
+    """Whether nodes on constants may be computed at compile time (dequantize may not: quantized weights stay so)."""
     moves: ClassVar[bool] = False
     """Whether it only moves elements: values come out as they went in, whatever their element type."""
     monotone: ClassVar[bool] = False

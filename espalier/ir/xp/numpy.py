@@ -174,7 +174,12 @@ def pad(array: Array, pads: Sequence[tuple[int, int]], mode: str = "constant", v
     if any(map(any, grow)):
         array = np.pad(array, grow, mode=mode, **keywords)  # type: ignore[call-overload]
     if any(before < 0 or after < 0 for before, after in pads):
-        array = array[tuple(slice(max(0, -before), extent - max(0, -after)) for (before, after), extent in zip(pads, array.shape, strict=True))]
+        array = array[
+            tuple(
+                slice(max(0, -before), extent - max(0, -after))
+                for (before, after), extent in zip(pads, array.shape, strict=True)
+            )
+        ]
     return array
 
 
@@ -218,7 +223,8 @@ def conv(
             for k, dilation, count, stride in zip(offset, dilations, counts, strides, strict=True)
         )
         part = x[(slice(None), slice(None), slice(None), *spans)].reshape(n, groups, per_group, -1)
-        weight = w[(slice(None), slice(None), slice(None), *offset)]
+        tap: tuple[Any, ...] = (..., *offset)
+        weight = w[tap]
         if 0 in part.shape:
             continue
         total += weight * part if per_group == 1 else np.matmul(weight, part)

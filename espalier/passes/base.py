@@ -1,0 +1,238 @@
+"""What a pass is: its options, its promise, the predicates that order it, and the registry that finds it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import importlib.metadata
+import pkgutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from espalier.errors import InputError
+from espalier.ir import Graph, Node
+
+
+@dataclass(frozen=True)
+class Semantics:
+    """What a pass promises about the function that the graph computes; the manager checks it."""
+
+    kind: Literal["bit-exact", "reassociates", "approximates", "grows"]
+    metric: str = ""
+    bound: float = 0.0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind != "approximates" else f"approximates({self.metric} ≤ {self.bound:g})"
+
+
+BITEXACT = Semantics("bit-exact")
+"""The same bits from the reference executor, NaN payloads aside."""
+REASSOCIATES = Semantics("reassociates")
+"""Equal in real arithmetic for finite values."""
+GROWS = Semantics("grows")
+"""The function is preserved at insertion; new parameters can learn."""
+
+
+def approximates(metric: str, bound: float) -> Semantics:
+    """Outputs change, by at most `bound` in `metric`."""
+    return Semantics("approximates", metric, bound)
+
+
+@dataclass(frozen=True)
+class Predicate:
+    """A checkable fact about a graph that passes require, establish or break."""
+
+    name: str
+    holds: Callable[[Graph], bool] = field(compare=False)
+
+
+@dataclass
+class Context:
+    """What a pass may use besides the graph, and where it reports."""
+
+    seed: int = 0
+    data: Any = None
+    device: Any = None
+    stop_after: int | None = None
+    """Do at most this many rewrites in all (numbered from 1)."""
+    rewrites: int = 0
+    """Rewrites done so far."""
+    recorder: Callable[[Change], None] | None = None
+    """Told of each rewrite before the old nodes go."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why matches nearly happened, by reason, in the pass that runs."""
+
+    def may_rewrite(self) -> bool:
+        """Whether the limit of rewrites still leaves one; counts it."""
+        if self.stop_after is not None and self.rewrites >= self.stop_after:
+            return False
+        self.rewrites += 1
+        return True
+
+
+@dataclass(frozen=True)
+class Change:
+    """One rewrite: values before, and what stands for them now."""
+
+    rule: str
+    semantics: Semantics
+    number: int
+    old: Sequence[Any]
+    new: Sequence[Any]
+    created: Sequence[Node]
+
+
+class Pass:
+    """Base of all passes: subclasses are frozen dataclasses whose fields are the options."""
+
+    name: ClassVar[str] = ""
+    semantics: ClassVar[Semantics] = BITEXACT
+    requires: ClassVar[tuple[Predicate, ...]] = ()
+    establishes: ClassVar[tuple[Predicate, ...]] = ()
+    breaks: ClassVar[tuple[Predicate, ...]] = ()
+
+    def run(self, graph: Graph, context: Context) -> int:
+        """Change the graph; return the number of rewrites done."""
+        raise NotImplementedError
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Option values by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @property
+    def spec(self) -> str:
+        """The text that makes this pass again: the name, then the options that differ from their defaults."""
+        changed = [
+            f"{f.name}={_print_option(getattr(self, f.name))}"
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if getattr(self, f.name) != f.default
+        ]
+        return self.name + (":" + ",".join(changed) if changed else "")
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the documentation."""
+        return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Sequence[Any]]:
+        """Option → values worth trying, for the planner; from the fields' metadata."""
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        return {f.name: f.metadata["search"] for f in fields if "search" in f.metadata}
+
+
+PASSES: dict[str, type[Pass]] = {}
+
+
+def register(cls: type[Pass]) -> type[Pass]:
+    """Make a pass class known under its name. Raises InputError if the name is taken."""
+    if cls.name in PASSES and PASSES[cls.name].__module__ != cls.__module__:
+        raise InputError("E204", f"two passes are called {cls.name!r}: {PASSES[cls.name].__module__} and {cls.__module__}")
+    PASSES[cls.name] = cls
+    return cls
+
+
+def graph_pass(
+    name: str,
+    *,
+    semantics: Semantics = BITEXACT,
+    requires: Sequence[Predicate] = (),
+    establishes: Sequence[Predicate] = (),
+    breaks: Sequence[Predicate] = (),
+) -> Callable[[type[Any]], type[Any]]:
+    """Make a class with `run(graph, context)` a pass: a frozen dataclass, registered under the name."""
+
+    def make(cls: type[Any]) -> type[Any]:
+        cls.name, cls.semantics = name, semantics
+        cls.requires, cls.establishes, cls.breaks = tuple(requires), tuple(establishes), tuple(breaks)
+        made = dataclass(frozen=True)(cls)
+        return register(made)
+
+    return make
+
+
+@cache
+def load_passes() -> None:
+    """Import the built-in rules and what entry points of the group `espalier.passes` name."""
+    package = importlib.import_module("espalier.passes.rules")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"espalier.passes.rules.{module.name}")
+    for entry in importlib.metadata.entry_points(group="espalier.passes"):
+        try:
+            entry.load()
+        except InputError:
+            raise
+        except Exception as error:  # the fault is in somebody else's package, whatever it is
+            raise InputError("E208", f"the plug-in {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
+
+
+def lookup(name: str) -> type[Pass]:
+    """The pass class of that name. Raises InputError, with the nearest names, if there is none."""
+    load_passes()
+    if name not in PASSES:
+        near = difflib.get_close_matches(name, PASSES, 3)
+        raise InputError("E202", f"no pass is called {name!r}", hint=f"Did you mean {', '.join(near)}?" if near else None)
+    return PASSES[name]
+
+
+def parse_spec(spec: str) -> Pass:
+    """A pass from text such as ``prune:ratio=0.5,criterion=taylor``. Raises InputError."""
+    name, _, rest = spec.strip().partition(":")
+    cls = lookup(name.strip().replace("-", "_"))
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    options: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in rest.split(","))):
+        key, equals, value = item.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or key not in fields:
+            raise InputError("E203", f"the pass {cls.name} has no option {key!r}", hint=f"It has {sorted(fields) or 'none'}.")
+        options[key] = _parse_option(cls.name, fields[key], value.strip())
+    try:
+        return cls(**options)
+    except (TypeError, ValueError) as error:
+        raise InputError("E203", f"{spec!r}: {error}") from None
+
+
+def _parse_option(owner: str, option: dataclasses.Field[Any], text: str) -> Any:
+    """The text as the type of the option's default."""
+    default = option.default
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if isinstance(default, str):
+            return text
+        value = ast.literal_eval(text)
+        if isinstance(default, float) and isinstance(value, int):
+            value = float(value)
+        if default is not None and default is not dataclasses.MISSING and not isinstance(value, type(default)):
+            raise ValueError(f"a {type(default).__name__} is wanted")
+        return value
+    except (KeyError, ValueError, SyntaxError) as error:
+        raise InputError("E203", f"option {option.name} of {owner}: {text!r} is no valid value ({error})") from None
+
+
+def _print_option(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def order(passes: Iterable[Pass], graph: Graph) -> list[Pass]:
+    """Sort stably, so that what a pass requires holds when it runs. Raises InputError if no order does."""
+    waiting, sorted_passes = list(passes), []
+    needed = {predicate for p in waiting for predicate in p.requires}
+    state = {predicate for predicate in needed if predicate.holds(graph)}
+    while waiting:
+        ready = next((p for p in waiting if set(p.requires) <= state), None)
+        if ready is None:
+            lacking = {q.name for p in waiting for q in p.requires if q not in state}
+            names = ", ".join(p.name for p in waiting)
+            raise InputError("E210", f"nothing before {names} establishes: {', '.join(sorted(lacking))}")
+        waiting.remove(ready)
+        sorted_passes.append(ready)
+        state = (state - set(ready.breaks)) | set(ready.establishes)
+    return sorted_passes

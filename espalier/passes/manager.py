@@ -1,0 +1,195 @@
+"""The pass manager: runs passes in a legal order, holds each to its promise, and says what happened."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from espalier.errors import EspalierError, InputError, VerificationError
+from espalier.ir import Graph, to_text, verify
+from espalier.ir.clone import clone
+from espalier.ir.execute import run
+from espalier.passes.base import Context, Pass, order
+from espalier.passes.replay import Replayer
+from espalier.passes.samples import NoSample, sample_inputs
+
+VerifyLevel = Literal["none", "structure", "rewrites", "all"]
+AGREEMENT = {64: 1e-6, 32: 1e-4, 16: 1e-2, 8: 0.25}
+"""Largest difference that still counts as agreement, relative to the largest output, by bits of a float output."""
+
+
+@dataclass
+class PassReport:
+    """What one pass did."""
+
+    spec: str
+    semantics: str
+    rewrites: int
+    nodes_before: int
+    nodes_after: int
+    seconds: float
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why matches nearly happened."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "reasons": dict(self.reasons.most_common(20))}
+
+
+@dataclass
+class Report:
+    """What a pipeline did, and what of it was checked."""
+
+    passes: list[PassReport] = field(default_factory=list)
+    rewrites: int = 0
+    replayed: int = 0
+    unreplayed: dict[str, str] = field(default_factory=dict)
+    """Rule → why rewrites of it could not be replayed."""
+    whole_model: str = "not asked for"
+    """Outcome of the comparison of the whole model before and after."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "passes": [p.to_json() for p in self.passes]}
+
+
+@dataclass
+class PassManager:
+    """Runs passes over a graph.
+
+    Args:
+        passes: in the wanted order; sorted stably by what they require and establish.
+        verify: none; structure (after every pass that changed something); rewrites (also replays each kind of
+            rewrite once and compares the whole model at the end); all (every rewrite, and the model after every pass).
+        stop_after: do at most this many rewrites.
+        print_after: names of passes after which `printer` gets the graph's text ("all" for every one).
+        dump: a folder for the graph's text when a pass fails.
+    """
+
+    passes: Sequence[Pass]
+    verify: VerifyLevel = "rewrites"
+    seed: int = 0
+    stop_after: int | None = None
+    print_after: Sequence[str] = ()
+    printer: Callable[[str], None] = print
+    dump: Path | None = None
+    data: Any = None
+    device: Any = None
+
+    def run(self, graph: Graph) -> Report:
+        """Change the graph in place. Raises VerificationError if a pass breaks its promise."""
+        if self.verify not in get_args(VerifyLevel):
+            raise InputError("E201", f"verify={self.verify!r} is none of {', '.join(get_args(VerifyLevel))}")
+        with _relaxed_garbage_collection():
+            return self._run(graph)
+
+    def _run(self, graph: Graph) -> Report:
+        report, context = Report(), Context(self.seed, self.data, self.device, self.stop_after)
+        replayer = Replayer(every=self.verify == "all", seed=self.seed)
+        original = None
+        if self.verify in ("rewrites", "all"):
+            context.recorder, original = replayer, clone(graph)
+        for each in order(self.passes, graph):
+            self._run_pass(each, graph, context, report)
+            if self.verify == "all" and report.passes[-1].rewrites and original is not None:
+                verify(graph, "types")
+                report.whole_model = compare_models(original, graph, self.seed)
+        report.rewrites, report.replayed, report.unreplayed = context.rewrites, replayer.checked, replayer.unchecked
+        if self.verify != "none":
+            verify(graph, "types" if original is not None else "structure")
+        if original is not None and context.rewrites:
+            report.whole_model = compare_models(original, graph, self.seed)
+        return report
+
+    def _run_pass(self, each: Pass, graph: Graph, context: Context, report: Report) -> None:
+        context.reasons = Counter()
+        before, start, nodes = context.rewrites, time.process_time(), len(graph)
+        topology = graph.epochs.topology
+        try:
+            count = each.run(graph, context)
+            if self.verify != "none" and graph.epochs.topology != topology:
+                verify(graph, "structure")
+        except EspalierError as error:
+            self._dump(graph, each, error)
+            raise
+        count = max(count, context.rewrites - before)
+        seconds = time.process_time() - start
+        report.passes.append(
+            PassReport(each.spec, str(each.semantics), count, nodes, len(graph), seconds, context.reasons)
+        )
+        if each.name in self.print_after or "all" in self.print_after:
+            self.printer(f"# after {each.spec}\n{to_text(graph)}")
+
+    def _dump(self, graph: Graph, each: Pass, error: EspalierError) -> None:
+        if self.dump is None:
+            return
+        self.dump.mkdir(parents=True, exist_ok=True)
+        path = self.dump / f"failed-{each.name}.txt"
+        path.write_text(f"# {each.spec} failed: {error.code}\n{to_text(graph)}", encoding="utf-8")
+        error.hint = f"{error.hint or ''} The graph at that moment is in {path}.".strip()
+
+
+def compare_models(original: Graph, changed: Graph, seed: int = 0) -> str:
+    """Run both on the same made-up inputs; the outcome in words. Raises VerificationError E602 if they disagree."""
+    try:
+        inputs = sample_inputs(original.inputs, seed)
+        with np.errstate(all="ignore"):
+            wanted = run(original, inputs)
+    except NoSample as error:
+        return f"not compared: {error}"
+    except Exception as error:  # inputs that were made up need not be ones that the model takes
+        return f"not compared: the original does not run on made-up inputs ({type(error).__name__}: {str(error)[:200]})"
+    if not all(node.op.deterministic for node in original):
+        return "not compared: the model holds random or unknown operators"
+    with np.errstate(all="ignore"):
+        found = run(changed, inputs)
+    worst = 0.0
+    for name, a, b in zip(original.output_names, wanted, found, strict=True):
+        if not isinstance(a, np.ndarray) or a.dtype == object:
+            continue
+        distance, limit = disagreement(a, b)
+        worst = max(worst, distance)
+        if not distance <= limit:
+            raise VerificationError(
+                "E602",
+                f"after the passes, output {name!r} is off by {distance:.3g} of its largest element (limit {limit:g})",
+                node=name,
+                hint="Find the rewrite with --stop-after K, or run with --verify all.",
+            )
+    return f"agrees (largest difference {worst:.2g} of the largest output)"
+
+
+def disagreement(a: Any, b: Any) -> tuple[float, float]:
+    """Largest |a−b| relative to the largest finite |a|, and the limit for a's element. Infinite for other shapes."""
+    a, b = np.asarray(a), np.asarray(b)
+    limit = AGREEMENT.get(a.dtype.itemsize * 8, 0.25) if a.dtype.kind in "fcV" else 0.0
+    if a.shape != b.shape:
+        return float("inf"), limit
+    if a.size == 0:
+        return 0.0, limit
+    kind = np.complex128 if a.dtype.kind == "c" else np.float64
+    wide_a, wide_b = a.astype(kind), b.astype(kind)
+    same = (wide_a == wide_b) | (np.isnan(wide_a) & np.isnan(wide_b))
+    finite = np.isfinite(wide_a)
+    if np.any(~same & ~finite):
+        return float("inf"), limit
+    scale = float(np.max(np.abs(wide_a[finite]), initial=0.0))
+    error = float(np.max(np.abs(np.where(same, 0, wide_a - wide_b))))
+    return (error / scale if scale else error), limit
+
+
+@contextmanager
+def _relaxed_garbage_collection() -> Iterator[None]:
+    """Large graphs are many small objects; collecting them over and over costs more than all passes."""
+    old = gc.get_threshold()
+    gc.set_threshold(200_000, 50, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*old)

@@ -1,0 +1,44 @@
+"""The usual sequences of passes, by name."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from espalier.errors import InputError
+from espalier.passes.base import Pass, parse_spec
+
+PIPELINES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "exact": (
+        "dead_code",
+        "fold_constants",
+        "infer_types",
+        "simplify",
+        "fold_constants",
+        "fold_norms",
+        "recognize",
+        "simplify",
+        "fold_constants",
+        "common_subexpressions",
+        "dead_code",
+    ),
+}
+"""Name → pass specifications, in order."""
+
+
+def pipeline(name: str) -> list[Pass]:
+    """The passes of a named pipeline, or of a TOML file with `passes = ["spec", …]`. Raises InputError."""
+    if name in PIPELINES:
+        return [parse_spec(spec) for spec in PIPELINES[name]]
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise InputError("E202", f"no pipeline is called {name!r}", hint=f"There are {', '.join(PIPELINES)}, or a .toml file.")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("E201", f"the pipeline file {name!r} cannot be read: {error}") from None
+    specs = content.get("passes")
+    if set(content) != {"passes"} or not isinstance(specs, list) or not all(isinstance(spec, str) for spec in specs):
+        raise InputError("E201", f"{name!r} must hold exactly one list of texts called passes")
+    return [parse_spec(spec) for spec in specs]

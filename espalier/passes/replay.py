@@ -1,0 +1,186 @@
+"""Replaying rewrites: the region before and the region after, run on made-up inputs and compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from espalier.errors import VerificationError
+from espalier.ir import Graph, Node, TensorType, Value
+from espalier.ir.clone import extract
+from espalier.ir.dims import product
+from espalier.ir.execute import run
+from espalier.passes.base import BITEXACT, Change
+from espalier.passes.samples import MODES, NoSample, sample_inputs
+
+REGION_LIMIT = 48
+"""Nodes of the old region that are followed back at most; what lies beyond becomes an input."""
+
+
+class Replayer:
+    """Checks rewrites as they happen: each kind once (the same operators, types and connections), or every one."""
+
+    def __init__(self, *, every: bool = False, seed: int = 0) -> None:
+        self.every, self.seed = every, seed
+        self.seen: set[Any] = set()
+        self.checked = 0
+        self.unchecked: dict[str, str] = {}
+        """Rule → why one of its rewrites could not be replayed."""
+
+    def __call__(self, change: Change) -> None:
+        """Raise VerificationError E602, naming rule and number, if the new region computes something else."""
+        if change.semantics.kind not in ("bit-exact", "reassociates"):
+            return
+        leaves, old_nodes = _old_region(change)
+        key = _kind(change, leaves, old_nodes)
+        if key in self.seen and not self.every:
+            return
+        self.seen.add(key)
+        olds = [old for old, new in zip(change.old, change.new, strict=True) if new is not None]
+        news = [new for new in change.new if new is not None]
+        before, after = extract(old_nodes, leaves, olds), extract(change.created, leaves, news)
+        if not all(node.op.deterministic for node in (*old_nodes, *change.created)):
+            self.unchecked[change.rule] = "the region holds a random or unknown operator"
+            return
+        self._compare(change, before, after)
+
+    def _compare(self, change: Change, before: Graph, after: Graph) -> None:
+        done = False
+        for mode in MODES:
+            try:
+                inputs = sample_inputs(before.inputs, self.seed, mode)
+                with np.errstate(all="ignore"):
+                    wanted = _run(before, inputs, exact=change.semantics is BITEXACT)
+            except Exception as error:  # made-up inputs may lie outside of what the operators take
+                self.unchecked.setdefault(change.rule, f"{type(error).__name__}: {error}"[:200])
+                continue
+            try:
+                with np.errstate(all="ignore"):
+                    found = _run(after, inputs, exact=change.semantics is BITEXACT)
+            except Exception as error:
+                raise self._failure(change, f"fails on {mode} inputs: {error}") from error
+            for a, b in zip(wanted, found, strict=True):
+                if problem := _difference(a, b, change.semantics is BITEXACT, _tolerance(before, after)):
+                    raise self._failure(change, f"{problem} on {mode} inputs")
+            done = True
+        self.checked += done
+
+    def _failure(self, change: Change, what: str) -> VerificationError:
+        node = change.old[0].producer
+        return VerificationError(
+            "E602",
+            f"rewrite {change.number} ({change.rule}, {change.semantics}): the new region {what}",
+            node=node,
+            source=node.location if node is not None else None,
+            hint=f"Stop before it with --stop-after {change.number - 1}.",
+        )
+
+
+def _old_region(change: Change) -> tuple[list[Value], list[Node]]:
+    """The old nodes between what the new region reads and the old results, and the inputs of both regions."""
+    created = set(change.created)
+    frontier = {v for node in change.created for v in node.inputs if v.constant is None and v.producer not in created}
+    frontier |= {v for v in change.new if v is not None and v.constant is None and v.producer not in created}
+    frontier -= set(change.old)  # a rule may keep its root's result
+    nodes: list[Node] = []
+    reaches: dict[Node, bool] = {}
+    leaves: dict[Value, None] = dict.fromkeys(frontier)
+
+    def visit(node: Node) -> bool:
+        """Whether the node depends on the frontier; if so, it belongs to the region."""
+        if node in reaches:
+            return reaches[node]
+        reaches[node] = False
+        if len(reaches) > REGION_LIMIT:
+            return False
+        found = False
+        for operand in node.inputs:
+            if operand.constant is None and (operand in frontier or (operand.producer and visit(operand.producer))):
+                found = True
+        reaches[node] = found
+        if found:
+            nodes.append(node)
+        return found
+
+    for value in change.old:
+        if value.producer is not None and not visit(value.producer) and value.producer not in nodes:
+            nodes.append(value.producer)  # the root belongs to the region in any case
+    inside = set(nodes)
+    for node in nodes:
+        for operand in node.inputs:
+            if operand.constant is None and operand not in leaves and operand.producer not in inside:
+                leaves[operand] = None
+    return list(leaves), nodes
+
+
+def _kind(change: Change, leaves: Sequence[Value], old_nodes: Sequence[Node]) -> Any:
+    """What makes two rewrites the same for checking: everything but the contents of weights."""
+    numbers: dict[Value, int] = {value: k for k, value in enumerate(leaves)}
+    described: list[Any] = [change.rule, *(value.type for value in leaves)]
+    for node in (*old_nodes, *change.created):
+        described.append((node.op, *(_operand_key(operand, numbers) for operand in node.operands)))
+        for result in node.results:
+            numbers[result] = len(numbers)
+            described.append(result.type)
+    described += [_operand_key(value, numbers) for value in change.new]
+    return tuple(described)
+
+
+def _operand_key(operand: Value | None, numbers: dict[Value, int]) -> Any:
+    if operand is None:
+        return None
+    return operand.type if operand.constant is not None else numbers.get(operand, -1)
+
+
+def _run(graph: Graph, inputs: Sequence[Any], *, exact: bool) -> list[Any]:
+    """Run in the declared types, or (not exact) with f32 inputs widened to f64."""
+    if not exact:
+        inputs = [a.astype(np.float64) if a.dtype == np.float32 else a for a in inputs]
+    return run(graph, inputs)
+
+
+def _tolerance(before: Graph, after: Graph) -> float:
+    """Relative to the largest output: rounding of the narrowest float, over the longest sum."""
+    longest, epsilon = 1, 2.0**-50
+    for graph in (before, after):
+        for node in graph:
+            for value in (*node.inputs, *node.results):
+                if not isinstance(value.type, TensorType) or not value.element.is_float:
+                    continue
+                bits = {64: 52, 32: 23, 16: 10 if value.element.name == "f16" else 7}.get(value.element.bits, 2)
+                epsilon = max(epsilon, 2.0**-bits)
+                size = product(value.type.shape[1:]) if value.constant is not None and value.type.shape else 1
+                longest = max(longest, size if isinstance(size, int) else 1)
+    return epsilon * (32 + math.sqrt(longest))
+
+
+def _difference(a: Any, b: Any, exact: bool, tolerance: float) -> str | None:
+    """What differs between two arrays, in words; None if they agree."""
+    if not isinstance(a, np.ndarray | np.generic) or not isinstance(b, np.ndarray | np.generic):
+        return None if repr(a) == repr(b) else "gives another sequence"
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape:
+        return f"gives shape {b.shape} instead of {a.shape}"
+    if exact:
+        if a.dtype != b.dtype:
+            return f"gives {b.dtype} instead of {a.dtype}"
+        same = (a == b) | ((a != a) & (b != b))
+        if a.dtype.kind in "fc":
+            same &= np.signbit(np.real(a)) == np.signbit(np.real(b)) | (a != a)
+        return None if np.all(same) else f"differs in {np.size(same) - np.count_nonzero(same)} of {same.size} elements"
+    kind = np.complex128 if a.dtype.kind == "c" else np.float64
+    wide_a, wide_b = a.astype(kind), b.astype(kind)
+    finite = np.isfinite(wide_a)
+    if not np.any(finite):
+        return None
+    scale = float(np.max(np.abs(wide_a[finite])))
+    error = float(np.max(np.abs(np.where(finite, wide_a - wide_b, 0))))
+    if not error <= tolerance * scale + 1e-300:
+        return f"is off by {error:.3g} where the largest output is {scale:.3g} (tolerance {tolerance:.1g})"
+    return None
+
+
+__all__ = ["NoSample", "Replayer"]

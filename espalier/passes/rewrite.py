@@ -1,0 +1,224 @@
+"""Rewrites: a function on a matched root that returns what shall stand in its place.
+
+    @rewrite(root=Relu, semantics=BITEXACT)
+    def drop_repeated_relu(node, rewriter):
+        \"""relu(relu(x)) is relu(x).\"""
+        inner = node.x.defined_by(Relu) or rewriter.why("its input is no relu")
+        return inner.out
+
+The function returns a value, a tuple of values (one per result; None for results that nobody uses), or None if there is
+no match. It must build everything through the rewriter and change nothing itself. The driver does the rest: candidates
+by operator, insertion point, types, provenance, removal of dead producers, near-miss reasons, a deterministic order,
+and a new look at the neighbours of whatever changed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias
+
+from espalier.errors import InternalError
+from espalier.ir import Builder, Graph, Node, Op, TypeInferenceError, Value
+from espalier.ir.graph import refine_type
+from espalier.ir.verify import compatible
+from espalier.passes.base import BITEXACT, PASSES, Change, Context, Pass, Predicate, Semantics, graph_pass, register
+
+Replacement: TypeAlias = "Value | Sequence[Value | None] | None"
+Rule: TypeAlias = Callable[[Any, "Rewriter"], Replacement]
+
+
+class NoMatch(Exception):
+    """Raised by `Rewriter.why`: the root does not match after all."""
+
+
+class Rewriter(Builder):
+    """A builder that inserts before the matched root, and through which a rule says why it does not match."""
+
+    def __init__(self, graph: Graph, root: Node) -> None:
+        super().__init__(graph, root)
+        self.root = root
+        self.created: list[Node] = []
+
+    def add(self, op: Op, operands: Sequence[Any], *, results: int | None = None, regions: Sequence[Graph] = ()) -> Node:
+        node = super().add(op, operands, results=results, regions=regions)
+        self.created.append(node)
+        return node
+
+    def why(self, reason: str) -> NoReturn:
+        """Give up on this root, saying what was missing."""
+        raise NoMatch(reason)
+
+    def require(self, condition: object, reason: str) -> None:
+        """Give up on this root unless the condition holds."""
+        if not condition:
+            raise NoMatch(reason)
+
+
+@dataclass(frozen=True)
+class RewriteRule:
+    """A rewrite as declared."""
+
+    name: str
+    roots: tuple[type[Op], ...]
+    semantics: Semantics
+    apply: Rule
+
+    @property
+    def summary(self) -> str:
+        return (self.apply.__doc__ or "").strip().splitlines()[0] if self.apply.__doc__ else ""
+
+
+RULES: dict[str, RewriteRule] = {}
+
+
+def rewrite(
+    root: type[Op] | Sequence[type[Op]],
+    *,
+    semantics: Semantics = BITEXACT,
+    requires: Sequence[Predicate] = (),
+    establishes: Sequence[Predicate] = (),
+    breaks: Sequence[Predicate] = (),
+) -> Callable[[Rule], RewriteRule]:
+    """Declare a rewrite; it becomes a pass of the function's name, and may be part of groups."""
+
+    def make(function: Rule) -> RewriteRule:
+        roots = (root,) if isinstance(root, type) else tuple(root)
+        name = getattr(function, "__name__", "rewrite")
+        rule = RewriteRule(name, roots, semantics, function)
+        RULES[name] = rule
+        rule_pass = type(name, (RewritePass,), {"rules": (rule,), "__doc__": function.__doc__, "__module__": function.__module__})
+        graph_pass(name, semantics=semantics, requires=requires, establishes=establishes, breaks=breaks)(rule_pass)
+        return rule
+
+    return make
+
+
+def group(name: str, rules: Sequence[RewriteRule], summary: str) -> type[Pass]:
+    """A pass that applies several rewrites until none matches. Its promise is the weakest of theirs."""
+    kinds = ["bit-exact", "reassociates", "approximates", "grows"]
+    weakest = max((rule.semantics for rule in rules), key=lambda s: kinds.index(s.kind))
+    cls = type(name, (RewritePass,), {"rules": tuple(rules), "__doc__": summary, "name": name, "semantics": weakest})
+    made: type[Pass] = dataclass(frozen=True)(cls)
+    return register(made)
+
+
+class RewritePass(Pass):
+    """Applies its rules to a graph and its regions until none matches."""
+
+    rules: tuple[RewriteRule, ...] = ()
+
+    def run(self, graph: Graph, context: Context) -> int:
+        return sum(_Driver(each, self.rules, context).run() for each in list(graph.all_graphs()))
+
+
+class _Driver:
+    def __init__(self, graph: Graph, rules: Sequence[RewriteRule], context: Context) -> None:
+        self.graph, self.rules, self.context = graph, rules, context
+        self.by_op: dict[type[Op], list[RewriteRule]] = {}
+        self.queue: deque[Node] = deque()
+        self.queued: set[Node] = set()
+
+    def run(self) -> int:
+        for node in self.graph:
+            self._enqueue(node)
+        limit, count = 100 + 20 * len(self.graph), 0
+        while self.queue:
+            node = self.queue.popleft()
+            self.queued.discard(node)
+            if node.graph is not self.graph:
+                continue
+            for rule in self._rules_for(node):
+                if self._try(rule, node):
+                    count += 1
+                    break
+            if count > limit:
+                names = ", ".join(rule.name for rule in self.rules)
+                raise InternalError("E606", f"the rewrites {names} do not come to an end", node=node, source=node.location)
+        return count
+
+    def _rules_for(self, node: Node) -> list[RewriteRule]:
+        kind = type(node.op)
+        if kind not in self.by_op:
+            self.by_op[kind] = [rule for rule in self.rules if issubclass(kind, rule.roots)]
+        return self.by_op[kind]
+
+    def _enqueue(self, node: Node) -> None:
+        if node not in self.queued and self._rules_for(node):
+            self.queued.add(node)
+            self.queue.append(node)
+
+    def _try(self, rule: RewriteRule, root: Node) -> bool:
+        rewriter = Rewriter(self.graph, root)
+        try:
+            replacement = rule.apply(root, rewriter)
+        except NoMatch as reason:
+            self.context.reasons[f"{rule.name}: {reason}"] += 1
+            replacement = None
+        except TypeInferenceError as error:
+            raise InternalError("E606", f"{rule.name} built a node of wrong types: {error}", node=root, source=root.location) from error
+        if replacement is None or not self.context.may_rewrite():
+            self._discard(rewriter.created)
+            return False
+        news = [replacement] if isinstance(replacement, Value) else list(replacement)
+        self._check(rule, root, news)
+        if self.context.recorder is not None:
+            number = self.context.rewrites
+            self.context.recorder(Change(rule.name, rule.semantics, number, list(root.results), news, rewriter.created))
+        neighbours = [user for result in root.results for user in result.users]
+        for old, new in zip(root.results, news, strict=True):
+            if new is not None:
+                if new.name == "" and new.producer is not None:
+                    new.name = old.name
+                self.graph.replace(old, new)
+        removed = self._erase_dead(root)
+        where = root.location.merge(*(node.location for node in removed)).touched(rule.name)
+        for node in reversed(rewriter.created):
+            if not any(result.uses for result in node.results):
+                self.graph.erase(node)
+        for node in rewriter.created:
+            if node.graph is self.graph:
+                node.location = where
+                self._enqueue(node)
+        for node in neighbours:
+            if node.graph is self.graph:
+                self._enqueue(node)
+        return True
+
+    def _check(self, rule: RewriteRule, root: Node, news: Sequence[Value | None]) -> None:
+        if len(news) != len(root.results):
+            raise InternalError("E606", f"{rule.name} gives {len(news)} values for {len(root.results)} results", node=root)
+        for old, new in zip(root.results, news, strict=True):
+            if new is None:
+                if old.uses:
+                    raise InternalError("E606", f"{rule.name} gives nothing for a result in use", node=root, source=root.location)
+            elif not compatible(old.type, new.type):
+                message = f"{rule.name} replaces {old.type} by {new.type}"
+                raise InternalError("E606", message, node=root, source=root.location)
+            elif new.producer is not None:
+                refine_type(new, old.type)
+
+    def _erase_dead(self, root: Node) -> list[Node]:
+        """Remove a node whose results nobody uses, and its producers that are dead by that."""
+        removed, stack = [], [root]
+        while stack:
+            node = stack.pop()
+            if node.graph is not self.graph or any(result.uses for result in node.results):
+                for result in node.results:
+                    if result.has_one_use:  # the last neighbour may match now
+                        for user in result.users:
+                            self._enqueue(user)
+                continue
+            producers = [operand.producer for operand in node.inputs if operand.producer is not None]
+            self.graph.erase(node)
+            removed.append(node)
+            stack.extend(producers)
+        return removed
+
+    def _discard(self, created: Sequence[Node]) -> None:
+        for node in reversed(created):
+            self.graph.erase(node)
+
+
+__all__ = ["PASSES", "RULES", "NoMatch", "RewritePass", "RewriteRule", "Rewriter", "group", "rewrite"]

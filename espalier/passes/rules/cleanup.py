@@ -1,0 +1,175 @@
+"""Dead code, common subexpressions, and folding of what is known at compile time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from espalier.errors import EspalierError
+from espalier.ir import Graph, Node, TensorType, Value, constant_value
+from espalier.ir.dims import Dim
+from espalier.ir.graph import refine_type
+from espalier.ir.op import TypeInferenceError
+from espalier.ir.xp import numpy as xp
+from espalier.passes.base import Change, Context, Pass, graph_pass
+
+FOLD_LIMIT = 1 << 26
+"""Largest constant, in bytes, that folding may make where it is larger than what it is made of."""
+
+
+@graph_pass("dead_code")
+class DeadCode(Pass):
+    """Remove nodes whose results nobody uses."""
+
+    def run(self, graph: Graph, context: Context) -> int:
+        count = 0
+        for each in graph.all_graphs():
+            for node in reversed(each):
+                if not any(result.uses for result in node.results) and context.may_rewrite():
+                    each.erase(node)
+                    count += 1
+        return count
+
+
+@graph_pass("common_subexpressions")
+class CommonSubexpressions(Pass):
+    """Let equal nodes on equal operands, and constants of equal content, be one."""
+
+    def run(self, graph: Graph, context: Context) -> int:
+        constants = _Constants()
+        return sum(self._merge(each, constants, context) for each in graph.all_graphs())
+
+    def _merge(self, graph: Graph, constants: _Constants, context: Context) -> int:
+        seen: dict[Any, Node] = {}
+        count = 0
+        for node in graph:
+            if node.regions or not node.op.deterministic:
+                continue
+            operands = [constants.key(v) if v is not None and v.constant is not None else id(v) for v in node.operands]
+            key = (node.op, len(node.results), *(sorted(operands, key=str) if node.op.commutative else operands))
+            first = seen.setdefault(key, node)
+            if first is node or any(a.type != b.type for a, b in zip(first.results, node.results, strict=True)):
+                continue
+            if not context.may_rewrite():
+                break
+            count += 1
+            first.location = first.location.merge(node.location).touched(self.name)
+            for old, new in zip(node.results, first.results, strict=True):
+                graph.replace(old, new)
+            graph.erase(node)
+        return count
+
+
+class _Constants:
+    """A key that constants of equal content share. Contents are hashed only where two constants may be equal."""
+
+    def __init__(self) -> None:
+        self.keys: dict[int, Any] = {}
+        self.first: dict[Any, Value] = {}
+        self.held: list[Value] = []  # keeps ids valid
+
+    def key(self, value: Value) -> Any:
+        found = self.keys.get(id(value))
+        if found is None and value.constant is not None:
+            shape = (value.constant.element.name, value.constant.shape, _fingerprint(value))
+            other = self.first.setdefault(shape, value)
+            same = other is value or other.constant is value.constant
+            found = id(other) if same or (other.constant and other.constant.digest == value.constant.digest) else id(value)
+            self.keys[id(value)] = found
+            self.held.append(value)
+        return found
+
+
+def _fingerprint(value: Value) -> bytes:
+    """A few elements, to tell different constants apart without reading them."""
+    array = value.array
+    if array.dtype == object:
+        return repr(array.tolist()).encode()
+    flat = array[tuple(slice(0, 4) for _ in array.shape)] if array.size > 64 else array
+    return np.ascontiguousarray(flat).tobytes()
+
+
+@graph_pass("fold_constants")
+class FoldConstants(Pass):
+    """Compute at compile time what depends on constants only, and shape contents that are known numbers."""
+
+    limit: int = FOLD_LIMIT
+
+    def run(self, graph: Graph, context: Context) -> int:
+        count = 0
+        for each in graph.all_graphs():
+            for node in each:
+                results = self._fold(node, context)
+                if results is None:
+                    continue
+                if not context.may_rewrite():
+                    return count
+                count += 1
+                if context.recorder is not None:
+                    change = Change(self.name, self.semantics, context.rewrites, node.results, results, [])
+                    context.recorder(change)
+                for old, new in zip(node.results, results, strict=False):
+                    each.replace(old, new)
+                each.erase(node)
+        return count
+
+    def _fold(self, node: Node, context: Context) -> list[Value] | None:
+        if len(node.results) == 1 and node.results[0].content is not None and node.inputs:
+            known = _numbers(node.results[0])
+            if known is not None:
+                return [known]
+        if node.regions or not node.op.deterministic or any(v.constant is None for v in node.inputs):
+            return None
+        if not node.op.foldable or not all(isinstance(result.type, TensorType) for result in node.results):
+            return None
+        sources = sum(v.constant.nbytes for v in node.inputs if v.constant is not None)
+        try:
+            with np.errstate(all="ignore"):
+                found = node.op.reference(xp, *(None if v is None else v.array for v in node.operands))
+        except (EspalierError, ValueError, ArithmeticError, IndexError, TypeError) as error:
+            context.reasons[f"{node.op.name} on constants fails: {error}"[:200]] += 1
+            return None
+        arrays = [np.asarray(array) for array in (found if isinstance(found, tuple) else (found,))][: len(node.results)]
+        if sum(array.nbytes for array in arrays) > max(self.limit, 2 * sources):
+            context.reasons["the result would be too large"] += 1
+            return None
+        return [
+            constant_value(np.ascontiguousarray(array) if array.ndim else array, result.element, result.name)
+            for array, result in zip(arrays, node.results, strict=True)
+        ]
+
+
+def _numbers(result: Value) -> Value | None:
+    """The content as a constant, if it is numbers only."""
+    assert result.content is not None
+    flat = result.content.reshape(-1).tolist()
+    if any(isinstance(entry, Dim) for entry in flat):
+        return None
+    return constant_value(np.array(flat, result.element.dtype).reshape(result.content.shape), result.element, result.name)
+
+
+@graph_pass("infer_types")
+class InferTypes(Pass):
+    """Infer all types again, so that what passes learned about shapes reaches the rest of the graph."""
+
+    def run(self, graph: Graph, context: Context) -> int:
+        for each in graph.all_graphs():
+            for node in each:
+                reinfer(each, node)
+        return 0
+
+
+def reinfer(graph: Graph, node: Node) -> bool:
+    """Infer a node's types again, keeping what was known better; whether anything changed."""
+    from espalier.ir.graph import infer_node
+
+    before = [result.type for result in node.results]
+    infer_node(graph, node)
+    for result, old in zip(node.results, before, strict=True):
+        try:
+            refine_type(result, old)
+        except TypeInferenceError:
+            result.type = old
+        graph.epochs.types += result.type != old
+    return any(result.type != old for result, old in zip(node.results, before, strict=True))
