@@ -150,6 +150,8 @@ class Op:
     onnx: ClassVar[str | None] = None
     """The ONNX operator of the same meaning at the current opset: same attribute names, operands in the same order."""
     onnx_domain: ClassVar[str] = ""
+    onnx_names: ClassVar[Mapping[str, str]] = {}
+    """Attribute → its name in ONNX, where that one is taken here."""
     operands: ClassVar[tuple[Port, ...]] = ()
     results: ClassVar[tuple[Port, ...]] = ()
     bodies: ClassVar[tuple[str, ...]] = ()
@@ -263,6 +265,13 @@ class Op:
     def window_extent(self, axis: int, extent: Dimension, kernel: Dimension) -> Dimension:
         """Result positions of a window on spatial axis `axis`, for declarations with `window(…)`."""
         raise NotImplementedError(f"{self.name} declares a window without window_extent")
+
+    def zero_at(self, ctx: TypeContext, states: zeros.States) -> bool:
+        """Is the result zero at an index where the operands are as `states` say?
+
+        The default asks `zero`; operators for which known operands or attributes decide (the bounds of a clip) override.
+        """
+        return self.zero(states)
 
     def element(self, ctx: TypeContext) -> Element:
         """The element of the results; the first operand's if not said otherwise."""
