@@ -334,3 +334,36 @@ def common_factor(a: Dimension, b: Dimension) -> Dimension:
         if small != 0 and _divide_exactly(large, small) is not None:
             return small
     return 1
+
+
+def lower_bound(dim: Dimension) -> int | None:
+    """A number that the dimension is never below, given that symbols are at least 1; None if none is seen."""
+    if isinstance(dim, int):
+        return dim
+    total = 0
+    for monomial, coefficient in dim.terms:
+        bound = 1
+        for atom, power in monomial:
+            factor = _atom_bound(atom)
+            if factor is None or factor < 0:
+                return None
+            bound *= factor**power
+        if monomial and coefficient < 0:
+            return None
+        total += coefficient * bound
+    return total
+
+
+def _atom_bound(atom: Atom) -> int | None:
+    if atom.kind == "symbol":
+        return 1
+    bounds = [lower_bound(operand) for operand in atom.operands]
+    known = [bound for bound in bounds if bound is not None]
+    if atom.kind == "max":
+        return max(known, default=None)
+    if atom.kind == "min":
+        return min(known) if len(known) == 2 else None
+    divisor = atom.operands[1]
+    if atom.kind == "mod":
+        return 0 if bounds[1] is not None and bounds[1] > 0 else None
+    return bounds[0] // divisor if bounds[0] is not None and isinstance(divisor, int) and divisor > 0 else None
