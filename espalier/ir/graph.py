@@ -156,6 +156,13 @@ class Node:
     def is_a(self, *kinds: type[Op]) -> bool:
         return isinstance(self.op, kinds)
 
+    def operand(self, position: int) -> Value:
+        """An operand that must be there. Raises IndexError or TypeError if it is not."""
+        found = self.operands[position]
+        if found is None:
+            raise TypeError(f"{self.op.name} lacks operand {position}")
+        return found
+
     @property
     def inputs(self) -> list[Value]:
         """The operands that are there."""

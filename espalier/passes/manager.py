@@ -20,11 +20,9 @@ from espalier.ir.execute import run
 from espalier.passes.base import Context, Pass, order
 from espalier.passes.replay import Replayer
 from espalier.passes.samples import NoSample, sample_inputs
+from espalier.train.agreement import disagreement
 
 VerifyLevel = Literal["none", "structure", "rewrites", "all"]
-AGREEMENT = {64: 1e-6, 32: 1e-4, 16: 1e-2, 8: 0.25}
-"""Largest difference that still counts as agreement, relative to the largest output, by bits of a float output."""
-
 
 @dataclass
 class PassReport:
@@ -163,25 +161,6 @@ def compare_models(original: Graph, changed: Graph, seed: int = 0) -> str:
                 hint="Find the rewrite with --stop-after K, or run with --verify all.",
             )
     return f"agrees (largest difference {worst:.2g} of the largest output)"
-
-
-def disagreement(a: Any, b: Any) -> tuple[float, float]:
-    """Largest |a−b| relative to the largest finite |a|, and the limit for a's element. Infinite for other shapes."""
-    a, b = np.asarray(a), np.asarray(b)
-    limit = AGREEMENT.get(a.dtype.itemsize * 8, 0.25) if a.dtype.kind in "fcV" else 0.0
-    if a.shape != b.shape:
-        return float("inf"), limit
-    if a.size == 0:
-        return 0.0, limit
-    kind = np.complex128 if a.dtype.kind == "c" else np.float64
-    wide_a, wide_b = a.astype(kind), b.astype(kind)
-    same = (wide_a == wide_b) | (np.isnan(wide_a) & np.isnan(wide_b))
-    finite = np.isfinite(wide_a)
-    if np.any(~same & ~finite):
-        return float("inf"), limit
-    scale = float(np.max(np.abs(wide_a[finite]), initial=0.0))
-    error = float(np.max(np.abs(np.where(same, 0, wide_a - wide_b))))
-    return (error / scale if scale else error), limit
 
 
 @contextmanager

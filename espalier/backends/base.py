@@ -1,0 +1,74 @@
+"""What a backend is: graph in, the files of an artifact out."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from espalier.cost.device import Device
+from espalier.errors import InputError
+from espalier.ir import Graph
+
+
+@dataclass
+class Emission:
+    """What a backend made, before it becomes an artifact."""
+
+    engine: str
+    """The runtime's engine that loads it."""
+    files: Mapping[str, Path]
+    """Name within the artifact → file that was written."""
+    section: Mapping[str, Any] = field(default_factory=dict)
+    """What the engine needs to know, as plain JSON values."""
+    instruction_sets: tuple[str, ...] = ()
+    """Extensions without which the code does not run."""
+    native: bool = False
+    """Whether it holds machine code."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Packages whose version the result depends on."""
+
+
+class Backend(Protocol):
+    """Lowers a graph for a device."""
+
+    def emit(self, graph: Graph, device: Device, folder: Path) -> Emission:
+        """Write what the artifact needs into `folder`. The graph is the backend's to change.
+
+        Raises UnsupportedError, naming node and source, for what it can't emit.
+        """
+        ...
+
+
+BUILT_IN = {
+    "onnx": "espalier.backends.onnx.emit:OnnxBackend",
+    "tvm": "espalier.backends.tvm.emit:TvmBackend",
+}
+
+
+def backends() -> dict[str, str]:
+    """Name → "module:class" of every backend, those of the entry-point group `espalier.backends` included."""
+    found = dict(BUILT_IN)
+    for entry in importlib.metadata.entry_points(group="espalier.backends"):
+        if found.setdefault(entry.name, entry.value) != entry.value:
+            raise InputError("E204", f"two backends are called {entry.name!r}: {found[entry.name]} and {entry.value}")
+    return found
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name. Raises InputError if there is none, or if what it needs is not installed."""
+    known = backends()
+    if name not in known:
+        raise InputError("E202", f"no backend is called {name!r}", hint=f"There are {', '.join(sorted(known))}.")
+    module, _, attribute = known[name].partition(":")
+    try:
+        made: Backend = getattr(importlib.import_module(module), attribute)()
+    except ImportError as error:
+        raise InputError(
+            "E205", f"the backend {name} needs a package that is not installed: {error.name or error}",
+            hint=f"pip install 'espalier[{name}]'",
+        ) from error  # fmt: skip
+    return made

@@ -1,0 +1,254 @@
+"""The command line: parsing and printing only. What the verbs do stands in the modules that they call.
+
+Exit codes: 0 done; 1 a fault of ours; 2 bad input or usage; 3 the budget can't be met; 4 a verification or accuracy
+gate failed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from espalier import __version__
+
+app = App(name="espalier", help="Fit neural networks to devices.", version=__version__)
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
+
+
+@app.command(name="compile")
+def compile_(
+    model: Path,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    device: str = "cpu",
+    backend: str | None = None,
+    pipeline: str = "exact",
+    passes: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    data: str | None = None,
+    budget: str | None = None,
+    max_drop: float | None = None,
+    verify: Literal["none", "structure", "rewrites", "all"] = "rewrites",
+    seed: int = 0,
+    stop_after: int | None = None,
+    print_after: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    dump: Path | None = None,
+    trust: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Compile a model for a device, and write an artifact that runs.
+
+    Parameters
+    ----------
+    model: an .onnx or .pt2 file.
+    output: folder of the artifact (or a file that ends in .zip).
+    device: a name that `espalier devices` prints, or a .toml file.
+    backend: onnx or tvm; the device's own by default.
+    pipeline: exact, none, or a .toml file with a list of passes.
+    passes: further passes, such as `fold_constants:limit=1024`.
+    data: .npz file, folder of such, or package.module:function; used by the accuracy gate.
+    budget: needs a planner, which this version does not have.
+    max_drop: largest loss in points of top-1 (of agreement with the original, without labels).
+    verify: how closely passes are checked.
+    seed: seed of everything that is random.
+    stop_after: do at most this many rewrites.
+    print_after: print the graph after these passes.
+    dump: folder for the graph when a pass fails.
+    trust: allow formats that can run code while they load (.pt2).
+    """
+    from espalier.compile import compile as compile_model
+
+    artifact = compile_model(
+        model, device=device, backend=backend, output=output, pipeline=pipeline, passes=passes, data=data, budget=budget,
+        max_drop=max_drop, verify=verify, seed=seed, stop_after=stop_after, print_after=print_after, dump=dump, trust=trust,
+        printer=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
+    _show(artifact.to_json(), json, artifact.summary())
+
+
+@app.command
+def run(
+    artifact: Path,
+    *,
+    inputs: Path,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    threads: int | None = None,
+    json: Json = False,
+) -> None:
+    """Run an artifact (or a model, by reference execution) on the arrays of an .npz file.
+
+    Parameters
+    ----------
+    inputs: .npz with one array per input, by name or as input_0, input_1, …
+    output: .npz for the outputs, by name.
+    threads: how many threads; as many as there are cores by default.
+    """
+    from espalier.runners import open_runner, read_inputs, write_outputs
+
+    runner = open_runner(artifact, threads=threads)
+    found = runner(read_inputs(inputs, runner))
+    write_outputs(output, found)
+    shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in found.items()}
+    _show({"outputs": shapes, "file": str(output)}, json, [f"{name}: {s['dtype']}{s['shape']}" for name, s in shapes.items()])
+
+
+@app.command
+def bench(
+    *models: Path, threads: int | None = None, rounds: int = 15, seed: int = 0, json: Json = False
+) -> None:
+    """Time artifacts and models side by side: interleaved rounds, medians, ratios to the first.
+
+    Parameters
+    ----------
+    models: artifacts; or .onnx files, run by onnxruntime.
+    threads: how many threads each engine may use.
+    rounds: interleaved rounds that are timed.
+    seed: seed of the inputs.
+    """
+    from espalier.runners import bench as measure
+
+    rows = measure(models, threads=threads, rounds=rounds, seed=seed)
+    lines = [f"{row['median_ms']:10.3f} ms  ×{row['ratio']:.2f}  {row['engine']:12} {row['model']}" for row in rows]
+    _show({"rows": rows}, json, lines)
+
+
+@app.command
+def verify(
+    a: Path, b: Path, *, data: str | None = None, tolerance: float | None = None, seed: int = 0, json: Json = False
+) -> None:
+    """Do two models or artifacts agree? Exit code 4 if they don't.
+
+    Parameters
+    ----------
+    data: inputs to compare on; made-up ones by default.
+    tolerance: largest difference relative to the largest output; 1e-4 for f32 and 1e-2 for 16-bit floats by default.
+    """
+    from espalier.runners import compare
+
+    rows = compare(a, b, data=data, tolerance=tolerance, seed=seed)
+    lines = [f"{row['output']}: off by {row['difference']:.3g} (limit {row['limit']:g})" for row in rows]
+    agree = all(row["agrees"] for row in rows)
+    _show({"agree": agree, "outputs": rows}, json, [*lines, "They agree." if agree else "They do not agree."])
+    if not agree:
+        raise SystemExit(4)
+
+
+@app.command
+def inspect(
+    model: Path, *, text: Annotated[bool, Parameter(negative="")] = False,
+    trust: Annotated[bool, Parameter(negative="")] = False, json: Json = False,
+) -> None:  # fmt: skip
+    """What a model or an artifact is made of: inputs, outputs, operators, weights, MACs.
+
+    Parameters
+    ----------
+    text: print the graph in text form instead.
+    trust: allow formats that can run code while they load (.pt2).
+    """
+    from espalier.runners import describe
+
+    found, printed = describe(model, text=text, trust=trust)
+    _show(found, json, printed)
+
+
+@app.command
+def passes(*, json: Json = False) -> None:
+    """The passes that there are, with their promises and options."""
+    from espalier.passes.base import PASSES, load_passes
+    from espalier.passes.pipelines import PIPELINES
+
+    load_passes()
+    rows = [
+        {"name": name, "semantics": str(cls.semantics), "summary": cls.summary(), "options": cls().options}
+        for name, cls in sorted(PASSES.items())
+    ]
+    lines = [f"{row['name']:28} {row['semantics']:13} {row['summary']}" for row in rows]
+    lines += [f"pipeline {name}: {' '.join(specs)}" for name, specs in PIPELINES.items()]
+    _show({"passes": rows, "pipelines": PIPELINES}, json, lines)
+
+
+@app.command
+def devices(*, json: Json = False) -> None:
+    """The devices that there are."""
+    from espalier.cost.device import devices as known
+
+    rows = [device.model_dump(mode="json") for device in known().values()]
+    _show({"devices": rows}, json, [f"{row['name']:12} {row['kind']:5} {row['backend']:9} {row['description']}" for row in rows])
+
+
+@app.command
+def explain(subject: str, *, json: Json = False) -> None:
+    """What an error code means, or how an artifact was made.
+
+    Parameters
+    ----------
+    subject: a code such as E103, or the path of an artifact.
+    """
+    from espalier.errors import CATALOGUE, InputError
+
+    if subject.upper() in CATALOGUE:
+        entry = CATALOGUE[subject.upper()]
+        found = {"code": subject.upper(), "title": entry.title, "meaning": entry.meaning, "advice": entry.advice}
+        _show(found, json, [f"{found['code']}: {entry.title}", "", entry.meaning, entry.advice])
+    elif Path(subject).exists():
+        from espalier.runners import explain_artifact
+
+        manifest, lines = explain_artifact(Path(subject))
+        _show(manifest, json, lines)
+    else:
+        raise InputError("E202", f"{subject!r} is neither an error code nor the path of an artifact")
+
+
+def _show(found: Any, as_json: bool, lines: Sequence[str]) -> None:
+    print(json.dumps(found, default=str) if as_json else "\n".join(lines))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code that says how it went."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_guard(lambda: app(arguments, exit_on_error=False, print_error=False), "--json" in arguments))
+
+
+def _guard(action: Callable[[], Any], as_json: bool) -> int:
+    from espalier.errors import EspalierError
+
+    try:
+        action()
+    except EspalierError as error:
+        _report(error.to_json(), str(error), as_json)
+        return error.exit_code
+    except CycloptsError as error:
+        _report({"code": "E201", "message": str(error)}, f"{error}\nSee espalier --help.", as_json)
+        return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
+    except (KeyboardInterrupt, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader may be gone
+        return 130
+    except MemoryError as error:
+        _report({"code": "E117", "message": str(error)}, f"E117: there is not enough memory: {error}", as_json)
+        return 2
+    except Exception as error:  # a fault of ours, whatever it is: the details go to a file
+        with tempfile.NamedTemporaryFile("w", prefix="espalier-", suffix=".log", delete=False, encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+        message = f"{type(error).__name__}: {error}"
+        _report(
+            {"code": "E901", "message": message, "traceback": log.name},
+            f"E901: a fault of espalier ({message[:200]}); the traceback is in {log.name}",
+            as_json,
+        )
+        return 1
+    return 0
+
+
+def _report(found: dict[str, Any], text: str, as_json: bool) -> None:
+    print(text, file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": found}))

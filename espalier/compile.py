@@ -1,0 +1,264 @@
+"""The driver: a model goes in, passes rewrite it, a backend emits it, a checked artifact comes out."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import espalier
+from espalier import frontends, runtime
+from espalier.backends.base import Emission, backend as find_backend
+from espalier.cost.device import Device, device as find_device
+from espalier.errors import EspalierError, InputError, VerificationError
+from espalier.ir import Graph, TensorType, Value, structural_hash
+from espalier.ir.clone import clone
+from espalier.ir.execute import run
+from espalier.passes.base import parse_spec
+from espalier.passes.manager import PassManager, Report, VerifyLevel
+from espalier.passes.pipelines import pipeline as find_pipeline
+from espalier.passes.samples import NoSample, sample_inputs
+from espalier.runtime.files import write_artifact
+from espalier.runtime.manifest import DeviceSpec, Manifest, PassRecord, TensorSpec, artifact_hash
+from espalier.train.agreement import disagreement
+from espalier.train.data import Data
+from espalier.train.evaluate import Runner, Score, compare
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled model on disk."""
+
+    path: Path
+    manifest: Manifest
+    report: Report
+    score: Score | None = None
+    agreement: str = "not checked"
+    """How the artifact's outputs compare with the original model's."""
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the whole artifact: the same for the same model, data, options, seed and versions."""
+        return artifact_hash(self.manifest)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.manifest.files.values())
+
+    def load(self, *, threads: int | None = None) -> runtime.LoadedModel:
+        """The artifact, ready to run."""
+        return runtime.load(self.path, threads=threads)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `espalier compile --json` prints."""
+        return {
+            "artifact": str(self.path),
+            "hash": self.hash,
+            "size": self.size,
+            "engine": self.manifest.engine,
+            "device": self.manifest.device.name,
+            "agreement": self.agreement,
+            "score": None if self.score is None else {**self.score.__dict__, "drop": self.score.drop},
+            "report": self.report.to_json(),
+        }
+
+    def summary(self) -> list[str]:
+        """The same in lines, for people."""
+        lines = [f"{self.path}: {self.size / 1e6:.2f} MB, {self.manifest.engine}, for {self.manifest.device.name}"]
+        lines += [
+            f"  {p.spec:28} {p.rewrites:6} rewrites, {p.nodes_before} → {p.nodes_after} nodes, {p.seconds:.2f} s"
+            for p in self.report.passes
+        ]
+        lines += [f"passes: the model {self.report.whole_model}", f"artifact: {self.agreement}"]
+        if self.score is not None:
+            s = self.score
+            lines.append(f"{s.metric}: {s.original:.4f} → {s.compiled:.4f} on {s.samples} samples ({s.drop:+.2f} points lost)")
+        return lines
+
+
+def compile(
+    model: Any,
+    *,
+    output: str | Path,
+    device: str = "cpu",
+    backend: str | None = None,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    pipeline: str = "exact",
+    passes: Sequence[str] = (),
+    data: Any = None,
+    max_drop: float | None = None,
+    budget: str | None = None,
+    verify: VerifyLevel = "rewrites",
+    seed: int = 0,
+    stop_after: int | None = None,
+    print_after: Sequence[str] = (),
+    printer: Callable[[str], None] = print,
+    dump: Path | None = None,
+    trust: bool = False,
+) -> Artifact:
+    """Compile a model for a device, and write an artifact.
+
+    Args:
+        model: anything that `espalier.load` takes.
+        output: folder of the artifact, or a path that ends in .zip. Written whole or not at all.
+        device: name of a device, or a .toml file.
+        backend: name of a backend; the device's own by default.
+        example_inputs: for a torch module: a tuple of tensors to export it with.
+        dynamic_shapes: for a torch module: as `torch.export.export` takes them.
+        pipeline: "exact", "none", or a .toml file.
+        passes: specifications of further passes, such as "fold_constants:limit=1024".
+        data: see `espalier.train.data`; what accuracy (with labels) or agreement is measured on.
+        max_drop: largest loss in points; needs data.
+        verify: how closely passes are checked, and (unless "none") that the artifact agrees with the model.
+        seed: seed of everything random.
+
+    Raises:
+        InputError: the model, the options or the data are wrong (exit code 2).
+        UnsupportedError: the backend can't emit a node (2).
+        VerificationError: a check failed, or more accuracy was lost than `max_drop` allows (4).
+    """
+    if budget is not None:
+        raise InputError("E211", "a budget needs a planner, which this version does not have", hint="Leave --budget out.")
+    if max_drop is not None and data is None:
+        raise InputError("E212", "max_drop needs data to measure the accuracy on", hint="Give some with --data.")
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise InputError("E201", f"max_drop is in points, from 0 to 100, not {max_drop}")
+    target = find_device(device)
+    chosen = backend or target.backend
+    emitter = find_backend(chosen)
+    sequence = [*find_pipeline(pipeline), *map(parse_spec, passes)]
+
+    options = {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes, "trust": trust}
+    graph = frontends.load(model, **{key: value for key, value in options.items() if value is not None})
+    original = clone(graph)
+    dataset = None if data is None else Data(data, tuple(original.inputs))
+    manager = PassManager(sequence, verify, seed, stop_after, print_after, printer, dump, dataset, target)
+    report = manager.run(graph)
+
+    with tempfile.TemporaryDirectory(prefix="espalier-") as work:
+        emission = emitter.emit(clone(graph), target, Path(work))
+        manifest = _manifest(original, emission, target, report, seed)
+        staged = Path(work) / "artifact.staged"
+        manifest = write_artifact(staged, manifest, dict(emission.files))
+        agreement = "not checked" if verify == "none" else _check(staged, original, seed)
+        score = None if dataset is None else compare(reference_runner(original), artifact_runner(staged), dataset)
+        if score is not None and max_drop is not None and score.drop > max_drop:
+            raise VerificationError(
+                "E604",
+                f"{score.metric} fell from {score.original:.4f} to {score.compiled:.4f}: "
+                f"{score.drop:.2f} points, more than {max_drop:g}",
+                hint="Nothing was written. Allow more with --max-drop, or use fewer passes.",
+            )
+        if score is not None:
+            manifest = replace(manifest, evaluation={**score.__dict__})
+        manifest = write_artifact(output, manifest, {name: staged / name for name in manifest.files})
+    return Artifact(Path(output), manifest, report, score, agreement)
+
+
+def _manifest(graph: Graph, emission: Emission, device: Device, report: Report, seed: int) -> Manifest:
+    """Everything that reproduces the artifact; no time and no place in it."""
+    records = [
+        PassRecord(p.spec, p.semantics, p.rewrites, {"nodes_before": p.nodes_before, "nodes_after": p.nodes_after})
+        for p in report.passes
+    ]
+    return Manifest(
+        engine=emission.engine,
+        inputs=tuple(tensor_spec(value.name, value) for value in graph.inputs),
+        outputs=tuple(
+            tensor_spec(name, value) for name, value in zip(graph.output_names, graph.outputs, strict=True)
+        ),
+        device=DeviceSpec(
+            device.name,
+            platform.machine() if emission.instruction_sets or emission.native else "",
+            platform.system() if emission.native else "",
+            emission.instruction_sets,
+        ),
+        backend=dict(emission.section),
+        passes=tuple(records),
+        source={"graph": structural_hash(graph), "name": graph.name},
+        seeds={"seed": seed},
+        versions={"espalier": espalier.__version__, **emission.versions},
+    )
+
+
+def tensor_spec(name: str, value: Value) -> TensorSpec:
+    """A value as the manifest describes it. Raises UnsupportedError for what is no tensor."""
+    from espalier.errors import UnsupportedError
+
+    if not isinstance(value.type, TensorType):
+        raise UnsupportedError("E410", f"{name!r} is a {value.type}; artifacts take and give tensors", node=name)
+    shape = value.type.shape
+    extents = None if shape is None else tuple(d if isinstance(d, int) else str(d) for d in shape)
+    return TensorSpec(name, value.element.storage.name, extents)
+
+
+def _check(path: Path, original: Graph, seed: int) -> str:
+    """Compare the artifact with the original model on made-up inputs. Raises VerificationError if they disagree."""
+    try:
+        inputs = sample_inputs(original.inputs, seed)
+        wanted = reference_runner(original)(inputs)
+    except (NoSample, EspalierError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+        return f"not compared: the model does not run on made-up inputs ({type(error).__name__}: {str(error)[:200]})"
+    if not all(node.op.deterministic for node in original):
+        return "not compared: the model holds random or unknown operators"
+    found = artifact_runner(path)(inputs)
+    worst = 0.0
+    for name, a, b in zip(original.output_names, wanted, found, strict=True):
+        difference, limit = disagreement(a, b)
+        worst = max(worst, difference)
+        if not difference <= limit:
+            raise VerificationError(
+                "E603",
+                f"output {name!r} of the artifact is off by {difference:.3g} of its largest element (limit {limit:g})",
+                node=name,
+                hint="Nothing was written. Please report it with the model.",
+            )
+    return f"agrees with the original (largest difference {worst:.2g} of the largest output)"
+
+
+def reference_runner(graph: Graph) -> Runner:
+    """Reference execution; sample by sample where the model has a fixed batch of 1."""
+
+    def call(inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        with np.errstate(all="ignore"):
+            return run(graph, list(inputs))
+
+    return _sample_by_sample(call, [value.shape for value in graph.inputs])
+
+
+def artifact_runner(path: Path) -> Runner:
+    """An artifact as a function on arrays in order."""
+    loaded = runtime.load(path)
+
+    def call(inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        feed = {spec.name: array for spec, array in zip(loaded.inputs, inputs, strict=True)}
+        return list(loaded(feed).values())
+
+    return _sample_by_sample(call, [spec.shape for spec in loaded.inputs])
+
+
+def _sample_by_sample(call: Runner, shapes: Sequence[Any]) -> Runner:
+    """Feed a model of fixed batch in pieces of that batch, and put the outputs together."""
+    batches = {shape[0] for shape in shapes if shape}
+    fixed = batches.pop() if len(batches) == 1 else None
+    if not isinstance(fixed, int) or fixed < 1:
+        return call
+
+    def pieces(inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        count = len(inputs[0])
+        if count == fixed:
+            return list(call(inputs))
+        if count % fixed:
+            raise InputError("E206", f"{count} samples don't fit a model with the fixed batch {fixed}")
+        parts = [call([array[k : k + fixed] for array in inputs]) for k in range(0, count, fixed)]
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+    return pieces

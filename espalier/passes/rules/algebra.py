@@ -1,0 +1,187 @@
+"""Algebraic identities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from espalier.ir import Node, Value
+from espalier.ir.op import Op
+from espalier.ir.ops import Add, Clip, Div, Gemm, MatMul, Max, Min, Mul, Neg, Pow, Relu, Sub, Transpose, Where
+from espalier.passes.base import REASSOCIATES
+from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
+from espalier.passes.rules import movement
+
+
+def splat(value: Value | None) -> Any:
+    """The one number that all elements of a constant are; None for anything else."""
+    if value is None or value.constant is None or value.constant.size == 0 or value.constant.element.kind == "string":
+        return None
+    array = value.array
+    first = array.reshape(-1)[0]
+    return first if array.size == 1 or np.all(array == first) else None
+
+
+def kept(x: Value, node: Node, rewriter: Rewriter) -> Value:
+    """x, if it has the shape and element of the node's result: the other operand did not broadcast it."""
+    result = node.results[0]
+    rewriter.require(x.shape is not None and x.shape == result.shape and x.element == result.element, "it broadcasts")
+    return x
+
+
+@rewrite((Mul, Div))
+def drop_unit_factor(node: Node, rewriter: Rewriter) -> Replacement:
+    """x · 1 and x / 1 are x, bit for bit."""
+    a, b = node.inputs
+    if splat(b) == 1:
+        return kept(a, node, rewriter)
+    rewriter.require(node.is_a(Mul) and splat(a) == 1, "no factor is 1")
+    return kept(b, node, rewriter)
+
+
+@rewrite((Add, Sub), semantics=REASSOCIATES)
+def drop_zero_term(node: Node, rewriter: Rewriter) -> Replacement:
+    """x + 0 and x − 0 are x (but for −0 + 0)."""
+    a, b = node.inputs
+    if splat(b) == 0:
+        return kept(a, node, rewriter)
+    rewriter.require(node.is_a(Add) and splat(a) == 0, "no term is 0")
+    return kept(b, node, rewriter)
+
+
+@rewrite(Pow)
+def drop_unit_power(node: Node, rewriter: Rewriter) -> Replacement:
+    """x to the power of 1."""
+    rewriter.require(splat(node.operand(1)) == 1, "the exponent is not 1")
+    return kept(node.operand(0), node, rewriter)
+
+
+@rewrite(Neg)
+def drop_double_negation(node: Node, rewriter: Rewriter) -> Replacement:
+    """−(−x) is x."""
+    inner = node.operand(0).defined_by(Neg) or rewriter.why("its input is no negation")
+    return inner.operand(0)
+
+
+@rewrite(Op)
+def drop_repeated_idempotent(node: Node, rewriter: Rewriter) -> Replacement:
+    """f(f(x)) is f(x) where f says that it is idempotent."""
+    if not node.op.idempotent or len(node.operands) != 1:
+        rewriter.why("it is not idempotent")
+    inner = node.operand(0).defined_by(type(node.op))
+    rewriter.require(inner is not None and inner.op == node.op, "its input is not the same operator")
+    return node.operand(0)
+
+
+@rewrite((Max, Min))
+def drop_single_extremum(node: Node, rewriter: Rewriter) -> Replacement:
+    """The largest or smallest of one."""
+    rewriter.require(len(node.inputs) == 1, "several operands")
+    return node.inputs[0]
+
+
+@rewrite(Where)
+def drop_decided_where(node: Node, rewriter: Rewriter) -> Replacement:
+    """A choice whose condition is known and everywhere the same."""
+    condition = splat(node.condition)
+    rewriter.require(condition is not None, "the condition is not known")
+    return kept(node.x if condition else node.y, node, rewriter)
+
+
+@rewrite(Clip)
+def merge_relu_into_clip(node: Node, rewriter: Rewriter) -> Replacement:
+    """clip(relu(x), low, high) is clip(x, max(low, 0), high)."""
+    relu = node.operand(0).defined_by(Relu) or rewriter.why("its input is no relu")
+    low = splat(node.min) if node.min is not None else None
+    rewriter.require(node.min is None or low is not None, "the lower bound is not constant")
+    rewriter.require(low is None or low >= 0, "the lower bound is below 0")
+    rewriter.require(splat(node.max) is None or splat(node.max) >= 0, "the upper bound is below 0")
+    zero = np.zeros((), node.results[0].element.dtype)
+    return rewriter.clip(relu.operand(0), node.min if low is not None else zero, node.max)
+
+
+@rewrite((Add, Mul), semantics=REASSOCIATES)
+def merge_constant_operands(node: Node, rewriter: Rewriter) -> Replacement:
+    """(x + a) + b is x + (a + b), and likewise for products."""
+    for x, outer in (tuple(node.inputs), tuple(node.inputs)[::-1]):
+        inner = x.defined_by(type(node.op))
+        if inner is None or outer.constant is None:
+            continue
+        for y, constant in (tuple(inner.inputs), tuple(inner.inputs)[::-1]):
+            if constant.constant is None or y.constant is not None:
+                continue
+            rewriter.require(inner.results[0].has_one_use, "the inner result is shared")
+            rewriter.require(y.rank == node.results[0].rank, "the constants add axes")
+            combine = np.add if node.is_a(Add) else np.multiply
+            with np.errstate(all="ignore"):
+                both = combine(constant.array, outer.array)
+            rewriter.require(both.size <= max(constant.array.size, outer.array.size), "the constant would grow")
+            return rewriter.add(node.op, [y, both]).results[0]
+    rewriter.why("no constant on both levels")
+
+
+@rewrite(Add, semantics=REASSOCIATES)
+def matmul_bias_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
+    """A product of matrices plus a bias is one gemm."""
+    for product, bias in (tuple(node.inputs), tuple(node.inputs)[::-1]):
+        matmul = product.defined_by(MatMul)
+        if matmul is None:
+            continue
+        a, b = matmul.inputs
+        rewriter.require(a.rank == 2 and b.rank == 2, "the factors are no matrices")
+        rewriter.require(product.has_one_use, "the product is shared")
+        rewriter.require(bias.constant is not None and bias.rank in (0, 1, 2), "the bias is no constant")
+        rewriter.require(a.element.is_float, "no floats")
+        rewriter.require(node.results[0].shape == product.shape, "the bias broadcasts the product")
+        return rewriter.gemm(a, b, bias)
+    rewriter.why("no term is a product of matrices")
+
+
+@rewrite(Gemm)
+def fold_transpose_into_gemm(node: Node, rewriter: Rewriter) -> Replacement:
+    """A gemm on a transposed factor transposes by itself."""
+    for position, flag in ((0, "transA"), (1, "transB")):
+        transpose = node.operand(position).defined_by(Transpose)
+        if transpose is not None and tuple(transpose.perm) in ((), (1, 0)):
+            operands = list(node.operands)
+            operands[position] = transpose.operand(0)
+            flipped = node.op.replace(**{flag: 1 - getattr(node.op, flag)})
+            return rewriter.add(flipped, operands).results[0]
+    rewriter.why("no factor is transposed")
+
+
+simplify = group(
+    "simplify",
+    [
+        movement.drop_identity,
+        movement.drop_dropout,
+        movement.drop_noop_cast,
+        movement.merge_casts,
+        movement.drop_noop_movement,
+        movement.merge_reshapes,
+        movement.drop_noop_transpose,
+        movement.merge_transposes,
+        movement.transpose_to_reshape,
+        movement.sink_transpose,
+        movement.flatten_concat,
+        movement.drop_split_concat,
+        movement.drop_single_split,
+        movement.drop_noop_slice,
+        movement.merge_slices,
+        movement.drop_noop_pad,
+        movement.fold_pad_into_conv,
+        drop_unit_factor,
+        drop_zero_term,
+        drop_unit_power,
+        drop_double_negation,
+        drop_repeated_idempotent,
+        drop_single_extremum,
+        drop_decided_where,
+        merge_relu_into_clip,
+        merge_constant_operands,
+        matmul_bias_to_gemm,
+        fold_transpose_into_gemm,
+    ],
+    "Algebraic identities, and movements that cancel, merge or sink, until nothing matches.",
+)

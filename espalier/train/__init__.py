@@ -1,0 +1,1 @@
+"""Data for every verb, and evaluation on them."""
