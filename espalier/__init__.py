@@ -13,18 +13,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from espalier import runtime as runtime
-    from espalier.compile import Artifact as Artifact, compile as compile
+    from espalier.driver import Artifact as Artifact, compile as compile
     from espalier.errors import EspalierError as EspalierError
     from espalier.frontends import load as load
     from espalier.ir import Graph as Graph
     from espalier.passes import Pass as Pass
 
 _EXPORTS = {
-    "Artifact": "espalier.compile",
+    "Artifact": "espalier.driver",
     "EspalierError": "espalier.errors",
     "Graph": "espalier.ir",
     "Pass": "espalier.passes",
-    "compile": "espalier.compile",
+    "compile": "espalier.driver",
     "load": "espalier.frontends",
 }
 __all__ = ["Artifact", "EspalierError", "Graph", "Pass", "compile", "load", "runtime"]

@@ -63,7 +63,7 @@ def compile_(
     dump: folder for the graph when a pass fails.
     trust: allow formats that can run code while they load (.pt2).
     """
-    from espalier.compile import compile as compile_model
+    from espalier.driver import compile as compile_model
 
     artifact = compile_model(
         model, device=device, backend=backend, output=output, pipeline=pipeline, passes=passes, data=data, budget=budget,
