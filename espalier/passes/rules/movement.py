@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from espalier.analysis.patterns import is_elementwise
 from espalier.ir import Node, Value
-from espalier.ir.axes import parse
 from espalier.ir.dims import Dimension, Shape
 from espalier.ir.op import Op
 from espalier.ir.ops import (
@@ -43,14 +43,6 @@ def reshape(rewriter: Rewriter, x: Value, shape: Shape | None) -> Value:
         rewriter.why("the shape has several unknown extents")
     made: Value = rewriter.reshape(x, np.array(target, np.int64))
     return made
-
-
-def is_elementwise(op: Op) -> bool:
-    """Whether each result element depends on the operand elements at the same (broadcast) index only."""
-    if op.axes is None:
-        return False
-    operands, results = parse(op.axes)
-    return all(len(axes) == 1 and axes[0].kind == "broadcast" for axes in (*operands, *results))
 
 
 @rewrite(Identity)

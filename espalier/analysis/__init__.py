@@ -1,0 +1,1 @@
+"""Facts about a graph, derived from its operators' declarations."""
