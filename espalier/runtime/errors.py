@@ -201,3 +201,10 @@ declare(
     "The output path exists and is not an artifact, or the disk refused it. What was there before is unchanged.",
     "Choose another output path, or remove what is there.",
 )
+declare(
+    ArtifactError,
+    "E715",
+    "another version of the engine is in use",
+    "The engine's library can be loaded once per process, and another version of it is there already.",
+    "Run the artifact in a process of its own, or compile both models with one version.",
+)

@@ -1,0 +1,94 @@
+"""What this processor can do, compared with what an artifact needs."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from functools import cache
+from pathlib import Path
+
+from espalier.runtime.errors import ArtifactError
+from espalier.runtime.manifest import DeviceSpec
+
+# LLVM's names of instruction sets that the Linux kernel calls otherwise, both without separators.
+KERNEL_NAMES = {
+    "bmi": "bmi1",
+    "crc32": "sse42",
+    "dotprod": "asimddp",
+    "fullfp16": "asimdhp",
+    "lse": "atomics",
+    "lzcnt": "abm",
+    "neon": "asimd",
+    "pclmul": "pclmulqdq",
+    "prfchw": "3dnowprefetch",
+    "rdm": "asimdrdm",
+    "rdrnd": "rdrand",
+    "sahf": "lahflm",
+    "sha": "shani",
+    "sse3": "pni",
+}
+
+
+def plain(name: str) -> str:
+    """An instruction set's name in lower case without separators, so that `avx512_vnni` and `avx512vnni` are one."""
+    return "".join(character for character in name.lower() if character not in "-_.")
+
+
+@cache
+def instruction_sets() -> frozenset[str] | None:
+    """The kernel's names of this processor's instruction sets, without separators; None if it does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    per_core = [
+        frozenset(map(plain, value.split()))
+        for key, separator, value in (line.partition(":") for line in text.splitlines())
+        if separator and key.strip().lower() in ("flags", "features")
+    ]
+    # Code may run on any core, so only what all of them have counts.
+    return frozenset.intersection(*per_core) if per_core else None
+
+
+def check_device(device: DeviceSpec) -> None:
+    """Refuse a device that is not this machine. Raises ArtifactError E707, naming what is missing."""
+    for wanted, here, what in (
+        (device.architecture, platform.machine(), "architecture"),
+        (device.system, platform.system(), "operating system"),
+    ):
+        if wanted and wanted.lower() != here.lower():
+            raise ArtifactError("E707", f"the artifact is for the {what} {wanted}; this machine has {here}")
+    if not device.instructions:
+        return
+    present = instruction_sets()
+    if present is None:
+        raise ArtifactError(
+            "E707", f"cannot tell whether this processor has {', '.join(device.instructions)}, which the artifact needs"
+        )
+    missing = [name for name in device.instructions if not _has(name, present)]
+    if missing:
+        raise ArtifactError(
+            "E707",
+            f"this processor lacks {', '.join(missing)}, which the artifact for {device.name!r} needs",
+            hint="compile the model for this machine",
+        )
+
+
+def _has(name: str, present: frozenset[str]) -> bool:
+    wanted = plain(name)
+    if wanted in present:
+        return True
+    return KERNEL_NAMES.get(wanted, wanted) in present
+
+
+def permit_tiles(instructions: tuple[str, ...]) -> None:
+    """Ask the kernel for the tile registers, if the artifact uses them: without it the first tile load is illegal.
+
+    Raises:
+        ArtifactError: E707: the kernel refuses.
+    """
+    if not any(plain(name).startswith("amx") for name in instructions):
+        return
+    system_call, request_permission, tile_data = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+    if ctypes.CDLL(None).syscall(system_call, request_permission, tile_data) != 0:
+        raise ArtifactError("E707", "the kernel does not permit this process to use the AMX tile registers")

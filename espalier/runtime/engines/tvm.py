@@ -1,0 +1,178 @@
+"""Runs a compiled Relax executable with apache-tvm-ffi and TVM's small runtime library, which the artifact brings.
+
+The manifest's backend section is a `TvmSection`:
+
+    {"library": "model.so", "runtime": "libtvm_runtime.so", "entry": "main",
+     "weights": {"file": "weights.safetensors", "tensors": [{"name": …, "element": …, "shape": […]}, …]}}
+
+The Relax VM function `entry` takes the inputs in the manifest's order and then the weights in the section's order, and
+returns a tensor, or a tuple with the outputs in the manifest's order. Constants may also be embedded in the library;
+then `weights` is null. The weights' shapes are numbers, and each tensor of the safetensors file holds the raw bits
+(`espalier.runtime.elements`), written by `espalier.runtime.weights.save_weights`.
+
+At the boundary of the VM a tensor has its own element type where TVM has one of whole bytes (bfloat16, 8-bit floats);
+elements of fewer than 8 bits, bipolar ones and integers of odd width are passed as their raw storage, one per element.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+
+from espalier.runtime import cpu
+from espalier.runtime.elements import Array, raw_dtype, storage
+from espalier.runtime.errors import ArtifactError
+from espalier.runtime.files import ArtifactFiles
+from espalier.runtime.manifest import TensorSpec, decode
+from espalier.runtime.weights import WeightsSection, aligned, load_weights
+
+CPU_DEVICE, FIRST_DEVICE, POOLED_ALLOCATOR = 1, 0, 2
+RUNTIME_LIBRARY = "libtvm_runtime.so"
+
+_loading = threading.Lock()
+_loaded_runtime: str | None = None
+_pool = threading.local()
+
+
+@dataclass(frozen=True)
+class TvmSection:
+    """What the manifest says for this engine; `runtime` is null if the library needs no runtime beyond tvm-ffi."""
+
+    library: str
+    runtime: str | None
+    weights: WeightsSection | None = None
+    entry: str = "main"
+
+
+class TvmEngine:
+    """One Relax virtual machine and its weights."""
+
+    def __init__(self, files: ArtifactFiles, section: TvmSection, threads: int) -> None:
+        manifest = files.manifest
+        cpu.permit_tiles(manifest.device.instructions)
+        library = files.path(section.library)
+        if section.runtime is not None:
+            _load_runtime(files.path(section.runtime), manifest.files[section.runtime].sha256)
+        weights = [] if section.weights is None else load_weights(files, section.weights)
+        specs = () if section.weights is None else section.weights.tensors
+        try:
+            self._machine = tvm_ffi.load_module(str(library))["vm_load_executable"]()
+            self._machine["vm_initialization"](CPU_DEVICE, FIRST_DEVICE, POOLED_ALLOCATOR)
+            self._entry = self._machine[section.entry]
+        except Exception as error:
+            raise ArtifactError("E712", f"TVM cannot load {section.library!r}: {error}") from error
+        self._weights = [_to_tensor(array, spec) for array, spec in zip(weights, specs, strict=True)]
+        self._inputs, self._outputs = manifest.inputs, manifest.outputs
+        self._threads = threads
+        # A virtual machine has one set of registers, so calls take turns.
+        self._turn = threading.Lock()
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        tensors = [_to_tensor(aligned(array), spec) for array, spec in zip(inputs, self._inputs, strict=True)]
+        with self._turn:
+            _use_threads(self._threads)
+            try:
+                result = self._entry(*tensors, *self._weights)
+            except Exception as error:
+                raise ArtifactError("E712", f"the compiled model failed: {error}") from error
+            results = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
+            # A copy: a result may share memory with a weight, a constant, or an input of the caller.
+            return [_from_tensor(tensor, spec) for tensor, spec in zip(results, self._outputs, strict=False)]
+
+
+def load(files: ArtifactFiles, threads: int) -> TvmEngine:
+    """The engine for an artifact. Raises ArtifactError."""
+    return TvmEngine(files, decode(TvmSection, files.manifest.backend, "manifest.backend"), threads)
+
+
+def _load_runtime(path: Path, sha256: str) -> None:
+    """Load TVM's runtime library once per process: its functions register themselves globally."""
+    global _loaded_runtime
+    with _loading:
+        if _loaded_runtime is None:
+            _loaded_runtime = _present_runtime()
+        if _loaded_runtime is None:
+            # TVM's own pinning puts the workers of two pools on the same cores; it is read when the pool starts.
+            os.environ.setdefault("TVM_BIND_THREADS", "0")
+            try:
+                ctypes.CDLL(str(_same_library(path, sha256)), ctypes.RTLD_GLOBAL)
+            except OSError as error:
+                raise ArtifactError("E712", f"cannot load TVM's runtime library: {error}") from error
+            _loaded_runtime = sha256
+        elif _loaded_runtime != sha256:
+            raise ArtifactError(
+                "E715", "another version of TVM's runtime library is loaded in this process than the artifact's"
+            )
+
+
+def _present_runtime() -> str | None:
+    """SHA-256 of the runtime library that something else, such as the tvm package, has loaded into this process."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    places = {line.split(maxsplit=5)[5] for line in lines if line.endswith(f"/{RUNTIME_LIBRARY}")}
+    return _sha256(Path(min(places))) if places else None
+
+
+def _same_library(path: Path, sha256: str) -> Path:
+    """The installed tvm package's copy of the library if it is the same, so that importing tvm later finds it."""
+    package = importlib.util.find_spec("tvm")
+    if package is not None and package.origin is not None:
+        installed = Path(package.origin).parent / "lib" / RUNTIME_LIBRARY
+        if installed.is_file() and _sha256(installed) == sha256:
+            return installed
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _use_threads(count: int) -> None:
+    """Set the size of the calling thread's pool of workers; TVM keeps one pool per calling thread."""
+    if getattr(_pool, "threads", None) == count:
+        return
+    configure = tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True)
+    if configure is not None:
+        prefer_big_cores = 1
+        configure(prefer_big_cores, count)
+        _pool.threads = count
+
+
+def _foreign_name(spec: TensorSpec) -> str | None:
+    """TVM's name of an element of whole bytes that numpy lacks."""
+    name = storage(spec.element).ml_dtypes_name
+    return name if name is not None and name.startswith(("bfloat16", "float8")) else None
+
+
+def _view(tensor: Any, dtype: str) -> Any:
+    create = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
+    return create(tensor, tvm_ffi.Shape(tensor.shape), tvm_ffi.dtype(dtype), 0)
+
+
+def _to_tensor(array: Array, spec: TensorSpec) -> Any:
+    tensor = tvm_ffi.from_dlpack(array)
+    name = _foreign_name(spec)
+    return tensor if name is None else _view(tensor, name)
+
+
+def _from_tensor(tensor: Any, spec: TensorSpec) -> Array:
+    raw = raw_dtype(spec.element)
+    if _foreign_name(spec) is not None:
+        tensor = _view(tensor, raw.name)
+    array = np.array(np.from_dlpack(tensor), copy=True)
+    if array.dtype != raw:
+        raise ArtifactError("E712", f"the output {spec.name!r} came as {array.dtype}; the manifest says {spec.element}")
+    return array

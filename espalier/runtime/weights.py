@@ -1,0 +1,79 @@
+"""Weights of an artifact: a safetensors file of raw bits, read into aligned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from espalier.runtime.elements import Array, raw_dtype
+from espalier.runtime.errors import ArtifactError
+from espalier.runtime.files import ArtifactFiles
+from espalier.runtime.manifest import TensorSpec, check_spec
+
+ALIGNMENT = 64
+"""Bytes: what vector code may assume of every tensor."""
+
+
+@dataclass(frozen=True)
+class WeightsSection:
+    """The weights' file and its tensors in the order in which the compiled function takes them."""
+
+    file: str
+    tensors: tuple[TensorSpec, ...]
+
+
+def save_weights(path: Path, weights: Mapping[str, Array]) -> None:
+    """Write weights as raw bits; the bytes depend on names and contents alone.
+
+    Arrays of ml_dtypes' types are stored as the unsigned or signed integers of their width.
+    """
+    from safetensors.numpy import save_file
+
+    save_file({name: np.ascontiguousarray(_raw(array)).reshape(array.shape) for name, array in weights.items()}, path)
+
+
+def _raw(array: Array) -> Array:
+    if array.dtype.kind != "V" and array.dtype.isbuiltin == 1:
+        return array
+    signed = array.dtype.name in ("int2", "int4")
+    return array.view(f"{'int' if signed else 'uint'}{array.dtype.itemsize * 8}")
+
+
+def load_weights(files: ArtifactFiles, section: WeightsSection) -> list[Array]:
+    """The weights in order, each in memory of its own that is aligned and may be passed to compiled code.
+
+    Raises:
+        ArtifactError: E711: a tensor is missing or differs from the manifest.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = files.path(section.file)
+    loaded = []
+    try:
+        with safe_open(path, framework="numpy") as source:
+            for spec in section.tensors:
+                check_spec(spec, f"weight {spec.name!r}")
+                array = cast(Array, source.get_tensor(spec.name))
+                if array.dtype != raw_dtype(spec.element) or array.shape != spec.shape:
+                    message = f"the weight {spec.name!r} is {array.dtype}{list(array.shape)}; the manifest says "
+                    raise ArtifactError("E711", f"{message}{spec.element}{list(spec.shape or ())}", node=spec.name)
+                loaded.append(aligned(array))
+    except SafetensorError as error:
+        raise ArtifactError("E711", f"cannot read {section.file!r}: {error}") from error
+    return loaded
+
+
+def aligned(array: Array) -> Array:
+    """The array itself if compiled code can take it as it is, otherwise a copy: contiguous, writable, aligned."""
+    flags = array.flags
+    if flags.c_contiguous and flags.writeable and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
