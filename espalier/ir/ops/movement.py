@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from espalier.ir import zeros
-from espalier.ir.axes import Equation
+from espalier.ir.axes import Binding, Equation, broadcast_extent
 from espalier.ir.dims import Dimension, Shape, floor_divide
 from espalier.ir.dims import product as extent_product
 from espalier.ir.op import In, Op, TypeContext, TypeInferenceError, op
@@ -37,6 +38,19 @@ def listed(xp: Any, array: Any) -> list[Any]:
 def variables(shape: Shape, pinned: str | None = None) -> list[Term]:
     """A term of its own for each axis."""
     return [Variable(extent, pinned) for extent in shape]
+
+
+def described(
+    ctx: TypeContext,
+    operands: Sequence[list[Term] | None],
+    results: Sequence[list[Term] | None],
+    *,
+    equal: Sequence[tuple[Term, Term]] = (),
+    bound: Mapping[str, Binding] | None = None,
+) -> Equation:
+    """An equation with an entry for each operand that the node has (None for those that axes don't describe)."""
+    padded = [*operands, *[None] * len(ctx.types)][: len(ctx.types)]
+    return Equation(padded, list(results), equal=list(equal), bound=dict(bound or {}))
 
 
 def length(ctx: TypeContext, operand: str) -> int | None:
@@ -105,7 +119,7 @@ class Reshape(Op):
         if data is None or target is None:
             return None
         ins, outs = variables(data), variables(target)
-        return Equation([ins, None], [outs], equal=[(product(*ins), product(*outs))], bound={"shape": outs})
+        return described(ctx, [ins, None], [outs], equal=[(product(*ins), product(*outs))], bound={"shape": outs})
 
     def reference(self, xp: Any, data: Any, shape: Any) -> Any:
         target = listed(xp, shape)
@@ -133,7 +147,7 @@ class Transpose(Op):
         if sorted(perm) != list(range(len(shape))):
             ctx.fail(f"{self.perm} does not permute {len(shape)} axes")
         axes = variables(shape)
-        return Equation([axes], [[axes[axis] for axis in perm]])
+        return described(ctx, [axes], [[axes[axis] for axis in perm]])
 
     def permutation(self, rank: int) -> tuple[int, ...]:
         return self.perm or tuple(range(rank))[::-1]
@@ -179,7 +193,7 @@ class Squeeze(Op):
         if shape is None or dropped is None:
             return None
         axes: list[Term] = [Variable(1 if axis in dropped else extent) for axis, extent in enumerate(shape)]
-        return Equation([axes, None], [[term for axis, term in enumerate(axes) if axis not in dropped]])
+        return described(ctx, [axes, None], [[term for axis, term in enumerate(axes) if axis not in dropped]])
 
     def infer(self, ctx: TypeContext) -> list[Type]:
         shape, count = ctx.shape("data"), length(ctx, "axes_") if ctx.has("axes_") else None
@@ -216,7 +230,7 @@ class Unsqueeze(Op):
         ins = variables(shape)
         rest = iter(ins)
         outs = [Variable(1) if axis in added else next(rest) for axis in range(len(shape) + len(added))]
-        return Equation([ins, None], [outs])
+        return described(ctx, [ins, None], [outs])
 
     def infer(self, ctx: TypeContext) -> list[Type]:
         shape, count = ctx.shape("data"), length(ctx, "axes_")
@@ -251,7 +265,7 @@ class Flatten(Op):
             ctx.fail(f"there is no place {self.axis} between the axes of rank {len(shape)}")
         cut = self.axis + len(shape) if self.axis < 0 else self.axis
         axes = variables(shape)
-        return Equation([axes], [[product(*axes[:cut]), product(*axes[cut:])]])
+        return described(ctx, [axes], [[product(*axes[:cut]), product(*axes[cut:])]])
 
     def infer(self, ctx: TypeContext) -> list[Type]:
         if ctx.shape("x") is None:
@@ -296,12 +310,9 @@ class Expand(Op):
             else:  # one of the two may be 1 at run time
                 reason = "broadcast that is not known before run time"
                 ins.append(Variable(extent, reason))
-                outs.append(Variable(self._wider(extent, want), reason))
-            bound.append(Variable(1) if want == 1 else outs[-1] if outs[-1].extent == want else Variable(want, "broadcast"))
-        return Equation([ins[rank - len(x) :], None], [outs], bound={"shape": bound[rank - len(wanted) :]})
-
-    def _wider(self, extent: Dimension, want: Dimension) -> Dimension:
-        return extent if isinstance(extent, int) else want  # the other is the same or 1
+                outs.append(Variable(broadcast_extent(extent, want), reason))
+            bound.append(outs[-1] if outs[-1].extent == want else Variable(want, "keeps the operand's extent"))
+        return described(ctx, [ins[rank - len(x) :], None], [outs], bound={"shape": bound[rank - len(wanted) :]})
 
     def infer(self, ctx: TypeContext) -> list[Type]:
         x, wanted, count = ctx.shape("x"), ctx.dimensions("shape"), length(ctx, "shape")
@@ -338,7 +349,7 @@ class Tile(Op):
             ctx.fail(f"{len(repeats)} repeats for {len(shape)} axes")
         axes, copies = variables(shape), variables(repeats)
         outs = [product(copy, axis) for copy, axis in zip(copies, axes, strict=True)]
-        return Equation([axes, None], [outs], bound={"repeats": copies})
+        return described(ctx, [axes, None], [outs], bound={"repeats": copies})
 
     def infer(self, ctx: TypeContext) -> list[Type]:
         if ctx.shape("x") is None or ctx.content("repeats") is None:
@@ -426,7 +437,7 @@ class Trilu(Op):
         if len(shape) < 2:
             ctx.fail(f"a triangle needs two axes, not {len(shape)}")
         axes = variables(shape[:-2]) + variables(shape[-2:], "a triangle")
-        return Equation([axes, None], [axes])
+        return described(ctx, [axes, None], [axes])
 
     def reference(self, xp: Any, x: Any, k: Any = None) -> Any:
         diagonal = 0 if k is None else int(listed(xp, k)[0])
@@ -456,7 +467,7 @@ class ReverseSequence(Op):
             ctx.fail("the batch axis is the time axis")
         axes = variables(shape)
         axes[time] = Variable(shape[time], "reversed")
-        return Equation([axes, [axes[batch]]], [axes])
+        return described(ctx, [axes, [axes[batch]]], [axes])
 
     def reference(self, xp: Any, x: Any, sequence_lens: Any) -> Any:
         batch, time = self.batch_axis % x.ndim, self.time_axis % x.ndim
