@@ -28,9 +28,7 @@ def _adjacency(nodes: int) -> torch.Tensor:
     return links | torch.eye(nodes, dtype=torch.bool)
 
 
-def _family(
-    make: Callable[[], nn.Module], *inputs: torch.Tensor
-) -> Callable[[], Example]:
+def _family(make: Callable[[], nn.Module], *inputs: torch.Tensor) -> Callable[[], Example]:
     def build() -> Example:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

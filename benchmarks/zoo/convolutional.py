@@ -34,11 +34,7 @@ class Classifier(nn.Module):
         self.features, self.head = features, nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(
-            torch.flatten(
-                nn.functional.adaptive_avg_pool2d(self.features(images), 1), 1
-            )
-        )
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(self.features(images), 1), 1))
 
 
 class BasicBlock(nn.Module):
@@ -48,10 +44,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            conv_norm(inputs, width, 3, stride),
-            conv_norm(width, width, 3, activation=None),
-        )
+        self.body = nn.Sequential(conv_norm(inputs, width, 3, stride), conv_norm(width, width, 3, activation=None))
         self.shortcut = _shortcut(inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,18 +72,10 @@ class Bottleneck(nn.Module):
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
     same = inputs == outputs and stride == 1
-    return (
-        nn.Identity()
-        if same
-        else conv_norm(inputs, outputs, 1, stride, activation=None)
-    )
+    return nn.Identity() if same else conv_norm(inputs, outputs, 1, stride, activation=None)
 
 
-def resnet(
-    block: type[BasicBlock | Bottleneck],
-    depths: Sequence[int] = (2, 2, 1, 1),
-    width: int = 8,
-) -> nn.Module:
+def resnet(block: type[BasicBlock | Bottleneck], depths: Sequence[int] = (2, 2, 1, 1), width: int = 8) -> nn.Module:
     layers: list[nn.Module] = [conv_norm(3, width, 7, 2), nn.MaxPool2d(3, 2, 1)]
     inputs = width
     for stage, depth in enumerate(depths):
@@ -141,30 +126,20 @@ def densenet(depths: Sequence[int] = (3, 4, 3), growth: int = 8) -> nn.Module:
 class HarmonicBlock(nn.Module):
     """Layer k reads layer k − 2ⁿ for every 2ⁿ that divides k, so few tensors live long (Chao et al., 2019)."""
 
-    def __init__(
-        self, inputs: int, growth: int, depth: int, multiplier: float = 1.6
-    ) -> None:
+    def __init__(self, inputs: int, growth: int, depth: int, multiplier: float = 1.6) -> None:
         super().__init__()
         widths: list[int] = [inputs]
         self.links: list[list[int]] = []
         layers = []
         for index in range(1, depth + 1):
-            powers = [
-                1 << n for n in range(index.bit_length()) if index % (1 << n) == 0
-            ]
+            powers = [1 << n for n in range(index.bit_length()) if index % (1 << n) == 0]
             links = [index - power for power in powers]
             width = int(growth * multiplier ** (len(powers) - 1) + 1) // 2 * 2
-            layers.append(
-                conv_norm(
-                    sum(widths[link] for link in links), width, 3, activation=nn.ReLU6
-                )
-            )
+            layers.append(conv_norm(sum(widths[link] for link in links), width, 3, activation=nn.ReLU6))
             self.links.append(links)
             widths.append(width)
         self.layers = nn.ModuleList(layers)
-        self.kept = [
-            index for index in range(1, depth + 1) if index % 2 == 1 or index == depth
-        ]
+        self.kept = [index for index in range(1, depth + 1) if index % 2 == 1 or index == depth]
         self.width = sum(widths[index] for index in self.kept)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,18 +151,11 @@ class HarmonicBlock(nn.Module):
 
 
 def hardnet() -> nn.Module:
-    layers: list[nn.Module] = [
-        conv_norm(3, 8, 3, 2, activation=nn.ReLU6),
-        conv_norm(8, 16, 3, activation=nn.ReLU6),
-    ]
+    layers: list[nn.Module] = [conv_norm(3, 8, 3, 2, activation=nn.ReLU6), conv_norm(8, 16, 3, activation=nn.ReLU6)]
     width = 16
     for growth, depth, outputs in ((6, 4, 24), (8, 8, 40), (10, 4, 48)):
         block = HarmonicBlock(width, growth, depth)
-        layers += [
-            nn.MaxPool2d(2),
-            block,
-            conv_norm(block.width, outputs, 1, activation=nn.ReLU6),
-        ]
+        layers += [nn.MaxPool2d(2), block, conv_norm(block.width, outputs, 1, activation=nn.ReLU6)]
         width = outputs
     return Classifier(nn.Sequential(*layers), width)
 
@@ -195,18 +163,9 @@ def hardnet() -> nn.Module:
 class SqueezeExcite(nn.Module):
     """Channel gates from globally pooled features (Hu et al., 2018)."""
 
-    def __init__(
-        self,
-        width: int,
-        squeezed: int,
-        activation: type[nn.Module],
-        gate: type[nn.Module],
-    ) -> None:
+    def __init__(self, width: int, squeezed: int, activation: type[nn.Module], gate: type[nn.Module]) -> None:
         super().__init__()
-        self.reduce, self.expand = (
-            nn.Conv2d(width, squeezed, 1),
-            nn.Conv2d(squeezed, width, 1),
-        )
+        self.reduce, self.expand = (nn.Conv2d(width, squeezed, 1), nn.Conv2d(squeezed, width, 1))
         self.activation, self.gate = activation(), gate()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,23 +190,11 @@ class InvertedResidual(nn.Module):
         layers: list[nn.Module] = []
         if expanded != inputs:
             layers.append(conv_norm(inputs, expanded, 1, activation=activation))
-        layers.append(
-            conv_norm(
-                expanded,
-                expanded,
-                kernel,
-                stride,
-                groups=expanded,
-                activation=activation,
-            )
-        )
+        layers.append(conv_norm(expanded, expanded, kernel, stride, groups=expanded, activation=activation))
         if excite is not None:
             layers.append(excite)
         layers.append(conv_norm(expanded, outputs, 1, activation=None))
-        self.body, self.residual = (
-            nn.Sequential(*layers),
-            stride == 1 and inputs == outputs,
-        )
+        self.body, self.residual = (nn.Sequential(*layers), stride == 1 and inputs == outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x) if self.residual else self.body(x)
@@ -256,17 +203,10 @@ class InvertedResidual(nn.Module):
 def mobilenet_v2() -> nn.Module:
     layers: list[nn.Module] = [conv_norm(3, 8, 3, 2, activation=nn.ReLU6)]
     width = 8
-    for expansion, outputs, repeats, stride in (
-        (1, 8, 1, 1),
-        (6, 12, 2, 2),
-        (6, 16, 2, 2),
-        (6, 24, 2, 2),
-    ):
+    for expansion, outputs, repeats, stride in ((1, 8, 1, 1), (6, 12, 2, 2), (6, 16, 2, 2), (6, 24, 2, 2)):
         for index in range(repeats):
             step = stride if index == 0 else 1
-            layers.append(
-                InvertedResidual(width, width * expansion, outputs, 3, step, nn.ReLU6)
-            )
+            layers.append(InvertedResidual(width, width * expansion, outputs, 3, step, nn.ReLU6))
             width = outputs
     layers.append(conv_norm(width, 64, 1, activation=nn.ReLU6))
     return Classifier(nn.Sequential(*layers), 64)
@@ -283,27 +223,12 @@ def mobilenet_v3() -> nn.Module:
         (5, 120, 20, True, nn.Hardswish, 1),
     )
     for kernel, expanded, outputs, gated, activation, stride in rows:
-        excite = (
-            SqueezeExcite(
-                expanded, max(expanded // 4 // 8 * 8, 8), nn.ReLU, nn.Hardsigmoid
-            )
-            if gated
-            else None
-        )
-        layers.append(
-            InvertedResidual(
-                width, expanded, outputs, kernel, stride, activation, excite
-            )
-        )
+        excite = SqueezeExcite(expanded, max(expanded // 4 // 8 * 8, 8), nn.ReLU, nn.Hardsigmoid) if gated else None
+        layers.append(InvertedResidual(width, expanded, outputs, kernel, stride, activation, excite))
         width = outputs
     layers.append(conv_norm(width, 6 * width, 1, activation=nn.Hardswish))
     model = Classifier(nn.Sequential(*layers), 6 * width)
-    head = [
-        nn.Linear(6 * width, 64),
-        nn.Hardswish(inplace=True),
-        nn.Dropout(0.2),
-        nn.Linear(64, 10),
-    ]
+    head = [nn.Linear(6 * width, 64), nn.Hardswish(inplace=True), nn.Dropout(0.2), nn.Linear(64, 10)]
     model.head = nn.Sequential(*head)  # type: ignore[assignment]
     return model
 
@@ -321,11 +246,7 @@ def efficientnet() -> nn.Module:
             expanded = width * expansion
             excite = SqueezeExcite(expanded, max(width // 4, 1), nn.SiLU, nn.Sigmoid)
             step = stride if index == 0 else 1
-            layers.append(
-                InvertedResidual(
-                    width, expanded, outputs, kernel, step, nn.SiLU, excite
-                )
-            )
+            layers.append(InvertedResidual(width, expanded, outputs, kernel, step, nn.SiLU, excite))
             width = outputs
     layers.append(conv_norm(width, 64, 1, activation=nn.SiLU))
     return Classifier(nn.Sequential(*layers), 64)
@@ -334,13 +255,9 @@ def efficientnet() -> nn.Module:
 class UNet(nn.Module):
     """Contracting and expanding paths joined at every scale (Ronneberger et al., 2015)."""
 
-    def __init__(
-        self, widths: Sequence[int] = (8, 16, 32, 48), classes: int = 3
-    ) -> None:
+    def __init__(self, widths: Sequence[int] = (8, 16, 32, 48), classes: int = 3) -> None:
         super().__init__()
-        self.down = nn.ModuleList(
-            self._pair(a, b) for a, b in zip((3, *widths), widths, strict=False)
-        )
+        self.down = nn.ModuleList(self._pair(a, b) for a, b in zip((3, *widths), widths, strict=False))
         steps = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, 2) for a, b in steps)
         self.merge = nn.ModuleList(self._pair(2 * b, b) for _, b in steps)
@@ -389,13 +306,9 @@ class InceptionBlock(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         self.one = conv_norm(inputs, width, 1)
-        self.five = nn.Sequential(
-            conv_norm(inputs, width // 2, 1), conv_norm(width // 2, width, 5)
-        )
+        self.five = nn.Sequential(conv_norm(inputs, width // 2, 1), conv_norm(width // 2, width, 5))
         self.twice = nn.Sequential(
-            conv_norm(inputs, width, 1),
-            conv_norm(width, width + 4, 3),
-            conv_norm(width + 4, width, 3),
+            conv_norm(inputs, width, 1), conv_norm(width, width + 4, 3), conv_norm(width + 4, width, 3)
         )
         self.pooled = conv_norm(inputs, width // 2, 1)
 
@@ -411,15 +324,11 @@ class InceptionReduction(nn.Module):
         super().__init__()
         self.short = conv_norm(inputs, width, 3, 2)
         self.long = nn.Sequential(
-            conv_norm(inputs, width // 2, 1),
-            conv_norm(width // 2, width // 2),
-            conv_norm(width // 2, width, 3, 2),
+            conv_norm(inputs, width // 2, 1), conv_norm(width // 2, width // 2), conv_norm(width // 2, width, 3, 2)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat(
-            [self.short(x), self.long(x), nn.functional.max_pool2d(x, 3, 2, 1)], 1
-        )
+        return torch.cat([self.short(x), self.long(x), nn.functional.max_pool2d(x, 3, 2, 1)], 1)
 
 
 class InceptionFactored(nn.Module):
@@ -436,27 +345,12 @@ class InceptionFactored(nn.Module):
         self.pooled = conv_norm(inputs, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat(
-            [
-                self.one(x),
-                self.seven(x),
-                self.pooled(nn.functional.avg_pool2d(x, 3, 1, 1)),
-            ],
-            1,
-        )
+        return torch.cat([self.one(x), self.seven(x), self.pooled(nn.functional.avg_pool2d(x, 3, 1, 1))], 1)
 
 
 def inception() -> nn.Module:
     stem = nn.Sequential(
-        conv_norm(3, 8, 3, 2),
-        nn.MaxPool2d(3, 2, ceil_mode=True),
-        nn.LocalResponseNorm(5),
-        conv_norm(8, 16, 3),
+        conv_norm(3, 8, 3, 2), nn.MaxPool2d(3, 2, ceil_mode=True), nn.LocalResponseNorm(5), conv_norm(8, 16, 3)
     )
-    body = nn.Sequential(
-        stem,
-        InceptionBlock(16, 8),
-        InceptionReduction(28, 16),
-        InceptionFactored(60, 16),
-    )
+    body = nn.Sequential(stem, InceptionBlock(16, 8), InceptionReduction(28, 16), InceptionFactored(60, 16))
     return Classifier(body, 48)

@@ -17,18 +17,14 @@ class SplineLinear(nn.Module):
 
     grid: Tensor
 
-    def __init__(
-        self, inputs: int, outputs: int, intervals: int = 5, order: int = 3
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, intervals: int = 5, order: int = 3) -> None:
         super().__init__()
         self.order = order
         step = 2.0 / intervals
         knots = torch.arange(-order, intervals + order + 1) * step - 1.0
         self.register_buffer("grid", knots.expand(inputs, -1).contiguous())
         self.base = nn.Parameter(torch.randn(outputs, inputs) / inputs**0.5)
-        self.spline = nn.Parameter(
-            torch.randn(outputs, inputs, intervals + order) / inputs**0.5
-        )
+        self.spline = nn.Parameter(torch.randn(outputs, inputs, intervals + order) / inputs**0.5)
         self.scale = nn.Parameter(torch.ones(outputs, inputs))
 
     def bases(self, x: Tensor) -> Tensor:
@@ -67,49 +63,30 @@ class SpectralConv2d(nn.Module):
         result = torch.zeros(n, width, height, length // 2 + 1, dtype=torch.cfloat)
         top = spectrum[:, :, : self.rows, : self.columns]
         bottom = spectrum[:, :, -self.rows :, : self.columns]
-        result[:, :, : self.rows, : self.columns] = torch.einsum(
-            "bixy,ioxy->boxy", top, self.low
-        )
-        result[:, :, -self.rows :, : self.columns] = torch.einsum(
-            "bixy,ioxy->boxy", bottom, self.high
-        )
+        result[:, :, : self.rows, : self.columns] = torch.einsum("bixy,ioxy->boxy", top, self.low)
+        result[:, :, -self.rows :, : self.columns] = torch.einsum("bixy,ioxy->boxy", bottom, self.high)
         return torch.fft.irfft2(result, s=(height, length))
 
 
 class FourierOperator2d(nn.Module):
     """The 2-D Fourier neural operator: lift, four spectral layers with pointwise skips, project; padded borders."""
 
-    def __init__(
-        self,
-        channels: int = 1,
-        width: int = 8,
-        modes: int = 4,
-        depth: int = 4,
-        pad: int = 3,
-    ) -> None:
+    def __init__(self, channels: int = 1, width: int = 8, modes: int = 4, depth: int = 4, pad: int = 3) -> None:
         super().__init__()
         self.pad = pad
         self.lift = nn.Linear(channels + 2, width)
-        self.spectral = nn.ModuleList(
-            SpectralConv2d(width, modes, modes) for _ in range(depth)
-        )
+        self.spectral = nn.ModuleList(SpectralConv2d(width, modes, modes) for _ in range(depth))
         self.local = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(depth))
         self.project = nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Linear(16, 1))
 
     def forward(self, field: Tensor) -> Tensor:
         """`field` [n, height, width, channels] on a regular grid of the unit square → [n, height, width, 1]."""
         n, height, width, _ = field.shape
-        rows = torch.linspace(0, 1, height)[None, :, None, None].expand(
-            n, -1, width, -1
-        )
-        columns = torch.linspace(0, 1, width)[None, None, :, None].expand(
-            n, height, -1, -1
-        )
+        rows = torch.linspace(0, 1, height)[None, :, None, None].expand(n, -1, width, -1)
+        columns = torch.linspace(0, 1, width)[None, None, :, None].expand(n, height, -1, -1)
         x = self.lift(torch.cat([field, rows, columns], -1)).permute(0, 3, 1, 2)
         x = nn.functional.pad(x, (0, self.pad, 0, self.pad))
-        for index, (spectral, local) in enumerate(
-            zip(self.spectral, self.local, strict=True)
-        ):
+        for index, (spectral, local) in enumerate(zip(self.spectral, self.local, strict=True)):
             x = spectral(x) + local(x)
             if index + 1 < len(self.spectral):
                 x = nn.functional.gelu(x)
@@ -121,10 +98,7 @@ class ComplexConv2d(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.real, self.imaginary = (
-            nn.Conv2d(inputs, outputs, 3, padding=1),
-            nn.Conv2d(inputs, outputs, 3, padding=1),
-        )
+        self.real, self.imaginary = (nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(inputs, outputs, 3, padding=1))
 
     def forward(self, z: Tensor) -> Tensor:
         real = self.real(z.real) - self.imaginary(z.imag)
@@ -142,10 +116,7 @@ class ComplexMask(nn.Module):
     def forward(self, spectrum: Tensor) -> Tensor:
         """`spectrum` complex [n, frequencies, frames] → the masked spectrum, complex."""
         z = self.enter(spectrum[:, None])
-        z = torch.complex(
-            nn.functional.prelu(z.real, self.slope),
-            nn.functional.prelu(z.imag, self.slope),
-        )
+        z = torch.complex(nn.functional.prelu(z.real, self.slope), nn.functional.prelu(z.imag, self.slope))
         mask = self.leave(z).squeeze(1)
         size = mask.abs()
         return spectrum * (torch.tanh(size) / (size + 1e-6)) * mask
@@ -174,13 +145,5 @@ class WaveMask(nn.Module):
         self.register_buffer("window", torch.hann_window(size))
 
     def forward(self, wave: Tensor) -> Tensor:
-        spectrum = torch.stft(
-            wave, self.size, self.hop, window=self.window, return_complex=True
-        )
-        return torch.istft(
-            self.mask(spectrum),
-            self.size,
-            self.hop,
-            window=self.window,
-            length=wave.shape[-1],
-        )
+        spectrum = torch.stft(wave, self.size, self.hop, window=self.window, return_complex=True)
+        return torch.istft(self.mask(spectrum), self.size, self.hop, window=self.window, length=wave.shape[-1])

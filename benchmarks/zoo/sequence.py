@@ -9,15 +9,11 @@ from torch import Tensor, nn
 class Recurrent(nn.Module):
     """Embedding, a stack of recurrent layers, a tagger per step and a summary of the final states."""
 
-    def __init__(
-        self, cell: type[nn.LSTM | nn.GRU], bidirectional: bool, width: int = 16
-    ) -> None:
+    def __init__(self, cell: type[nn.LSTM | nn.GRU], bidirectional: bool, width: int = 16) -> None:
         super().__init__()
         ways = 2 if bidirectional else 1
         self.embed = nn.Embedding(40, 12, padding_idx=0)
-        self.recurrent = cell(
-            12, width, 2, batch_first=True, dropout=0.1, bidirectional=bidirectional
-        )
+        self.recurrent = cell(12, width, 2, batch_first=True, dropout=0.1, bidirectional=bidirectional)
         self.tags, self.summary = nn.Linear(ways * width, 7), nn.Linear(ways * width, 3)
         self.ways = ways
 
@@ -38,43 +34,19 @@ class StatisticsPooling(nn.Module):
 def time_delay(inputs: int = 20, width: int = 24) -> nn.Module:
     """The x-vector network: dilated convolutions over time, pooled statistics (Snyder et al., 2018)."""
     layers: list[nn.Module] = []
-    for channels, kernel, dilation in (
-        (width, 5, 1),
-        (width, 3, 2),
-        (width, 3, 3),
-        (width, 1, 1),
-        (2 * width, 1, 1),
-    ):
-        layers += [
-            nn.Conv1d(inputs, channels, kernel, dilation=dilation),
-            nn.ReLU(),
-            nn.BatchNorm1d(channels),
-        ]
+    for channels, kernel, dilation in ((width, 5, 1), (width, 3, 2), (width, 3, 3), (width, 1, 1), (2 * width, 1, 1)):
+        layers += [nn.Conv1d(inputs, channels, kernel, dilation=dilation), nn.ReLU(), nn.BatchNorm1d(channels)]
         inputs = channels
-    head = [
-        nn.Linear(4 * width, width),
-        nn.ReLU(),
-        nn.BatchNorm1d(width),
-        nn.Linear(width, 8),
-    ]
+    head = [nn.Linear(4 * width, width), nn.ReLU(), nn.BatchNorm1d(width), nn.Linear(width, 8)]
     return nn.Sequential(*layers, StatisticsPooling(), *head)
 
 
 class DilatedUnit(nn.Sequential):
     """Convolution over time with "same" padding, activation, batch norm."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> None:
         padding = dilation * (kernel - 1) // 2
-        conv = nn.Conv1d(
-            inputs,
-            outputs,
-            kernel,
-            dilation=dilation,
-            padding=padding,
-            padding_mode="reflect",
-        )
+        conv = nn.Conv1d(inputs, outputs, kernel, dilation=dilation, padding=padding, padding_mode="reflect")
         super().__init__(conv, nn.ReLU(), nn.BatchNorm1d(outputs))
 
 
@@ -86,23 +58,16 @@ class Res2Block(nn.Module):
         self.scale = scale
         self.enter, self.leave = DilatedUnit(width, width), DilatedUnit(width, width)
         part = width // scale
-        self.units = nn.ModuleList(
-            DilatedUnit(part, part, kernel, dilation) for _ in range(scale - 1)
-        )
+        self.units = nn.ModuleList(DilatedUnit(part, part, kernel, dilation) for _ in range(scale - 1))
         self.gate = nn.Sequential(
-            nn.Conv1d(width, width // 4, 1),
-            nn.ReLU(),
-            nn.Conv1d(width // 4, width, 1),
-            nn.Sigmoid(),
+            nn.Conv1d(width, width // 4, 1), nn.ReLU(), nn.Conv1d(width // 4, width, 1), nn.Sigmoid()
         )
 
     def forward(self, x: Tensor) -> Tensor:
         parts = list(self.enter(x).chunk(self.scale, 1))
         outputs = [parts[0]]
         for index, unit in enumerate(self.units, 1):
-            outputs.append(
-                unit(parts[index] if index == 1 else parts[index] + outputs[-1])
-            )
+            outputs.append(unit(parts[index] if index == 1 else parts[index] + outputs[-1]))
         y = self.leave(torch.cat(outputs, 1))
         return x + y * self.gate(y.mean(-1, keepdim=True))
 
@@ -112,23 +77,14 @@ class AttentiveStatistics(nn.Module):
 
     def __init__(self, width: int, hidden: int = 12) -> None:
         super().__init__()
-        self.enter, self.leave = (
-            DilatedUnit(3 * width, hidden),
-            nn.Conv1d(hidden, width, 1),
-        )
+        self.enter, self.leave = (DilatedUnit(3 * width, hidden), nn.Conv1d(hidden, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(-1, keepdim=True).expand_as(x)
-        deviation = (
-            x.var(-1, unbiased=False, keepdim=True).clamp(min=1e-4).sqrt().expand_as(x)
-        )
-        weights = self.leave(
-            torch.tanh(self.enter(torch.cat([x, mean, deviation], 1)))
-        ).softmax(-1)
+        deviation = x.var(-1, unbiased=False, keepdim=True).clamp(min=1e-4).sqrt().expand_as(x)
+        weights = self.leave(torch.tanh(self.enter(torch.cat([x, mean, deviation], 1)))).softmax(-1)
         first = (weights * x).sum(-1)
-        second = (
-            (weights * (x - first[:, :, None]).square()).sum(-1).clamp(min=1e-4).sqrt()
-        )
+        second = (weights * (x - first[:, :, None]).square()).sum(-1).clamp(min=1e-4).sqrt()
         return torch.cat([first, second], -1)
 
 
@@ -138,9 +94,7 @@ class EcapaTdnn(nn.Module):
     def __init__(self, inputs: int = 20, width: int = 32, embedding: int = 16) -> None:
         super().__init__()
         self.enter = DilatedUnit(inputs, width, 5)
-        self.blocks = nn.ModuleList(
-            Res2Block(width, 3, dilation) for dilation in (2, 3, 4)
-        )
+        self.blocks = nn.ModuleList(Res2Block(width, 3, dilation) for dilation in (2, 3, 4))
         self.aggregate = DilatedUnit(3 * width, 3 * width)
         self.pool, self.norm = AttentiveStatistics(3 * width), nn.BatchNorm1d(6 * width)
         self.project = nn.Linear(6 * width, embedding)
@@ -161,15 +115,9 @@ class PointerNetwork(nn.Module):
         super().__init__()
         self.steps = steps
         self.embed = nn.Linear(2, width)
-        self.encoder, self.decoder = (
-            nn.LSTM(width, width, batch_first=True),
-            nn.LSTMCell(width, width),
-        )
+        self.encoder, self.decoder = (nn.LSTM(width, width, batch_first=True), nn.LSTMCell(width, width))
         self.start = nn.Parameter(torch.zeros(width))
-        self.keys, self.query = (
-            nn.Linear(width, width, bias=False),
-            nn.Linear(width, width),
-        )
+        self.keys, self.query = (nn.Linear(width, width, bias=False), nn.Linear(width, width))
         self.score = nn.Linear(width, 1, bias=False)
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,16 +131,10 @@ class PointerNetwork(nn.Module):
         for _ in range(self.steps):
             h, c = self.decoder(current, (h, c))
             logits = self.score(torch.tanh(keys + self.query(h)[:, None])).squeeze(-1)
-            probabilities = (
-                (10.0 * torch.tanh(logits))
-                .masked_fill(visited, float("-inf"))
-                .softmax(-1)
-            )
+            probabilities = (10.0 * torch.tanh(logits)).masked_fill(visited, float("-inf")).softmax(-1)
             choice = probabilities.argmax(-1, keepdim=True)
             visited = visited.scatter(1, choice, True)
-            current = inputs.gather(
-                1, choice[:, :, None].expand(-1, -1, inputs.shape[-1])
-            ).squeeze(1)
+            current = inputs.gather(1, choice[:, :, None].expand(-1, -1, inputs.shape[-1])).squeeze(1)
             scores.append(probabilities)
             choices.append(choice.squeeze(1))
         return torch.stack(scores, 1), torch.stack(choices, 1)

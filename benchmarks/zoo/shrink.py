@@ -47,26 +47,11 @@ WIDTH = {
     "filters", "state", "proj", "model", "embedding", "descriptor", "units", "chans",
 }  # fmt: skip
 LAYERS = {"layers", "layer", "depth", "depths", "blocks", "repeats"}
+WINDOWS = {"window", "radius", "chunk"}
 INDEXES = {"indexes", "indices", "index", "idx", "indexs"}
 FEED_FORWARD = {"intermediate", "ffn", "feedforward", "ff", "inner", "mlp"}
-IMAGE_SIZES = (
-    "image_size",
-    "img_size",
-    "input_size",
-    "crop_size",
-    "pretrain_image_size",
-    "spatial_size",
-)
-HEAD_SIZE = (
-    "head_dim",
-    "head_size",
-    "head_width",
-    "kv_channels",
-    "d_kv",
-    "d_head",
-    "rotary_dim",
-    "head_channels",
-)
+IMAGE_SIZES = ("image_size", "img_size", "input_size", "crop_size", "pretrain_image_size", "spatial_size")
+HEAD_SIZE = ("head_dim", "head_size", "head_width", "kv_channels", "d_kv", "d_head", "rotary_dim", "head_channels")
 DERIVED = {"num_labels", "id2label", "label2id", "dtype", "architectures", "chunk_size_feed_forward", "output_hidden_states",
            "output_attentions", "return_dict", "transformers_version", "problem_type"}  # fmt: skip
 
@@ -93,11 +78,7 @@ def _number(value: object) -> bool:
 
 
 def _numbers(value: object) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) > 0
-        and all(_number(item) for item in value)
-    )
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(_number(item) for item in value)
 
 
 def _below(value: int) -> int:
@@ -108,9 +89,7 @@ def _below(value: int) -> int:
 class _Shrinker:
     """The new values of one configuration's fields under one strategy."""
 
-    def __init__(
-        self, config: PreTrainedConfig, strategy: Strategy, tokens: Callable[[int], int]
-    ) -> None:
+    def __init__(self, config: PreTrainedConfig, strategy: Strategy, tokens: Callable[[int], int]) -> None:
         self.config, self.strategy, self.tokens = config, strategy, tokens
         heads = self._canonical("num_attention_heads")
         hidden = self._canonical("hidden_size")
@@ -118,11 +97,21 @@ class _Shrinker:
         self.hidden = hidden if _number(hidden) and hidden > 0 else 512
         if strategy.own_head_size:
             size = self._canonical("head_dim") or self.hidden // self.heads
-            self.strategy = strategy = dataclasses.replace(
-                strategy, width=strategy.heads * int(size)
-            )
+            self.strategy = strategy = dataclasses.replace(strategy, width=strategy.heads * int(size))
         self.kept = self._kept_layers()
-        self.depth = len(self.kept) if self.kept else strategy.layers
+        self.outputs = self._outputs()
+        self.depth = max(len(self.kept) if self.kept else strategy.layers, len(self.outputs))
+
+    def _outputs(self) -> list[int]:
+        """The stages that a backbone was asked to give out, where they are not the ones it gives by itself."""
+        asked = read(self.config, "_out_indices")
+        return list(asked) if asked and asked != read(type(self.config)(), "_out_indices") else []
+
+    def _stage_outputs(self) -> list[int]:
+        """As many stages of the shrunk backbone, counted from its last."""
+        if self._stages() or not self.kept:
+            return self.outputs
+        return [self.depth + 1 - len(self.outputs) + index for index in range(len(self.outputs))]
 
     def _canonical(self, name: str) -> Any:
         return read(self.config, name)
@@ -132,22 +121,14 @@ class _Shrinker:
         total = self._canonical("num_hidden_layers")
         if not _number(total) or total < 1:
             return []
-        lists = [
-            v
-            for v in vars(self.config).values()
-            if isinstance(v, (list, tuple)) and len(v) == total > 4
-        ]
-        kinds = [
-            v
-            for v in lists
-            if all(isinstance(item, (str, int)) for item in v) and len(set(v)) <= 4
-        ]
+        lists = [v for v in vars(self.config).values() if isinstance(v, (list, tuple)) and len(v) == total > 4]
+        kinds = [v for v in lists if all(isinstance(item, (str, int)) for item in v) and len(set(v)) <= 4]
         seen: dict[Any, int] = {}
         for index in range(total):
             seen.setdefault(tuple(str(kind[index]) for kind in kinds), index)
         kept = sorted(seen.values())[:6]
         for index in range(total):
-            if len(kept) >= min(self.strategy.layers, total):
+            if len(kept) >= min(max(self.strategy.layers, len(self._outputs())), total):
                 break
             if index not in kept:
                 kept.append(index)
@@ -159,53 +140,33 @@ class _Shrinker:
         result: dict[str, Any] = {}
         for field in dataclasses.fields(self.config):
             name = field.name
-            if (
-                name in DERIVED
-                or name.startswith("_")
-                or name in self.config.sub_configs
-            ):
+            if name in DERIVED or name.startswith("_") or name in self.config.sub_configs:
                 continue
             declared = field.default
-            if (
-                declared is dataclasses.MISSING
-                and field.default_factory is not dataclasses.MISSING
-            ):
+            if declared is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
                 declared = field.default_factory()
             value = read(self.config, name, declared)
             if name == "head_dim" and value is None:
-                value = (
-                    self.hidden // self.heads
-                )  # what leaving it out means, for models that read it as it is
-            elif (
-                declared is None
-                and read(fresh, name) == value
-                and not self._per_layer(value)
-            ):
+                value = self.hidden // self.heads  # what leaving it out means, for models that read it as it is
+            elif declared is None and read(fresh, name) == value and not self._per_layer(value):
                 kept = isinstance(value, dict) or "feature_size" in name
                 if not kept:  # derived from other fields when left out
                     continue
             changed = self.value(name, value)
             if changed != declared:
                 result[name] = changed
+        if self.outputs:
+            result["out_indices"] = self._stage_outputs()
         return result
 
     def _per_layer(self, value: object) -> bool:
         total = self._canonical("num_hidden_layers")
-        return (
-            bool(self.kept)
-            and isinstance(value, (list, tuple))
-            and len(value) == total
-            and total > 4
-        )
+        return bool(self.kept) and isinstance(value, (list, tuple)) and len(value) == total and total > 4
 
     def value(self, name: str, value: Any) -> Any:
         if self._per_layer(value) and name not in ("hidden_sizes",):
             items = [value[index] for index in self.kept]
-            if (
-                not _numbers(items)
-                or len(set(value)) <= 4
-                and not set(name.split("_")) & WIDTH
-            ):
+            if not _numbers(items) or len(set(value)) <= 4 and not set(name.split("_")) & WIDTH:
                 return type(value)(items)
             value = items
         if _number(value):
@@ -214,73 +175,39 @@ class _Shrinker:
             return type(value)(self.sequence(name, list(value)))
         if isinstance(value, dict):
             return self.mapping(name, value)
-        if (
-            isinstance(value, (list, tuple))
-            and value
-            and all(_numbers(item) for item in value)
-        ):
-            return type(value)(
-                type(item)(self.sequence(name, list(item))) for item in value
-            )
+        if isinstance(value, (list, tuple)) and value and all(_numbers(item) for item in value):
+            return type(value)(type(item)(self.sequence(name, list(item))) for item in value)
         return value
 
     def scalar(self, name: str, value: int) -> int:
         words = set(name.lower().split("_"))
         if self._is_token(name, words):
             return self.tokens(value)
-        if words & {"vocab", "codebook", "vocabulary"} or name in (
-            "num_embeddings",
-            "unpadded_vocab_size",
-        ):
+        if words & {"vocab", "codebook", "vocabulary"} or name in ("num_embeddings", "unpadded_vocab_size"):
             return min(value, VOCABULARY)
         if self._is_position(name, words):
             return min(value, POSITIONS)
-        if (
-            "experts" in words
-            or "expert" in words
-            and words & {"num", "n"}
-            or name in ("moe_topk", "moe_k")
-        ):
-            return min(
-                value,
-                2 if words & {"tok", "token", "topk", "top", "k", "shared"} else 8,
-            )
+        if "experts" in words or "expert" in words and words & {"num", "n"} or name in ("moe_topk", "moe_k"):
+            return min(value, 2 if words & {"tok", "token", "topk", "top", "k", "shared"} else 8)
         if name in ("n_group", "topk_group"):
             return min(value, 2)
-        if (
-            words & {"period", "interval", "every", "frequency"}
-            or name == "first_k_dense_replace"
-        ):
+        if words & {"period", "interval", "every", "frequency"} or name == "first_k_dense_replace":
             return min(value, 1 if name == "first_k_dense_replace" else 2)
         if words & {"offset"}:
             return min(value, 1)
         if words & LAYERS and not words & (
-            INDEXES
-            | {"norm", "feature", "per", "type", "kernel", "dim", "size", "channels"}
+            INDEXES | {"norm", "feature", "per", "type", "kernel", "dim", "size", "channels"}
         ):
             main = value == self._canonical("num_hidden_layers")
             return min(value, self.depth if main else self.strategy.layers)
         if any(part in name for part in HEAD_SIZE):
             return self.head_size(value)
-        if words & {"heads", "head"} and not words & {
-            "dim",
-            "size",
-            "out",
-            "in",
-            "channels",
-        }:
-            return self.head_count(
-                value, key_value=bool(words & {"kv", "value"}) and "linear" not in words
-            )
-        if (
-            "quer" in name
-            or "proposals" in words
-            or "detection" in words
-            or "landmarks" in words
-        ):
+        if words & {"heads", "head"} and not words & {"dim", "size", "out", "in", "channels"}:
+            return self.head_count(value, key_value=bool(words & {"kv", "value"}) and "linear" not in words)
+        if "quer" in name or "proposals" in words or "detection" in words or "landmarks" in words:
             return min(value, 16)
-        if words & {"window", "radius", "chunk"} and value > 24:
-            return 8
+        if words & WINDOWS and value > 24 and self.strategy.divisor > 2:
+            return min(8 * value // self._least_window(), POSITIONS)
         if name == "window_size" and self._stages():
             return min(value, 4)
         if name in IMAGE_SIZES:
@@ -288,19 +215,9 @@ class _Shrinker:
         if name == "image_embedding_size":
             patch = self.patch()
             return max(self.image(value * patch) // patch, 1)
-        if name in (
-            "image_seq_length",
-            "audio_seq_length",
-            "video_seq_length",
-            "max_text_len",
-        ):
+        if name in ("image_seq_length", "audio_seq_length", "video_seq_length", "max_text_len"):
             return min(value, 16)
-        if (
-            words & WIDTH
-            and not words & NOT_WIDTH
-            and not name.startswith("max_")
-            and value >= 24
-        ):
+        if words & WIDTH and not words & NOT_WIDTH and not name.startswith("max_") and value >= 24:
             return self.width(name, value)
         return value
 
@@ -308,49 +225,30 @@ class _Shrinker:
         words = set(name.lower().split("_"))
         if self._is_token(name, words):
             return [self.tokens(value) for value in values]
-        if (
-            words & INDEXES
-            or name.endswith("_layers")
-            and "encode_proj" not in name
-            and max(values) > 8
-        ):
+        if words & INDEXES or name.endswith("_layers") and "encode_proj" not in name and max(values) > 8:
             if max(values) <= 4:
                 return values
             return sorted({min(index, self.depth - 1) for index in range(len(values))})
         if words & {"heads", "head"} and not words & {"dim", "size"}:
-            return (
-                [_below(value) for value in values] if self.strategy.heads else values
-            )
+            return [_below(value) for value in values] if self.strategy.heads else values
         if words & LAYERS:
             return [min(value, self.strategy.layers) for value in values]
         if name in IMAGE_SIZES:
             return [self.image(value) for value in values]
-        if (
-            "feature_size" in name
-            or words & {"feature"}
-            and words & {"resolution", "shape"}
-        ):
+        if "feature_size" in name or words & {"feature"} and words & {"resolution", "shape"}:
             before = read(self.config, "image_size") or self._inner_image()
             if isinstance(before, (list, tuple)):
                 before = before[0]
-            return (
-                [max(value * self.image(before) // before, 1) for value in values]
-                if _number(before)
-                else values
-            )
+            return [max(value * self.image(before) // before, 1) for value in values] if _number(before) else values
         if words & {"window"}:
             return [8 if value > 24 else value for value in values]
-        if (
-            words & (WIDTH | {"channels"})
-            and not words & NOT_WIDTH
-            and max(values) >= 24
-        ):
+        if words & (WIDTH | {"channels"}) and not words & NOT_WIDTH and max(values) >= 24:
             if not self.strategy.width:
-                return [max(value // self.strategy.divisor, 4) for value in values]
+                return [max(value // self.strategy.divisor, min(value, 4)) for value in values]
             divisor = max(_below(max(values)) // (2 * self.strategy.width), 1)
             if len(set(values)) == 1:
                 return [self.width(name, values[0])] * len(values)
-            return [max(value // divisor, 4) for value in values]
+            return [max(value // divisor, min(value, 4)) for value in values]
         return values
 
     def mapping(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -397,22 +295,22 @@ class _Shrinker:
         return min(value, self.strategy.heads)
 
     def patch(self) -> int:
-        patch = read(self.config, "patch_size") or next(
-            (read(p, "patch_size") for p in walk(self.config)), None
-        )
+        patch = next((size for part in walk(self.config) if (size := read(part, "patch_size"))), None)
         if isinstance(patch, (list, tuple)):
             patch = patch[0] if patch else None
         return patch if _number(patch) and patch > 0 else 16
 
     def _inner_image(self) -> Any:
-        return next(
-            (size for part in walk(self.config) if (size := read(part, "image_size"))),
-            None,
-        )
+        return next((size for part in walk(self.config) if (size := read(part, "image_size"))), None)
 
     def _stages(self) -> int:
         depths = read(self.config, "depths")
         return len(depths) if isinstance(depths, (list, tuple)) else 0
+
+    def _least_window(self) -> int:
+        """Windows shrink together, so that one which is a multiple of another stays so."""
+        fields = {field.name: read(self.config, field.name) for field in dataclasses.fields(self.config)}
+        return min(v for name, v in fields.items() if set(name.split("_")) & WINDOWS and _number(v) and v > 24)
 
     def image(self, value: int) -> int:
         """Four patches a side or 64 pixels; for windows over several scales, one window at the last scale."""
@@ -428,32 +326,13 @@ class _Shrinker:
     def _is_token(name: str, words: set[str]) -> bool:
         if "token" in words and words & {"id", "index", "ids", "idx"}:
             return True
-        return name.endswith(
-            (
-                "_id",
-                "unk_index",
-                "pad_index",
-                "mask_index",
-                "bos_index",
-                "eos_index",
-                "_token",
-            )
-        )
+        return name.endswith(("_id", "unk_index", "pad_index", "mask_index", "bos_index", "eos_index", "_token"))
 
     @staticmethod
     def _is_position(name: str, words: set[str]) -> bool:
-        if name in (
-            "n_positions",
-            "n_ctx",
-            "max_seq_len",
-            "max_sequence_length",
-            "seq_length",
-            "context_length",
-        ):
+        if name in ("n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length", "context_length"):
             return True
-        return "max" in words and bool(
-            words & {"position", "positions", "length", "len", "seqlen"}
-        )
+        return "max" in words and bool(words & {"position", "positions", "length", "len", "seqlen"})
 
 
 class _Tokens:
@@ -469,9 +348,7 @@ class _Tokens:
 
 
 def shrink(
-    config: PreTrainedConfig,
-    strategy: Strategy,
-    tokens: Callable[[int], int] | None = None,
+    config: PreTrainedConfig, strategy: Strategy, tokens: Callable[[int], int] | None = None
 ) -> PreTrainedConfig:
     """A small configuration of the same class: few layers, one of each kind, narrow, with a small vocabulary."""
     tokens = tokens or _Tokens()
@@ -489,11 +366,7 @@ def shrink(
 
 def fit_special_tokens(config: PreTrainedConfig) -> int:
     """The smallest vocabulary in `config`: token ids below it are valid for every embedding."""
-    sizes = [
-        read(part, "vocab_size")
-        for part in walk(config)
-        if _number(read(part, "vocab_size"))
-    ]
+    sizes = [read(part, "vocab_size") for part in walk(config) if _number(read(part, "vocab_size"))]
     return min([size for size in sizes if size > 0], default=VOCABULARY)
 
 
@@ -524,9 +397,7 @@ def lookup(config: PreTrainedConfig, names: tuple[str, ...], kind: str = "") -> 
     return None
 
 
-def _keyed(
-    config: PreTrainedConfig, key: str = ""
-) -> Iterator[tuple[str, PreTrainedConfig]]:
+def _keyed(config: PreTrainedConfig, key: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:
     yield f"{key} {config.model_type}", config
     for name in config.sub_configs:
         inner = read(config, name)

@@ -17,9 +17,7 @@ def _redrawn(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     values = tensor.detach().float()
     usable = bool(torch.isfinite(values).all()) and float(values.abs().max()) < 100
     constant = usable and bool((values == values.flatten()[0]).all())
-    if (
-        usable and constant
-    ):  # a bias, a norm's scale, a gate: keep its level, make every entry its own
+    if usable and constant:  # a bias, a norm's scale, a gate: keep its level, make every entry its own
         return values + 0.1 * noise
     if tensor.dim() < 2:
         return values if usable else 0.1 * noise
@@ -49,8 +47,6 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
             elif buffer.is_floating_point() and not torch.isfinite(buffer).all():
                 finite = buffer.masked_fill(~torch.isfinite(buffer), 0.0)
-                if not torch.isinf(
-                    buffer
-                ).any():  # NaN marks memory that nobody wrote; an infinity is a mask's
+                if not torch.isinf(buffer).any():  # NaN marks memory that nobody wrote; an infinity is a mask's
                     buffer.copy_(finite)
     return module.eval()

@@ -28,11 +28,7 @@ def outputs(name: str) -> tuple[torch.Tensor, ...]:
 
 
 def test_every_family_of_the_bar_is_there() -> None:
-    missing = {
-        name
-        for name in NAMED_BY_THE_BAR
-        if not any(family.startswith(name) for family in FAMILIES)
-    }
+    missing = {name for name in NAMED_BY_THE_BAR if not any(family.startswith(name) for family in FAMILIES)}
     assert not missing
 
 
@@ -51,20 +47,12 @@ def test_two_builds_give_the_same_finite_outputs(name: str) -> None:
 def test_every_parameter_reaches_the_outputs_with_its_own_value(name: str) -> None:
     module, args, kwargs = FAMILIES[name]()
     result = module(*args, **kwargs)
-    floating = [
-        t
-        for t in (result if isinstance(result, tuple) else (result,))
-        if t.is_floating_point()
-    ]
+    floating = [t for t in (result if isinstance(result, tuple) else (result,)) if t.is_floating_point()]
     weights = torch.Generator().manual_seed(5)
-    sum(
-        (t * torch.randn(t.shape, generator=weights)).sum() for t in floating
-    ).backward()
+    sum((t * torch.randn(t.shape, generator=weights)).sum() for t in floating).backward()
     for label, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, label
-        assert parameter.numel() == 1 or (parameter != parameter.flatten()[0]).any(), (
-            label
-        )
+        assert parameter.numel() == 1 or (parameter != parameter.flatten()[0]).any(), label
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -74,9 +62,7 @@ def test_export_accepts_it_and_computes_the_same(name: str) -> None:
         warnings.simplefilter("ignore")
         program = torch.export.export(module, args, kwargs, strict=False)
         result = program.module()(*args, **kwargs)
-    for a, b in zip(
-        result if isinstance(result, tuple) else (result,), outputs(name), strict=True
-    ):
+    for a, b in zip(result if isinstance(result, tuple) else (result,), outputs(name), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -97,18 +83,12 @@ def test_window_partition_is_undone() -> None:
 
 def test_a_shifted_window_does_not_see_across_the_seam() -> None:
     module, _, _ = FAMILIES["swin"]()
-    block = next(
-        b for b in module.layers if getattr(getattr(b, "attention", None), "shift", 0)
-    )
+    block = next(b for b in module.layers if getattr(getattr(b, "attention", None), "shift", 0))
     x = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
     changed = x.clone()
-    changed[:, 0] += (
-        1.0  # after the shift the first row shares windows with the last rows, but is masked from them
-    )
+    changed[:, 0] += 1.0  # after the shift the first row shares windows with the last rows, but is masked from them
     with torch.no_grad():
-        difference = (
-            (block.attention(changed) - block.attention(x)).abs().amax((0, 2, 3))
-        )
+        difference = (block.attention(changed) - block.attention(x)).abs().amax((0, 2, 3))
     assert difference[0] > 1e-3
     assert difference[-1] < 1e-5
 
@@ -127,12 +107,7 @@ def test_both_forms_of_graph_attention_agree() -> None:
         torch.nn.init.zeros_(layer.bias)
     with torch.no_grad():
         # the dense form's rows attend over columns; an edge (i, j) of the list carries i's message to j
-        torch.testing.assert_close(
-            sparse(nodes, edges.flip(0)),
-            swapped(dense)(nodes, adjacency),
-            rtol=1e-4,
-            atol=1e-5,
-        )
+        torch.testing.assert_close(sparse(nodes, edges.flip(0)), swapped(dense)(nodes, adjacency), rtol=1e-4, atol=1e-5)
 
 
 def swapped(network: torch.nn.Module) -> torch.nn.Module:
