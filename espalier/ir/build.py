@@ -27,12 +27,12 @@ class Builder:
         """A new graph input."""
         return self.graph.add_input(type, name)
 
-    def add(
+    def node(
         self, op: Op, operands: Sequence[Any], *, results: int | None = None, regions: Sequence[Graph] = ()
     ) -> Node:
         """Add a node of an operator instance; None for absent operands."""
-        tensor = next((v for v in operands if isinstance(v, Value) and isinstance(v.type, TensorType)), None)
-        values = [None if operand is None else as_value(operand, tensor) for operand in operands]
+        tensors = [v for v in operands if isinstance(v, Value) and isinstance(v.type, TensorType)]
+        values = [None if operand is None else as_value(operand, _like(operand, tensors)) for operand in operands]
         while values and values[-1] is None:
             values.pop()
         count = sum(not port.optional and not port.variadic for port in op.results) if results is None else results
@@ -47,10 +47,16 @@ class Builder:
             raise AttributeError(f"no operator is called {name!r}") from None
 
         def build(*operands: Any, results: int | None = None, regions: Sequence[Graph] = (), **attributes: Any) -> Any:
-            node = self.add(kind(**attributes), operands, results=results, regions=regions)
-            return node.results[0] if len(node.results) == 1 else tuple(node.results)
+            made = self.node(kind(**attributes), operands, results=results, regions=regions)
+            return made.results[0] if len(made.results) == 1 else tuple(made.results)
 
         return build
+
+
+def _like(operand: Any, tensors: Sequence[Value]) -> Value | None:
+    """The tensor whose element a number takes: the first that can hold such a number."""
+    holds = {bool: ("bool",), int: ("int", "uint", "float", "complex"), float: ("float", "complex")}.get(type(operand), ())
+    return next((v for v in tensors if v.element.storage.kind in holds), tensors[0] if tensors else None)
 
 
 _UNKNOWN: Type = TensorType(elements.F32, None)  # until infer_node has looked, at once

@@ -41,8 +41,8 @@ class Rewriter(Builder):
         self.root = root
         self.created: list[Node] = []
 
-    def add(self, op: Op, operands: Sequence[Any], *, results: int | None = None, regions: Sequence[Graph] = ()) -> Node:
-        node = super().add(op, operands, results=results, regions=regions)
+    def node(self, op: Op, operands: Sequence[Any], *, results: int | None = None, regions: Sequence[Graph] = ()) -> Node:
+        node = super().node(op, operands, results=results, regions=regions)
         self.created.append(node)
         return node
 

@@ -117,7 +117,7 @@ def merge_constant_operands(node: Node, rewriter: Rewriter) -> Replacement:
             with np.errstate(all="ignore"):
                 both = combine(constant.array, outer.array)
             rewriter.require(both.size <= max(constant.array.size, outer.array.size), "the constant would grow")
-            return rewriter.add(node.op, [y, both]).results[0]
+            return rewriter.node(node.op, [y, both]).results[0]
     rewriter.why("no constant on both levels")
 
 
@@ -147,7 +147,7 @@ def fold_transpose_into_gemm(node: Node, rewriter: Rewriter) -> Replacement:
             operands = list(node.operands)
             operands[position] = transpose.operand(0)
             flipped = node.op.replace(**{flag: 1 - getattr(node.op, flag)})
-            return rewriter.add(flipped, operands).results[0]
+            return rewriter.node(flipped, operands).results[0]
     rewriter.why("no factor is transposed")
 
 

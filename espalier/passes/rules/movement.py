@@ -157,7 +157,7 @@ def sink_transpose(node: Node, rewriter: Rewriter) -> Replacement:
             continue
         padded = operand.constant.reshape((1,) * (len(perm) - rank) + operand.constant.shape)
         operands.append(constant(padded.transpose(inverse)))
-    made = rewriter.add(node.op, operands).results[0]
+    made = rewriter.node(node.op, operands).results[0]
     return rewriter.transpose(made, perm=perm)
 
 
@@ -269,7 +269,7 @@ def fold_pad_into_conv(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.require(min(amounts) >= 0, "it crops")
     own: Sequence[int] = node.pads or (0,) * (2 * (rank - 2))
     pads = tuple(a + b for a, b in zip(own, begins[2:] + ends[2:], strict=True))
-    return rewriter.add(node.op.replace(pads=pads, auto_pad="NOTSET"), [pad.data, *node.operands[1:]]).results[0]
+    return rewriter.node(node.op.replace(pads=pads, auto_pad="NOTSET"), [pad.data, *node.operands[1:]]).results[0]
 
 
 def _is_zero(value: Value | None) -> bool:

@@ -47,7 +47,7 @@ def scaled(conv: Node, scale: NDArray[Any], shift: NDArray[Any], rewriter: Rewri
         wide = wide * scale.reshape(-1, *(1,) * (wide.ndim - 1))
     old_bias = 0.0 if bias is None else bias.array.astype(np.float64)
     dtype = weight.element.dtype
-    node = rewriter.add(conv.op, [conv.x, wide.astype(dtype), (old_bias * scale + shift).astype(dtype)])
+    node = rewriter.node(conv.op, [conv.x, wide.astype(dtype), (old_bias * scale + shift).astype(dtype)])
     return node.results[0]
 
 
@@ -75,7 +75,7 @@ def fold_batch_norm_into_gemm(norm: Node, rewriter: Rewriter) -> Replacement:
     dtype = gemm.b.element.dtype
     weight = gemm.b.array.astype(np.float64) * (scale[:, None] if gemm.transB else scale)
     bias = (0.0 if gemm.c is None else gemm.c.array.astype(np.float64)) * scale + shift
-    node = rewriter.add(gemm.op, [gemm.a, weight.astype(dtype), bias.astype(dtype)])
+    node = rewriter.node(gemm.op, [gemm.a, weight.astype(dtype), bias.astype(dtype)])
     return [node.results[0], *[None] * (len(norm.results) - 1)]
 
 
@@ -106,7 +106,7 @@ def fold_shift_into_conv(add: Node, rewriter: Rewriter) -> Replacement:
         rewriter.require(conv.results[0].has_one_use, "the convolution's output is shared")
         assert shift is not None
         bias = shift if conv.b is None else conv.b.array + shift
-        return rewriter.add(conv.op, [conv.x, conv.w, np.ascontiguousarray(bias)]).results[0]
+        return rewriter.node(conv.op, [conv.x, conv.w, np.ascontiguousarray(bias)]).results[0]
     rewriter.why("neither term is a convolution")
 
 

@@ -276,7 +276,7 @@ def scale_norm(node: Node, rewriter: Rewriter) -> Replacement:
             continue
         unit = splat(norm.scale) == 1 and len(norm.inputs) == 2
         if unit and vector(factor, made.shape, norm.axis % len(made.shape)):
-            return rewriter.add(norm.op, [norm.operand(0), factor]).results[0]
+            return rewriter.node(norm.op, [norm.operand(0), factor]).results[0]
     rewriter.why("no factor is a norm of unit scale, or the other is no constant over its axes")
 
 
@@ -289,7 +289,7 @@ def shift_norm(node: Node, rewriter: Rewriter) -> Replacement:
         if norm is None or not made.has_one_use or made.index != 0 or len(norm.inputs) != 2:
             continue
         if vector(term, made.shape, norm.axis % len(made.shape)):
-            return rewriter.add(norm.op, [*norm.operands, term]).results[0]
+            return rewriter.node(norm.op, [*norm.operands, term]).results[0]
     rewriter.why("no term is a layer norm without bias, or the other is no constant over its axes")
 
 
