@@ -199,7 +199,8 @@ class Slice(Op):
         starts, ends = ctx.dimensions("starts"), ctx.dimensions("ends")
         axes = ctx.numbers("axes_") if ctx.has("axes_") else None
         steps = ctx.numbers("steps") if ctx.has("steps") else None
-        if starts is None or ends is None or (ctx.has("axes_") and axes is None) or (ctx.has("steps") and steps is None):
+        unknown = (ctx.has("axes_") and axes is None) or (ctx.has("steps") and steps is None)
+        if starts is None or ends is None or unknown:
             return None
         where = range(len(starts)) if axes is None else axes.reshape(-1).tolist()
         by = [1] * len(starts) if steps is None else [int(step) for step in steps.reshape(-1).tolist()]
