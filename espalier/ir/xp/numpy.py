@@ -11,10 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.ir import elements
+from espalier.ir import dims, elements
 from espalier.ir.elements import Element
 
 Array = NDArray[Any]
@@ -23,8 +24,8 @@ _OWN = {
     "abs", "acos", "acosh", "all", "any", "arange", "argmax", "argmin", "asin", "asinh", "atan", "atanh",
     "bitwise_and", "bitwise_invert", "bitwise_left_shift", "bitwise_or", "bitwise_right_shift", "bitwise_xor",
     "broadcast_to", "ceil", "clip", "concat", "conj", "cos", "cosh", "cumsum", "exp", "expand_dims", "expm1", "eye",
-    "flip", "floor", "fmod", "full", "imag", "isfinite", "isinf", "isnan", "log", "log1p", "logical_and",
-    "logical_not", "logical_or", "logical_xor", "max", "maximum", "mean", "min", "minimum", "ones_like", "prod", "real",
+    "flip", "floor", "fmod", "imag", "isfinite", "isinf", "isnan", "log", "log1p", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "max", "mean", "min", "ones_like", "prod", "real",
     "repeat", "reshape", "rint", "roll", "sign", "sin", "sinh", "sort", "sqrt", "squeeze", "stack", "sum", "take",
     "take_along_axis", "tan", "tanh", "tile", "tril", "triu", "trunc", "where", "zeros_like",
 }  # fmt: skip
@@ -69,6 +70,107 @@ def astype(array: Array, kind: Element) -> Array:
         if array.dtype.kind == "c" and not kind.is_complex:
             array = array.real
         return np.asarray(array.astype(kind.dtype))
+
+
+def cast(array: Array, kind: Element, saturate: bool, round_mode: str) -> Array:
+    """Convert as ONNX's Cast does: to integers of any width by dropping high bits, to 8-bit floats by its tables.
+
+    `saturate` limits 8-bit floats to their largest number; `round_mode` ("up", "down", "nearest") is for f8e8m0.
+    """
+    if array.dtype == object and kind.is_integer:  # symbolic dimensions
+        return array
+    if "string" in (element(array).kind, kind.kind):
+        raise TypeError("text is not converted to numbers, nor numbers to text")
+    if kind == elements.F8E8M0:
+        return _exponents(array, saturate, round_mode)
+    if saturate and kind.is_float and kind.bits == 8:
+        largest = ml_dtypes.finfo(kind.dtype).max
+        array = np.clip(np.asarray(array, np.float64), -np.float64(largest), np.float64(largest))
+    found = astype(array, kind)
+    if kind.is_integer and kind.bits not in (2, 4) and kind.bits < 8 * kind.dtype.itemsize:
+        low, span = kind.range[0], 1 << kind.bits
+        found = ((found.astype(np.int64) - low) % span + low).astype(kind.dtype)
+    return found
+
+
+def _exponents(array: Array, saturate: bool, round_mode: str) -> Array:
+    """Powers of two (f8e8m0) from numbers: the exponent of f32, rounded by what the mantissa holds."""
+    bits = array.astype(np.float32).view(np.uint32)
+    exponent, mantissa = ((bits >> 23) & 0xFF).astype(np.int32), bits & 0x7FFFFF
+    up = {"up": mantissa > 0, "down": np.zeros_like(mantissa, bool), "nearest": mantissa >= 0x400000}[round_mode]
+    finite = exponent < 0xFF
+    rounded = exponent + (up & finite & ((exponent < 0xFE) | (not saturate)))
+    if saturate:
+        rounded = np.where(np.isinf(array.astype(np.float32)), 0xFE, rounded)
+    return np.asarray(rounded.astype(np.uint8).view(ml_dtypes.float8_e8m0fnu))
+
+
+def bitcast(array: Array, kind: Element) -> Array:
+    """The same bits read as another element of the same width."""
+    return np.ascontiguousarray(array).view(kind.dtype).reshape(array.shape)
+
+
+def full(shape: Sequence[int], value: Any, kind: Element) -> Array:
+    """An array of one value."""
+    return np.full(tuple(shape), value, kind.dtype)
+
+
+def equal(a: Array, b: Array) -> Array:
+    """a == b; of dimensions where that is decided. Raises TypeError where it is not."""
+    if np.asarray(a).dtype == object or np.asarray(b).dtype == object:
+        return np.asarray(_EQUAL(a, b), np.bool_)
+    return np.asarray(np.equal(a, b))
+
+
+def _decide_equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dims.Dim) or isinstance(b, dims.Dim):
+        difference = a - b
+        if isinstance(difference, int):
+            return difference == 0
+        for apart in (dims.lower_bound(difference), dims.lower_bound(-difference)):
+            if apart is not None and apart > 0:
+                return False
+        raise TypeError(f"whether {a} = {b} is not known before run time")
+    return bool(a == b)
+
+
+_EQUAL = np.frompyfunc(_decide_equal, 2, 1)
+_MAXIMUM = np.frompyfunc(dims.maximum, 2, 1)
+_MINIMUM = np.frompyfunc(dims.minimum, 2, 1)
+
+
+def maximum(a: Array, b: Array) -> Array:
+    """The larger of two numbers (NaN if one is), or of two dimensions."""
+    symbolic = np.asarray(a).dtype == object or np.asarray(b).dtype == object
+    return np.asarray(_MAXIMUM(a, b), object) if symbolic else _narrow(np.maximum, a, b)
+
+
+def minimum(a: Array, b: Array) -> Array:
+    """The smaller of two numbers (NaN if one is), or of two dimensions."""
+    symbolic = np.asarray(a).dtype == object or np.asarray(b).dtype == object
+    return np.asarray(_MINIMUM(a, b), object) if symbolic else _narrow(np.minimum, a, b)
+
+
+def _narrow(function: Any, a: Array, b: Array) -> Array:
+    """numpy answers in int8 for 4-bit integers."""
+    found = np.asarray(function(a, b))
+    kind = getattr(a, "dtype", None)
+    return found.astype(kind) if kind is not None and kind == getattr(b, "dtype", None) else found
+
+
+def random_generator(seed: float | None) -> np.random.Generator:
+    """A source of random numbers: the same for the same seed, a new one without."""
+    return np.random.default_rng(None if seed is None else list(np.float64(seed).tobytes()))
+
+
+def random_uniform(shape: Sequence[int], seed: float | None) -> Array:
+    """Numbers from [0, 1), in f64."""
+    return random_generator(seed).random(tuple(shape))
+
+
+def random_normal(shape: Sequence[int], seed: float | None) -> Array:
+    """Numbers from the standard normal distribution, in f64."""
+    return random_generator(seed).standard_normal(tuple(shape))
 
 
 def transpose(array: Array, perm: Sequence[int]) -> Array:
