@@ -41,6 +41,8 @@ def _family(make: Callable[[], nn.Module], *inputs: torch.Tensor) -> Callable[[]
 IMAGE = _normal(2, 3, 64, 64)
 HIDDEN = torch.tensor([[False] * 10, [False] * 7 + [True] * 3])
 
+EDGES = _adjacency(14).nonzero().T.contiguous()
+
 FAMILIES: dict[str, Callable[[], Example]] = {
     "resnet_basic": _family(lambda: convolutional.resnet(convolutional.BasicBlock), IMAGE),
     "resnet_bottleneck": _family(lambda: convolutional.resnet(convolutional.Bottleneck), IMAGE),
@@ -62,7 +64,7 @@ FAMILIES: dict[str, Callable[[], Example]] = {
         lambda: attention.GraphNetwork(attention.DenseGraphAttention), _normal(14, 12), _adjacency(14)
     ),
     "graph_attention_edges": _family(
-        lambda: attention.GraphNetwork(attention.EdgeGraphAttention), _normal(14, 12), _adjacency(14).nonzero().T.contiguous()
+        lambda: attention.GraphNetwork(attention.EdgeGraphAttention), _normal(14, 12), EDGES
     ),
     "vit": _family(attention.VisionTransformer, _normal(2, 3, 32, 32)),
     "swin": _family(attention.SwinTransformer, _normal(2, 3, 32, 32)),

@@ -17,8 +17,8 @@ TEXT = ("input_ids", "decoder_input_ids", "qformer_input_ids", "classes_input_id
 IMAGE = ("pixel_values", "pixel_values_videos")
 AUDIO = ("input_features", "input_values")
 SERIES = ("past_values", "past_time_features", "past_observed_mask", "future_values", "future_time_features")
-EXTRA = ("bbox", "image_grid_thw", "decoder_input_ids", "conditional_pixel_values", "qformer_input_ids", "input_features_mask",
-         "image_embeds_position_mask", "image_attention_mask")  # fmt: skip
+EXTRA = ("bbox", "image_grid_thw", "decoder_input_ids", "conditional_pixel_values", "qformer_input_ids",
+         "input_features_mask", "image_embeds_position_mask", "image_attention_mask")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,9 @@ class InputMaker:
             "future_time_features": lambda: self._series("future_time_features"),
             "static_categorical_features": lambda: torch.zeros(self.plan.batch, 1, dtype=torch.int64),
             "noise": self._noise,
-            "image_attention_mask": lambda: torch.ones(self.plan.batch, self.plan.length, self._frames(), dtype=torch.int64),
+            "image_attention_mask": lambda: torch.ones(
+                self.plan.batch, self.plan.length, self._frames(), dtype=torch.int64
+            ),
         }
 
     def make(self) -> dict[str, torch.Tensor]:

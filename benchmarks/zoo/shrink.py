@@ -47,13 +47,16 @@ WIDTH = {
     "filters", "state", "proj", "model", "embedding", "descriptor", "units", "chans",
 }  # fmt: skip
 LAYERS = {"layers", "layer", "depth", "depths", "blocks", "repeats"}
+PLACEHOLDERS = tuple(f"{kind}_token_{suffix}" for kind in ("image", "video", "audio") for suffix in ("id", "index"))
+UNSET = 1 << 40  # above any real id: where a placeholder's would be if the default configuration had one
 WINDOWS = {"window", "radius", "chunk"}
 INDEXES = {"indexes", "indices", "index", "idx", "indexs"}
 FEED_FORWARD = {"intermediate", "ffn", "feedforward", "ff", "inner", "mlp"}
 IMAGE_SIZES = ("image_size", "img_size", "input_size", "crop_size", "pretrain_image_size", "spatial_size")
 HEAD_SIZE = ("head_dim", "head_size", "head_width", "kv_channels", "d_kv", "d_head", "rotary_dim", "head_channels")
-DERIVED = {"num_labels", "id2label", "label2id", "dtype", "architectures", "chunk_size_feed_forward", "output_hidden_states",
-           "output_attentions", "return_dict", "transformers_version", "problem_type"}  # fmt: skip
+DERIVED = {"num_labels", "id2label", "label2id", "dtype", "architectures", "chunk_size_feed_forward",
+           "output_hidden_states", "output_attentions", "return_dict", "transformers_version",
+           "problem_type"}  # fmt: skip
 
 
 def walk(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
@@ -69,7 +72,7 @@ def read(config: PreTrainedConfig, name: str, default: Any = None) -> Any:
     """An attribute, or `default` where the configuration refuses to answer (attributes that vary by layer do)."""
     try:
         return getattr(config, name, default)
-    except Exception:  # noqa: BLE001 - each model's configuration has its own
+    except Exception:  # each model's configuration raises its own
         return default
 
 
@@ -148,6 +151,9 @@ class _Shrinker:
             value = read(self.config, name, declared)
             if name == "head_dim" and value is None:
                 value = self.hidden // self.heads  # what leaving it out means, for models that read it as it is
+            elif value is None and name in PLACEHOLDERS:
+                result[name] = self.tokens(UNSET + PLACEHOLDERS.index(name))
+                continue
             elif declared is None and read(fresh, name) == value and not self._per_layer(value):
                 kept = isinstance(value, dict) or "feature_size" in name
                 if not kept:  # derived from other fields when left out
@@ -279,6 +285,8 @@ class _Shrinker:
         if not self.strategy.width:
             return max(value // self.strategy.divisor, min(value, 16))
         words = set(name.lower().split("_"))
+        if "filters" in words:  # a base width, doubled at every stage
+            return min(value, self.strategy.width // 8)
         wide = 2 if words & FEED_FORWARD and self.strategy.name == "uniform" else 1
         return min(value, wide * self.strategy.width)
 

@@ -164,7 +164,7 @@ def search(model_type: str) -> Iterator[dict[str, Any]]:
         try:
             model, config = tiny_model(model_type, strategy)
             module, signature = FlatOutputs(model).eval(), Signature(model)
-        except Exception as error:  # noqa: BLE001 - whatever another's code raises is the reason
+        except Exception as error:  # whatever another's code raises is the reason
             failures.setdefault(_line(error), strategy.name)
             continue
         found: set[tuple[str, bool]] = set()
@@ -176,7 +176,7 @@ def search(model_type: str) -> Iterator[dict[str, Any]]:
             try:
                 arguments = InputMaker(model, config, plan).make()
                 seconds, outputs, varies = _check(module, arguments)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 failures.setdefault(_line(error), f"{strategy.name} {plan.name}")
                 continue
             recipe = {
@@ -215,7 +215,7 @@ def exports(module: torch.nn.Module, arguments: dict[str, torch.Tensor]) -> str:
     try:
         with torch.no_grad():
             torch.export.export(module, (), arguments, strict=False)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return _line(error)
     return ""
 
@@ -231,7 +231,7 @@ def _worker(model_type: str, write: int) -> None:
         for recipe in search(model_type):
             recipes.append(recipe)
             report({"recipe": recipe})
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         report({"reason": str(error) if isinstance(error, RuntimeError) else _line(error)})
         return
     report({"searched": True})

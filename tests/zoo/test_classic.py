@@ -6,17 +6,16 @@ import time
 import warnings
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from benchmarks.zoo.attention import gather, partition
 from benchmarks.zoo.classic import FAMILIES
 from benchmarks.zoo.scientific import SplineLinear
 
 NAMED_BY_THE_BAR = {
-    "resnet", "densenet", "hardnet", "mobilenet_v2", "mobilenet_v3", "efficientnet", "unet", "cnn_3d", "inception", "lstm",
-    "gru", "tdnn", "ecapa", "graph_attention", "vit", "swin", "kan", "hopfield", "pointer_network", "lambda_layer",
-    "complex_mask", "fourier_operator",
+    "resnet", "densenet", "hardnet", "mobilenet_v2", "mobilenet_v3", "efficientnet", "unet", "cnn_3d", "inception",
+    "lstm", "gru", "tdnn", "ecapa", "graph_attention", "vit", "swin", "kan", "hopfield", "pointer_network",
+    "lambda_layer", "complex_mask", "fourier_operator",
 }  # fmt: skip
 
 

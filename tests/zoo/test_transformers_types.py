@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+import torch
+import transformers
 
 from benchmarks.zoo import transformers_types as types
 from benchmarks.zoo.inputs import InputMaker, Plan, Signature, plans
