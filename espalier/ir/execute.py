@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from espalier.errors import InputError
 from espalier.ir.dims import Dim, Dimension, symbol_name
 from espalier.ir.graph import Graph, Node, Value
-from espalier.ir.types import TensorType
+from espalier.ir.types import TensorType, Type
 from espalier.ir.xp import numpy as numpy_xp
 
 
@@ -55,6 +56,23 @@ def check_inputs(graph: Graph, arrays: Sequence[Any]) -> None:
                 raise InputError("E207", f"inputs {where!r} and {value.name!r} disagree on {name}: {other} and {given}")
 
 
+@dataclass(frozen=True)
+class Region:
+    """A region as the reference of its operator sees it: call it with arrays, get a list of arrays."""
+
+    graph: Graph
+    xp: Any
+    observe: Callable[[Node, Sequence[Any]], None] | None
+
+    def __call__(self, *arrays: Any) -> list[Any]:
+        return run(self.graph, arrays, self.xp, self.observe)
+
+    @property
+    def result_types(self) -> list[Type]:
+        """The types of its outputs (what a loop that never runs stacks nothing of)."""
+        return [output.type for output in self.graph.outputs]
+
+
 def run(
     graph: Graph,
     arrays: Sequence[Any],
@@ -76,9 +94,7 @@ def run(
         operands = [read(operand) for operand in node.operands]
         keywords: dict[str, Any] = {}
         if node.regions:
-            keywords["regions"] = [
-                lambda *arguments, region=region: run(region, arguments, xp, observe) for region in node.regions
-            ]
+            keywords["regions"] = [Region(region, xp, observe) for region in node.regions]
         found = node.op.reference(xp, *operands, **keywords)
         results = found if isinstance(found, tuple) else (found,)
         if observe is not None:
