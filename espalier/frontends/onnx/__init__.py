@@ -1,0 +1,72 @@
+"""ONNX in: any model of opset 6 or later becomes a graph of today's operators.
+
+`load` checks everything that a file can get wrong before it allocates (`reader`, `tensors`), walks the nodes
+(`importer`), and brings each to the meaning of the newest operator set: by its schema where only the form changed
+(`schemas`), by a small adapter where the meaning did (`upgrade`), by its function body where the IR has no class
+(`functions`). Other dialects have an adapter each (`qlinear`, `microsoft`, `qonnx`). What is unknown stays `opaque`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from espalier.errors import InputError
+from espalier.frontends.onnx import control, microsoft, qlinear, qonnx, upgrade
+from espalier.frontends.onnx.importer import Importer
+from espalier.frontends.onnx.reader import opsets, read_model
+from espalier.ir.graph import Graph
+
+__all__ = ["load"]
+
+_ADAPTERS = (control, microsoft, qlinear, qonnx, upgrade)  # imported for what they register
+
+
+def load(source: Any, *, name: str | None = None, folder: str | os.PathLike[str] | None = None) -> Graph:
+    """The graph of an ONNX model.
+
+    Args:
+        source: The path of a file, its bytes, or a ModelProto (which is not changed).
+        name: What to call the graph; by default what the model calls it.
+        folder: Where external data lie, if not beside the file. They are mapped when they are read, never loaded.
+
+    Raises:
+        InputError: E101 to E119, naming the node, tensor or file at fault.
+        UnsupportedError: The model holds maps or sparse inputs (E410), or an unknown operator with a body that uses
+            outer values (E407).
+    """
+    with _fewer_collections():
+        model, place = read_model(source, Path(folder) if folder is not None else None)
+        try:
+            versions = opsets(model)
+            importer = Importer(model, place, versions, name or model.graph.name or "main")
+            graph = importer.run()
+            graph.metadata.update(
+                opset=versions.get(""),
+                opsets=dict(sorted(versions.items())),
+                ir_version=model.ir_version,
+                producer=" ".join(filter(None, [model.producer_name, model.producer_version])),
+            )
+            if importer.assumed:
+                graph.metadata["assumed_types"] = sorted(importer.assumed)
+            return graph
+        except UnicodeDecodeError as error:
+            raise InputError("E112", f"text in the model is not UTF-8: {error.object[:40]!r}") from None
+        except RecursionError:
+            raise InputError("E117", "the model nests graphs or functions too deep") from None
+
+
+@contextlib.contextmanager
+def _fewer_collections() -> Iterator[None]:
+    """Without the garbage collector, which costs more than the import itself while millions of objects are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

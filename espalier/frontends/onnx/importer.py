@@ -1,0 +1,380 @@
+"""Walking an ONNX graph: scopes, nodes, functions, types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+from espalier.errors import InputError
+from espalier.frontends.onnx import functions, opaque, schemas, tensors
+from espalier.frontends.onnx.reader import NEWEST, OLDEST
+from espalier.frontends.onnx.site import ADAPTERS, Absent, Refused, Site
+from espalier.frontends.onnx.types import TypeReader
+from espalier.ir.axes import DeclarationError
+from espalier.ir.elements import F32
+from espalier.ir.graph import Graph, Location, Node, Value, constant_value, infer_node, refine_type
+from espalier.ir.op import Op, TypeInferenceError, onnx_operators
+from espalier.ir.types import TensorType, Type
+
+_UNKNOWN: Type = TensorType(F32, None)  # until infer_node has looked, at once
+_EXPANSION = 50
+"""Nodes that inlined functions may add for each node and function node of the file, beyond a hundred thousand."""
+
+
+class Scope:
+    """The names that one graph, region or function body sees."""
+
+    def __init__(
+        self,
+        importer: Importer,
+        graph: Graph,
+        opsets: Mapping[str, int],
+        parent: Scope | None = None,
+        references: Mapping[str, AttributeProto] | None = None,
+        prefix: str = "",
+        place: Location | None = None,
+    ) -> None:
+        self.importer, self.graph, self.opsets, self.parent = importer, graph, opsets, parent
+        self.names: dict[str, Value | Absent] = {}
+        self.captured: list[tuple[Value, Value]] = []
+        """Outer values that the region uses, and the region's inputs that stand for them."""
+        self.declared: dict[str, ValueInfoProto] = {}
+        self.references = references
+        """The attributes that a function was called with."""
+        self.prefix, self.place = prefix, place
+        self.later: set[str] | None = None
+
+    def define(self, name: str, value: Value | Absent, where: str) -> None:
+        """Bind a name. Raises InputError E109 if it is bound already in this scope."""
+        if name in self.names:
+            raise InputError("E109", f"{name!r} is defined twice", node=where)
+        self.names[name] = value
+
+    def find(self, name: str) -> Value | Absent | None:
+        """The value of a name, captured from an outer scope if need be; None if nothing defines it."""
+        found = self.names.get(name)
+        if found is not None or self.parent is None:
+            return found
+        outer = self.parent.find(name)
+        if isinstance(outer, Value) and self.graph is not self.parent.graph and outer.constant is None:
+            inner = self.graph.add_input(outer.type, name)
+            inner.content = outer.content
+            self.captured.append((outer, inner))
+            outer = inner
+        if outer is not None:
+            self.names[name] = outer
+        return outer
+
+
+class Importer:
+    """One model on its way in."""
+
+    def __init__(self, model: ModelProto, folder: Path | None, opsets: Mapping[str, int], name: str) -> None:
+        self.model, self.folder = model, folder
+        self.graph = Graph(name)
+        self.types = TypeReader(self.graph, model.graph.input)
+        self.functions = functions.index(model)
+        self.calls: list[tuple[str, str, str]] = []
+        """The local functions that are being inlined."""
+        self.operators = onnx_operators()
+        self._prepared: dict[Any, Op | None] = {}
+        """The operator instance of nodes that today's operators take as they are, by opset, type and attributes."""
+        written = len(model.graph.node) + sum(len(f.node) for f in model.functions)
+        self.nodes_left = 100_000 + _EXPANSION * written
+        self.assumed: list[str] = []
+        """Results of unknown operators whose element is taken from their first operand."""
+        self.read_names: set[str] | None = None
+        self.scope = Scope(self, self.graph, opsets)
+
+    # ---- graphs --------------------------------------------------------------------------------------------
+
+    def run(self) -> Graph:
+        """Import the main graph."""
+        proto = self.model.graph
+        if not proto.output:
+            raise InputError("E118", "the model has no outputs", node=proto.name or None)
+        self.read_graph(proto, self.scope)
+        return self.graph
+
+    def read_graph(self, proto: GraphProto, scope: Scope, inputs: Sequence[Type | None] | None = None) -> None:
+        """Fill a scope and its graph. `inputs` are the types of a region's inputs as its node's operands have them."""
+        graph, where = scope.graph, proto.name or "the graph"
+        for tensor in proto.initializer:
+            constant = tensors.read_tensor(tensor, self.folder)
+            scope.define(tensor.name, constant_value(constant, name=tensor.name), where)
+        for sparse in proto.sparse_initializer:
+            name = sparse.values.name
+            scope.define(name, constant_value(tensors.read_sparse(sparse, self.folder), name=name), where)
+        initialised = set(scope.names)
+        seen: set[str] = set()
+        for position, info in enumerate(proto.input):
+            if info.name in seen:
+                raise InputError("E109", f"the input {info.name!r} is listed twice", node=where)
+            seen.add(info.name)
+            if info.name in initialised:
+                self._refine(scope.names[info.name], self.types.read(info.type, info.name), info.name, None)
+                continue
+            declared = self.types.read(info.type, info.name) if info.HasField("type") else None
+            given = inputs[position] if inputs is not None and position < len(inputs) else None
+            if declared is None and given is None:
+                raise InputError("E110", f"the input {info.name!r} has no type", node=info.name)
+            value = graph.add_input(given if given is not None else declared, info.name)  # type: ignore[arg-type]
+            scope.define(info.name, value, where)
+            if given is not None and declared is not None:
+                self._refine(value, declared, info.name, None)
+        for info in proto.value_info:
+            scope.declared[info.name] = info
+        for info in proto.output:
+            scope.declared.setdefault(info.name, info)
+        self.read_nodes(proto.node, scope)
+        outputs, names = [], []
+        for info in proto.output:
+            output = self._operand(scope, info.name, f"the outputs of {where}")
+            if output is None:
+                raise InputError("E109", f"{where} has an output without a value", node=info.name)
+            outputs.append(output)
+            names.append(info.name)
+        if scope is self.scope and len(set(names)) != len(names):
+            raise InputError("E109", "an output is listed twice", node=where)
+        graph.set_outputs(outputs, names)
+
+    def read_nodes(self, nodes: Sequence[NodeProto], scope: Scope) -> None:
+        """Import nodes, in order, into a scope's graph."""
+        names, graph = scope.names, scope.graph
+        self.nodes_left -= len(nodes)
+        if self.nodes_left < 0:
+            raise InputError("E117", "inlining the model's functions would make too many nodes", node=scope.prefix)
+        prefix, place, references = scope.prefix, scope.place, scope.references
+        prepared, unknown = self._prepared, _UNKNOWN
+        key_of_scope = tuple(scope.opsets.items())
+        for position, proto in enumerate(nodes):
+            operands: list[Value | None] = []
+            for name in proto.input:
+                value = names.get(name) if name else None
+                if value is None and name:
+                    scope.later = scope.later or _defined_later(nodes, position)
+                    value = self._operand(scope, name, proto.name or proto.op_type)
+                operands.append(value if isinstance(value, Value) else None)
+            while operands and operands[-1] is None:
+                operands.pop()
+            results = list(proto.output)
+            while results and not results[-1]:
+                results.pop()
+            attributes = proto.attribute
+            key: Any = (
+                key_of_scope, proto.domain, proto.op_type, len(operands), len(results),
+                tuple([a.SerializeToString() for a in attributes]) if attributes else (),
+            )  # fmt: skip
+            op = prepared.get(key)
+            label = proto.name or (results[0] if results else proto.op_type)
+            location = place or Location((prefix + label if prefix else label,))
+            if op is not None and (references is None or not any(a.ref_attr_name for a in attributes)):
+                node = Node(op, operands, [unknown] * len(results), (), location)
+                self.insert(graph, node)
+                values: Sequence[Value] = node.results
+            else:
+                site = self._site(proto, scope, operands, len(results), location)
+                values = self._convert(site, key)
+                if len(values) < site.results:
+                    raise InputError(
+                        "E110", f"{proto.op_type} has {len(values)} results, not {site.results}", node=location
+                    )
+            for name, value in zip(results, values, strict=False):
+                if not name:
+                    continue
+                if name in names:
+                    raise InputError("E109", f"{name!r} is defined twice", node=location)
+                names[name] = value
+                if not value.name:
+                    value.name = prefix + name
+                info = scope.declared.get(name)
+                if info is not None:
+                    self._refine(value, self.types.read(info.type, name), name, location)
+
+    def insert(self, graph: Graph, node: Node) -> Node:
+        """Infer a node's types and put it at the end. Raises InputError E110 if its operands don't fit."""
+        op = node.op
+        ports = op.operands
+        if len(node.operands) != len(ports):
+            _check_arity(node)
+        try:
+            infer_node(graph, node)
+        except (
+            TypeInferenceError,
+            DeclarationError,
+            ValueError,
+            IndexError,
+            OverflowError,
+            ZeroDivisionError,
+        ) as error:
+            raise InputError("E110", f"{op.name}: {error}", node=node.location, source=_operand_types(node)) from error
+        return graph.insert(node)
+
+    # ---- one node ------------------------------------------------------------------------------------------
+
+    def _operand(self, scope: Scope, name: str, where: str) -> Value | None:
+        value = scope.find(name)
+        if value is None:
+            if scope.later and name in scope.later:
+                raise InputError("E108", f"{name!r} is used before it is computed", node=where)
+            raise InputError("E109", f"nothing defines {name!r}", node=where)
+        return value if isinstance(value, Value) else None
+
+    def _site(
+        self, proto: NodeProto, scope: Scope, operands: list[Value | None], results: int, location: Location
+    ) -> Site:
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
+        attributes: dict[str, Any] = {}
+        raw: dict[str, AttributeProto] = {}
+        for attribute in proto.attribute:
+            name = attribute.name
+            if attribute.ref_attr_name:
+                referred = (scope.references or {}).get(attribute.ref_attr_name)
+                if referred is None:
+                    continue
+                attribute = AttributeProto()
+                attribute.CopyFrom(referred)
+                attribute.name = name
+            if name in attributes:
+                raise InputError("E116", f"the attribute {name!r} is given twice", node=location)
+            attributes[name], raw[name] = schemas.attribute_value(attribute), attribute
+        version = scope.opsets.get(domain, 0)
+        if not domain and not OLDEST <= version <= NEWEST:
+            raise InputError(
+                "E107", f"the model uses ai.onnx without importing opset {OLDEST} to {NEWEST}", node=location
+            )
+        return Site(self, scope, proto, domain, proto.op_type, version, attributes, raw, operands, results, location)
+
+    def _convert(self, site: Site, key: Any) -> Sequence[Value]:
+        """The results of a node: by an adapter, as it is, by its function body, or opaque."""
+        function = self.functions.get((site.proto.domain, site.op_type, site.proto.overload))
+        if function is not None:
+            return functions.inline_local(site, function)
+        _check_attributes(site)
+        try:
+            for before, adapter in ADAPTERS.get((site.domain, site.op_type), ()):
+                if site.version < before:
+                    found = adapter(site)
+                    if found is not None:
+                        return found
+            kind = self.operators.get((site.domain, site.op_type))
+            if kind is not None:
+                found = self._as_it_is(site, kind, key)
+                if found is not None:
+                    return found
+            found = functions.inline_schema(site)
+            if found is not None:
+                return found
+        except TypeInferenceError as error:
+            raise InputError("E110", f"{site.op_type}: {error}", node=site.location) from error
+        except Refused as refusal:
+            if refusal.fatal:
+                raise InputError("E110", str(refusal), node=site.location) from None
+        return opaque.opaque(site)
+
+    def convert_as(self, site: Site, domain: str, op_type: str) -> Sequence[Value]:
+        """Convert a node as if it were of another operator at the newest version. Raises Refused if none is known."""
+        old = site.domain, site.op_type, site.version, site.results
+        site.domain, site.op_type, site.version, site.results = domain, op_type, NEWEST, 1
+        try:
+            for _, adapter in ADAPTERS.get((domain, op_type), ()):
+                if (found := adapter(site)) is not None:
+                    return found
+            found = self._as_it_is(site, self.operators[domain, op_type], None)
+            if found is None:
+                raise Refused(f"{old[1]} has an attribute that {op_type} lacks")
+            return found
+        finally:
+            site.domain, site.op_type, site.version, site.results = old
+
+    def _as_it_is(self, site: Site, kind: type[Op], key: Any) -> Sequence[Value] | None:
+        """A node of an operator that the IR has, with attributes and operands brought to today's opset."""
+        moved = schemas.moved_attributes(site.domain, site.op_type, site.version)
+        places = schemas.renumbered_operands(site.domain, site.op_type, site.version)
+        attributes = {**schemas.changed_defaults(site.domain, site.op_type, site.version), **site.attributes}
+        unknown = attributes.keys() - schemas.ir_names(kind).keys() - moved.keys()
+        defaults = schemas.schema_defaults(site.domain, site.op_type, site.version)
+        for name in unknown:
+            if attributes.pop(name) != defaults.get(name) and name not in schemas.WITHOUT_MEANING:
+                return None  # a variant that the operator class does not have
+        operands = site.operands
+        if places is not None:
+            operands = [None] * (max(places[: len(operands)], default=-1) + 1)
+            for operand, position in zip(site.operands, places, strict=False):
+                operands[position] = operand
+        first = operands[0].element if operands and operands[0] is not None and moved else None
+        for name, place in moved.items():
+            value = attributes.pop(name, defaults.get(name))
+            if value is None:
+                continue
+            operands = [*operands, *[None] * (place.position + 1 - len(operands))]
+            if operands[place.position] is None:
+                array, element = schemas.operand_array(place, value, first)
+                operands[place.position] = constant_value(array, element)
+        converted = schemas.to_ir(kind, attributes, str(site.location))
+        missing = schemas.missing_attributes(kind, converted)
+        if missing:
+            raise InputError("E116", f"{site.op_type} lacks the attribute {missing[0]!r}", node=site.location)
+        try:
+            op = kind(**converted)
+        except (TypeError, ValueError) as error:
+            raise InputError("E116", f"{site.op_type}: {error}", node=site.location) from error
+        if key is not None and not moved and places is None and not kind.bodies:
+            self._prepared[key] = op
+        return self.insert(site.scope.graph, Node(op, operands, [_UNKNOWN] * site.results, (), site.location)).results
+
+    def _refine(
+        self, value: Value | Absent | None, declared: Type | None, name: str, location: Location | None
+    ) -> None:
+        if not isinstance(value, Value) or declared is None or value.type == declared:
+            return
+        if value.constant is not None:
+            value = Value(value.type, value.name)  # a constant knows its own type: only look for contradictions
+        try:
+            refine_type(value, declared)
+        except TypeInferenceError as error:
+            raise InputError("E110", f"{name!r} is {error}", node=location or name) from None
+
+
+def _defined_later(nodes: Sequence[NodeProto], position: int) -> set[str]:
+    return {name for k in range(position, len(nodes)) for name in nodes[k].output}
+
+
+def _operand_types(node: Node) -> str:
+    return ", ".join("absent" if operand is None else repr(operand) for operand in node.operands)
+
+
+def _check_arity(node: Node) -> None:
+    op, ports, given = node.op, node.op.operands, len(node.operands)
+    variadic = bool(ports) and ports[-1].variadic
+    if given > len(ports) and not variadic:
+        raise InputError("E110", f"{op.name} takes {len(ports)} operands, not {given}", node=node.location)
+    for port in ports[given:]:
+        if not port.optional and not port.variadic:
+            raise InputError("E110", f"{op.name} lacks its operand {port.name}", node=node.location)
+    if len(node.results) > len(op.results) and not op.results[-1].variadic:
+        raise InputError(
+            "E110", f"{op.name} has {len(op.results)} results, not {len(node.results)}", node=node.location
+        )
+
+
+def _check_attributes(site: Site) -> None:
+    """Raise InputError E116 for attributes that the operator's schema does not have, or has with another type."""
+    schema = schemas.schema_of(site.domain, site.op_type, site.version)
+    if schema is None:
+        if not site.domain and schemas.newest_schema("", site.op_type) is not None:
+            raise InputError("E107", f"{site.op_type} is not in opset {site.version}", node=site.location)
+        return
+    for name, attribute in site.raw.items():
+        formal = schema.attributes.get(name)
+        if formal is None:
+            if not name.startswith("_") and name not in schemas.WITHOUT_MEANING:
+                raise InputError("E116", f"{site.op_type} has no attribute {name!r}", node=site.location)
+        elif attribute.type != AttributeProto.AttributeType.Value(formal.type.name):
+            raise InputError("E116", f"the attribute {name!r} of {site.op_type} has the wrong type", node=site.location)
+    for name, formal in schema.attributes.items():
+        if formal.required and name not in site.raw:
+            raise InputError("E116", f"{site.op_type} lacks the attribute {name!r}", node=site.location)

@@ -1,0 +1,196 @@
+"""What ONNX's own schemas say, cached: attributes, their defaults, and which became operands later."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, defs
+
+from espalier.errors import InputError
+from espalier.frontends.onnx.elements import BY_CODE
+from espalier.ir import elements
+from espalier.ir.elements import Element
+from espalier.ir.op import REQUIRED, Op
+
+Attributes = dict[str, Any]
+
+
+@functools.cache
+def schema_of(domain: str, op_type: str, version: int) -> defs.OpSchema | None:
+    """The schema that is in force at a version of an operator set; None if ONNX has none."""
+    try:
+        return defs.get_schema(op_type, version, domain)
+    except defs.SchemaError:
+        return None
+
+
+@functools.cache
+def newest_schema(domain: str, op_type: str) -> defs.OpSchema | None:
+    """The newest schema of an operator; None if ONNX has none."""
+    try:
+        return defs.get_schema(op_type, domain=domain)
+    except defs.SchemaError:
+        return None
+
+
+@functools.cache
+def input_names(schema: defs.OpSchema) -> tuple[str, ...]:
+    return tuple(formal.name for formal in schema.inputs)
+
+
+@functools.cache
+def schema_defaults(domain: str, op_type: str, version: int) -> Mapping[str, Any]:
+    """The defaults of attributes that have one, as Python values."""
+    schema = schema_of(domain, op_type, version)
+    if schema is None:
+        return {}
+    return {
+        name: value
+        for name, attribute in schema.attributes.items()
+        if (value := attribute_value(attribute.default_value)) is not None
+    }
+
+
+def shortest(value: float) -> float:
+    """The decimal number that a 32-bit float was written as: 0.01 rather than 0.009999999776482582."""
+    return float(str(np.float32(value)))
+
+
+def attribute_value(proto: AttributeProto) -> Any:
+    """The Python value of an attribute; tensors, graphs and types stay messages. None for an attribute without value."""
+    reader = _READERS.get(proto.type)
+    return None if reader is None else reader(proto)
+
+
+_READERS: dict[int, Any] = {
+    AttributeProto.INT: lambda proto: proto.i,
+    AttributeProto.INTS: lambda proto: tuple(proto.ints),
+    AttributeProto.FLOAT: lambda proto: shortest(proto.f),
+    AttributeProto.FLOATS: lambda proto: tuple(shortest(value) for value in proto.floats),
+    AttributeProto.STRING: lambda proto: proto.s.decode("utf-8"),
+    AttributeProto.STRINGS: lambda proto: tuple(text.decode("utf-8") for text in proto.strings),
+    AttributeProto.TENSOR: lambda proto: proto.t,
+    AttributeProto.SPARSE_TENSOR: lambda proto: proto.sparse_tensor,
+    AttributeProto.GRAPH: lambda proto: proto.g,
+    AttributeProto.TYPE_PROTO: lambda proto: proto.tp,
+    AttributeProto.GRAPHS: lambda proto: tuple(proto.graphs),
+    AttributeProto.TENSORS: lambda proto: tuple(proto.tensors),
+}
+
+
+@functools.cache
+def element_attributes(kind: type[Op]) -> frozenset[str]:
+    """The attributes of an operator class that hold an element where ONNX has the code of one."""
+    hints = typing.get_type_hints(kind)
+    return frozenset(name for name in kind.defaults if Element in (hints[name], *typing.get_args(hints[name])))
+
+
+@functools.cache
+def bool_attributes(kind: type[Op]) -> frozenset[str]:
+    """The attributes of an operator class that are truth values where ONNX has 0 and 1."""
+    hints = typing.get_type_hints(kind)
+    return frozenset(name for name in kind.defaults if hints[name] is bool)
+
+
+@functools.lru_cache(None)
+def ir_names(kind: type[Op]) -> Mapping[str, str]:
+    """Attribute by its name in ONNX → its name in the operator class."""
+    return {kind.onnx_names.get(name, name): name for name in kind.defaults}
+
+
+def to_ir(kind: type[Op], attributes: Mapping[str, Any], where: str) -> Attributes:
+    """Attributes as the operator class wants them. Raises InputError E116 for codes of no element type."""
+    names = ir_names(kind)
+    converted = {names.get(name, name): value for name, value in attributes.items()}
+    for name in element_attributes(kind) & converted.keys():
+        code = converted[name]
+        if isinstance(code, int):
+            if code and code not in BY_CODE:
+                raise InputError("E116", f"{name} = {code} is not an element type of ONNX", node=where)
+            converted[name] = BY_CODE[code] if code else None
+    for name in bool_attributes(kind) & converted.keys():
+        converted[name] = bool(converted[name])
+    return converted
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Where an attribute of an old schema stands among today's operands."""
+
+    position: int
+    kind: str
+    """"ints" (a vector of int64), "int" (a scalar of int64), "float" (of the first operand's element, or f32)"""
+    like_first: bool
+
+
+WITHOUT_MEANING = {"consumed_inputs", "is_test"}
+"""Attributes of the oldest schemas that change nothing in inference."""
+
+# attributes whose operand has another name today, and integers whose operand is a vector of one
+_RENAMED = {("Pad", "value"): "constant_value"}
+_VECTORS = {("TopK", "k")}
+
+
+@functools.cache
+def moved_attributes(domain: str, op_type: str, version: int) -> Mapping[str, Operand]:
+    """Attributes at that version that are operands today."""
+    old, new = schema_of(domain, op_type, version), newest_schema(domain, op_type)
+    if old is None or new is None or old.since_version == new.since_version:
+        return {}
+    names = [name.lower() for name in input_names(new)]
+    found = {}
+    for name, attribute in old.attributes.items():
+        current = _RENAMED.get((op_type, name), name).lower()
+        if name in new.attributes or current not in names:
+            continue
+        position = names.index(current)
+        kind = {"INTS": "ints", "INT": "int", "FLOAT": "float", "FLOATS": "floats"}[attribute.type.name]
+        kind = "ints" if (op_type, name) in _VECTORS else kind
+        found[name] = Operand(position, kind, new.inputs[position].type_str == new.inputs[0].type_str)
+    return found
+
+
+def operand_array(operand: Operand, value: Any, first: Element | None) -> tuple[np.ndarray[Any, Any], Element]:
+    """An attribute's value as the tensor that today's operand is."""
+    element = elements.F32 if not operand.like_first or first is None else first
+    if operand.kind in ("ints", "int"):
+        element = elements.I64
+        value = (value,) if operand.kind == "ints" and isinstance(value, int) else value
+    with np.errstate(all="ignore"):  # a 16-bit float may not reach an old default's bound
+        return np.asarray(value).astype(element.dtype), element
+
+
+@functools.cache
+def renumbered_operands(domain: str, op_type: str, version: int) -> tuple[int, ...] | None:
+    """For each operand at that version, its place today; None if no place changed."""
+    old, new = schema_of(domain, op_type, version), newest_schema(domain, op_type)
+    if old is None or new is None or old.since_version == new.since_version:
+        return None
+    names = input_names(new)
+    places = tuple(names.index(n) if n in names else k for k, n in enumerate(input_names(old)))
+    return None if places == tuple(range(len(places))) else places
+
+
+@functools.cache
+def changed_defaults(domain: str, op_type: str, version: int) -> Mapping[str, Any]:
+    """Defaults at that version that differ from today's."""
+    new = newest_schema(domain, op_type)
+    today = schema_defaults(domain, op_type, new.since_version) if new is not None else {}
+    return {k: v for k, v in schema_defaults(domain, op_type, version).items() if k in today and today[k] != v}
+
+
+def missing_attributes(kind: type[Op], attributes: Mapping[str, Any]) -> list[str]:
+    """Required attributes that are not given."""
+    return [name for name, default in kind.defaults.items() if default is REQUIRED and name not in attributes]
+
+
+__all__ = [
+    "Attributes", "Operand", "attribute_value", "changed_defaults", "input_names", "missing_attributes",
+    "moved_attributes", "newest_schema", "operand_array", "renumbered_operands", "schema_defaults", "schema_of",
+    "shortest", "to_ir",
+]  # fmt: skip
