@@ -94,7 +94,8 @@ class If(Op):
             for k, (a, b) in enumerate(zip(then, other, strict=True))
         ]
 
-    def reference(self, xp: Any, cond: Any, *captures: Any, regions: Sequence[Any] = ()) -> Any:
+    def reference(self, xp: Any, *operands: Any, regions: Sequence[Any] = ()) -> Any:
+        cond, *captures = operands
         return tuple((regions[0] if bool(cond) else regions[1])(*captures))
 
 
@@ -131,10 +132,9 @@ class Loop(Op):
                 types.append(stacked(ctx, f"result {k}", made, ctx.fresh()))
         return types
 
-    def reference(
-        self, xp: Any, trip_count: Any = None, cond: Any = None, *values: Any, regions: Sequence[Any]
-    ) -> Any:
+    def reference(self, xp: Any, *operands: Any, regions: Sequence[Any] = ()) -> Any:
         (body,) = regions
+        trip_count, cond, *values = (*operands, *[None] * (2 - len(operands)))
         carried, captures = list(values[: self.carried]), values[self.carried :]
         scans: list[list[Any]] = [[] for _ in body.result_types[1 + self.carried :]]
         limit = None if trip_count is None else int(trip_count)
