@@ -134,7 +134,8 @@ class Loop(Op):
 
     def reference(self, xp: Any, *operands: Any, regions: Sequence[Any] = ()) -> Any:
         (body,) = regions
-        trip_count, cond, *values = (*operands, *[None] * (2 - len(operands)))
+        trip_count, cond = [*operands, None, None][:2]
+        values = operands[2:]
         carried, captures = list(values[: self.carried]), values[self.carried :]
         scans: list[list[Any]] = [[] for _ in body.result_types[1 + self.carried :]]
         limit = None if trip_count is None else int(trip_count)
