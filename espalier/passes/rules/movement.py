@@ -58,7 +58,7 @@ def drop_dropout(node: Node, rewriter: Rewriter) -> Replacement:
     inference = training is None or (training.is_constant and not training.array.any())
     rewriter.require(inference, "it may be in training mode")
     rewriter.require(len(node.results) == 1 or not node.results[1].uses, "its mask is used")
-    return [node.data, *[None] * (len(node.results) - 1)]
+    return [node.x, *[None] * (len(node.results) - 1)]
 
 
 @rewrite(Cast)
@@ -210,7 +210,7 @@ def slice_ranges(node: Node, rewriter: Rewriter) -> dict[int, tuple[int, int, in
     rank = node.data.rank
     rewriter.require(rank is not None, "the rank is not known")
     bounds = [v.known if v is not None else None for v in (node.starts, node.ends)]
-    axes, steps = node.axes, node.steps
+    axes, steps = node.axes_, node.steps
     for operand in (axes, steps):
         rewriter.require(operand is None or _numbers(operand), "the slice is not constant")
     rewriter.require(all(b is not None and b.dtype != object for b in bounds), "the slice is not constant")
@@ -261,7 +261,7 @@ def fold_pad_into_conv(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.require(pad.mode == "constant" and _is_zero(pad.constant_value), "the padding is not zero")
     rewriter.require(node.auto_pad in ("NOTSET", "VALID"), "the convolution pads by itself")
     rank = node.x.rank
-    rewriter.require(_numbers(pad.pads) and rank is not None and pad.axes is None, "the padding is not constant")
+    rewriter.require(_numbers(pad.pads) and rank is not None and pad.axes_ is None, "the padding is not constant")
     assert rank is not None
     amounts: list[int] = pad.pads.known.tolist()
     begins, ends = amounts[:rank], amounts[rank:]

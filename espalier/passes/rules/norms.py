@@ -15,7 +15,7 @@ from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
 
 def inference_affine(norm: Node, rewriter: Rewriter) -> tuple[NDArray[Any], NDArray[Any]]:
     """The scale and shift per channel that a batch norm with constant statistics is."""
-    parts = (norm.scale, norm.b, norm.input_mean, norm.input_var)
+    parts = (norm.scale, norm.shift, norm.mean, norm.variance)
     rewriter.require(all(v.is_constant for v in parts), "the statistics are no constants")
     rewriter.require(not norm.training_mode, "the norm is in training mode")
     gamma, beta, mean, variance = (v.array.astype(np.float64) for v in parts)

@@ -181,7 +181,7 @@ def mean_over_last(value: Value) -> tuple[Value, int] | None:
         return None
     x = node.operand(0)
     rank = x.rank or 0
-    axes = node.axes.known if node.axes is not None else None
+    axes = node.axes_.known if node.axes_ is not None else None
     if axes is None or axes.dtype == object:
         return None
     found = sorted(int(axis) % rank for axis in axes.reshape(-1))
