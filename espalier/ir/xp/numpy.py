@@ -75,12 +75,18 @@ def astype(array: Array, kind: Element) -> Array:
 def cast(array: Array, kind: Element, saturate: bool, round_mode: str) -> Array:
     """Convert as ONNX's Cast does: to integers of any width by dropping high bits, to 8-bit floats by its tables.
 
-    `saturate` limits 8-bit floats to their largest number; `round_mode` ("up", "down", "nearest") is for f8e8m0.
+    `saturate` limits 8-bit floats to their largest number; `round_mode` ("up", "down", "nearest") is for f8e8m0. Text is
+    read, and numbers written, as Python does.
     """
-    if array.dtype == object and kind.is_integer:  # symbolic dimensions
-        return array
-    if "string" in (element(array).kind, kind.kind):
-        raise TypeError("text is not converted to numbers, nor numbers to text")
+    if array.dtype == object and kind != elements.STRING:
+        entries = array.reshape(-1).tolist()
+        if kind.is_integer and not any(isinstance(entry, str) for entry in entries):  # dimensions
+            return array
+        read = int if kind.is_integer and all(entry.lstrip("+-").isdigit() for entry in entries) else float
+        array = np.array([read(entry) for entry in entries]).reshape(array.shape)
+    if kind == elements.STRING:
+        plain = array.astype(np.float32) if element(array).is_float and element(array).bits < 32 else array
+        return plain if plain.dtype == object else plain.astype(np.str_).astype(object)
     if kind == elements.F8E8M0:
         return _exponents(array, saturate, round_mode)
     if saturate and kind.is_float and kind.bits == 8:
