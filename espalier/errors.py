@@ -258,6 +258,13 @@ declare(
 )
 declare(
     InputError,
+    "E214",
+    "the data cannot feed an input",
+    "An input of the model is a sequence, an optional or another value that arrays cannot express.",
+    "Leave out what needs data, or put the part of the model with such inputs elsewhere.",
+)
+declare(
+    InputError,
     "E301",
     "the text form of a graph cannot be parsed",
     "The text is not what the printer writes.",
@@ -429,6 +436,13 @@ declare(
     "an unexpected fault",
     "Something happened that should not be possible. The traceback is in the file that the message names.",
     "Please report it with the model or its minimal reproducer.",
+)
+declare(
+    InternalError,
+    "E903",
+    "a rewrite rule is wrong",
+    "A rule built nodes that cannot be typed, gave a replacement that does not fit, or never comes to an end.",
+    "The rule that the message names is at fault; leave it out with `--passes`.",
 )
 declare(
     InternalError,

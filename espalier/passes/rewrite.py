@@ -135,7 +135,7 @@ class _Driver:
                     break
             if count > limit:
                 names = ", ".join(rule.name for rule in self.rules)
-                raise InternalError("E606", f"the rewrites {names} do not come to an end", node=node, source=node.location)
+                raise InternalError("E903", f"the rewrites {names} do not come to an end", node=node, source=node.location)
         return count
 
     def _rules_for(self, node: Node) -> list[RewriteRule]:
@@ -157,7 +157,7 @@ class _Driver:
             self.context.reasons[f"{rule.name}: {reason}"] += 1
             replacement = None
         except TypeInferenceError as error:
-            raise InternalError("E606", f"{rule.name} built a node of wrong types: {error}", node=root, source=root.location) from error
+            raise InternalError("E903", f"{rule.name} built a node of wrong types: {error}", node=root, source=root.location) from error
         if replacement is None or not self.context.may_rewrite():
             self._discard(rewriter.created)
             return False
@@ -188,14 +188,14 @@ class _Driver:
 
     def _check(self, rule: RewriteRule, root: Node, news: Sequence[Value | None]) -> None:
         if len(news) != len(root.results):
-            raise InternalError("E606", f"{rule.name} gives {len(news)} values for {len(root.results)} results", node=root)
+            raise InternalError("E903", f"{rule.name} gives {len(news)} values for {len(root.results)} results", node=root)
         for old, new in zip(root.results, news, strict=True):
             if new is None:
                 if old.uses:
-                    raise InternalError("E606", f"{rule.name} gives nothing for a result in use", node=root, source=root.location)
+                    raise InternalError("E903", f"{rule.name} gives nothing for a result in use", node=root, source=root.location)
             elif not compatible(old.type, new.type):
                 message = f"{rule.name} replaces {old.type} by {new.type}"
-                raise InternalError("E606", message, node=root, source=root.location)
+                raise InternalError("E903", message, node=root, source=root.location)
             elif new.producer is not None:
                 refine_type(new, old.type)
 

@@ -1,7 +1,7 @@
 """How arrays carry each element type.
 
 numpy lacks the small floats and integers. Where ml_dtypes is installed, arrays of its types are taken and given;
-otherwise their raw bits, one element per uint8 or uint16 (int8 for i2 and i4).
+otherwise their raw form: a float's bits in a uint8 or uint16, an integer's value in an int8 or uint8.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Storage:
-    """numpy's type for the raw bits, and ml_dtypes' name of the element if numpy has none of its own."""
+    """numpy's type for the raw form, and ml_dtypes' name of the element if numpy has none of its own."""
 
     raw: str
     ml_dtypes_name: str | None = None
+
+    @property
+    def by_value(self) -> bool:
+        """Whether the raw form holds the element's value (integers) rather than its bits (floats)."""
+        return self.ml_dtypes_name is not None and "int" in self.ml_dtypes_name
 
 
 STORAGE = {
@@ -70,7 +75,7 @@ def storage(element: str) -> Storage:
 
 @cache
 def raw_dtype(element: str) -> np.dtype[Any]:
-    """numpy's type for an element's raw bits."""
+    """numpy's type for an element's raw form."""
     return np.dtype(storage(element).raw)
 
 
@@ -87,16 +92,28 @@ def value_dtype(element: str) -> np.dtype[Any]:
 
 
 def to_raw(array: Array, element: str) -> Array:
-    """An array's raw bits, if it is of this element type. Raises TypeError otherwise: nothing is cast silently."""
-    if array.dtype == value_dtype(element):
-        return array.view(raw_dtype(element)) if array.dtype != raw_dtype(element) else array
-    if array.dtype == raw_dtype(element):
+    """An array's raw form, if it is of this element type. Raises TypeError otherwise: nothing is cast silently."""
+    raw = raw_dtype(element)
+    if array.dtype == raw:
         return array
+    if array.dtype == value_dtype(element):
+        return array.astype(raw) if storage(element).by_value else array.view(raw)
     if element == "string" and array.dtype.kind in "SUT":
         return array.astype(object)
     raise TypeError(f"{array.dtype} is not {value_dtype(element)}")
 
 
 def to_value(raw: Array, element: str) -> Array:
-    """Raw bits as an array that computes, where that is possible."""
-    return raw.view(value_dtype(element)) if raw.dtype != value_dtype(element) else raw
+    """The raw form as an array that computes, where that is possible."""
+    dtype = value_dtype(element)
+    if raw.dtype == dtype:
+        return raw
+    return raw.astype(dtype) if storage(element).by_value else raw.view(dtype)
+
+
+def raw_form(array: Array) -> Array:
+    """The raw form of an array of any of these types."""
+    for element, kept in STORAGE.items():
+        if kept.ml_dtypes_name is not None and array.dtype == value_dtype(element):
+            return to_raw(array, element)
+    return array

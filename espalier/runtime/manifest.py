@@ -211,7 +211,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         for choice in arguments:
             if choice is type(None) and value is None:
                 return None
-            json_kind = list if typing.get_origin(choice) is tuple else choice
+            json_kind = list if typing.get_origin(choice) is tuple else dict if is_dataclass(choice) else choice
             if isinstance(value, json_kind):
                 return _decode(choice, value, where)
     elif origin is tuple and isinstance(value, list):

@@ -56,7 +56,7 @@ class LoadedModel:
 
         Returns:
             The outputs by name, as arrays of the caller's own. Elements that numpy lacks are ml_dtypes' if that is
-            installed, otherwise raw bits (`espalier.runtime.elements`).
+            installed, otherwise in raw form (`espalier.runtime.elements`).
 
         Raises:
             ArtifactError: E709: an input does not fit; E712: the engine failed; E713: the model is closed.
@@ -73,8 +73,6 @@ class LoadedModel:
         extents: dict[str, int] = {}
         raw = [_checked(array, spec, extents) for array, spec in zip(arrays, self.inputs, strict=True)]
         results = engine.run(raw)
-        if len(results) != len(self.outputs):
-            raise ArtifactError("E712", f"the engine gave {len(results)} outputs; the manifest has {len(self.outputs)}")
         return {spec.name: to_value(array, spec.element) for spec, array in zip(self.outputs, results, strict=True)}
 
     def close(self) -> None:
@@ -113,7 +111,7 @@ def describe(spec: TensorSpec) -> str:
 
 
 def _checked(value: Any, spec: TensorSpec, extents: dict[str, int]) -> Array:
-    """The raw bits of an input that fits its specification; `extents` collects what varying extents are."""
+    """The raw form of an input that fits its specification; `extents` collects what varying extents are."""
     array: Array = np.asarray(value)
     try:
         raw = to_raw(array, spec.element)

@@ -1,4 +1,4 @@
-"""Weights of an artifact: a safetensors file of raw bits, read into aligned memory."""
+"""Weights of an artifact: a safetensors file of raw forms, read into aligned memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from espalier.runtime.elements import Array, raw_dtype
+from espalier.runtime.elements import Array, raw_dtype, raw_form
 from espalier.runtime.errors import ArtifactError
 from espalier.runtime.files import ArtifactFiles
 from espalier.runtime.manifest import TensorSpec, check_spec
@@ -27,20 +27,11 @@ class WeightsSection:
 
 
 def save_weights(path: Path, weights: Mapping[str, Array]) -> None:
-    """Write weights as raw bits; the bytes depend on names and contents alone.
-
-    Arrays of ml_dtypes' types are stored as the unsigned or signed integers of their width.
-    """
+    """Write weights in their raw form (`espalier.runtime.elements`); the bytes depend on names and contents alone."""
     from safetensors.numpy import save_file
 
-    save_file({name: np.ascontiguousarray(_raw(array)).reshape(array.shape) for name, array in weights.items()}, path)
-
-
-def _raw(array: Array) -> Array:
-    if array.dtype.kind != "V" and array.dtype.isbuiltin == 1:
-        return array
-    signed = array.dtype.name in ("int2", "int4")
-    return array.view(f"{'int' if signed else 'uint'}{array.dtype.itemsize * 8}")
+    raw = {name: raw_form(array) for name, array in weights.items()}
+    save_file({name: np.ascontiguousarray(array).reshape(array.shape) for name, array in raw.items()}, path)
 
 
 def load_weights(files: ArtifactFiles, section: WeightsSection) -> list[Array]:

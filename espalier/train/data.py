@@ -111,7 +111,7 @@ def _fit(array: Any, value: Value) -> NDArray[Any]:
     """The array in the input's element. Raises InputError if rank, extents or kind differ, or a float is not finite."""
     array = np.asarray(array.detach().cpu().numpy() if hasattr(array, "detach") else array)
     if not isinstance(value.type, TensorType):
-        raise InputError("E410", f"input {value.name!r} is a {value.type}; data can only be tensors")
+        raise InputError("E214", f"input {value.name!r} is a {value.type}; data can only be tensors")
     element, shape = value.element.storage, value.type.shape
     if shape is not None:
         fits = len(shape) == array.ndim

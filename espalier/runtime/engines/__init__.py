@@ -17,7 +17,7 @@ class Engine(Protocol):
     """A model that is ready to run. `run` may be called from several threads at once."""
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """Outputs in the manifest's order, as raw bits that nobody else holds, for inputs as raw bits in its order."""
+        """Outputs in the manifest's order, in raw form and memory that nobody else holds, for inputs in raw form."""
 
 
 def load(files: ArtifactFiles, threads: int) -> Engine:

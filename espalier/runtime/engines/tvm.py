@@ -7,11 +7,11 @@ The manifest's backend section is a `TvmSection`:
 
 The Relax VM function `entry` takes the inputs in the manifest's order and then the weights in the section's order, and
 returns a tensor, or a tuple with the outputs in the manifest's order. Constants may also be embedded in the library;
-then `weights` is null. The weights' shapes are numbers, and each tensor of the safetensors file holds the raw bits
+then `weights` is null. The weights' shapes are numbers, and each tensor of the safetensors file holds the raw form
 (`espalier.runtime.elements`), written by `espalier.runtime.weights.save_weights`.
 
 At the boundary of the VM a tensor has its own element type where TVM has one of whole bytes (bfloat16, 8-bit floats);
-elements of fewer than 8 bits, bipolar ones and integers of odd width are passed as their raw storage, one per element.
+elements of fewer than 8 bits, bipolar ones and integers of odd width are passed in their raw form, one per element.
 """
 
 from __future__ import annotations
@@ -86,8 +86,11 @@ class TvmEngine:
             except Exception as error:
                 raise ArtifactError("E712", f"the compiled model failed: {error}") from error
             results = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
+            if len(results) != len(self._outputs):
+                message = f"the compiled model gave {len(results)} outputs; the manifest has {len(self._outputs)}"
+                raise ArtifactError("E712", message)
             # A copy: a result may share memory with a weight, a constant, or an input of the caller.
-            return [_from_tensor(tensor, spec) for tensor, spec in zip(results, self._outputs, strict=False)]
+            return [_from_tensor(tensor, spec) for tensor, spec in zip(results, self._outputs, strict=True)]
 
 
 def load(files: ArtifactFiles, threads: int) -> TvmEngine:
