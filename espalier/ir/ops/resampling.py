@@ -39,7 +39,7 @@ class Resize(Op):
     scales: In | None
     sizes: In | None
     antialias: int = 0
-    axes: tuple[int, ...] | None = None  # type: ignore[assignment]
+    axes: tuple[int, ...] | None = None  # type: ignore[assignment, misc]
     coordinate_transformation_mode: str = "half_pixel"
     cubic_coeff_a: float = -0.75
     exclude_outside: int = 0
