@@ -1,0 +1,1 @@
+"""The TVM backend: graphs to Relax and TIR, compiled for CPUs."""

@@ -1,0 +1,557 @@
+"""Primitives that compute each entry on its own: arithmetic, comparison, elementary functions, conversions."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from espalier.errors import UnsupportedError
+from espalier.ir import dims, elements
+from espalier.ir.dims import Dim, Dimension, Shape
+from espalier.ir.elements import Element
+from espalier.ir.xp import numpy as numpy_xp
+from espalier.backends.tvm import scalars
+from espalier.backends.tvm.numbers import convert, expression_type, immediate, is_inf, is_nan, rounded, select, wrap
+from espalier.backends.tvm.tensor import TRANSCENDENTAL, Access, At, Expr, Index, Literal_, Map, Tensor, Untraceable
+
+PRIMITIVES: dict[str, Callable[..., Any]] = {}
+"""The names of `xp` that tensors know."""
+
+
+def primitive(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register a primitive; without a tensor among its arguments it is numpy's."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if not any(map(_traced, arguments)) and not any(map(_traced, keywords.values())):
+            return getattr(numpy_xp, name)(*arguments, **keywords)
+        return function(*arguments, **keywords)
+
+    PRIMITIVES[name] = call
+    return call
+
+
+def _traced(argument: Any) -> bool:
+    return isinstance(argument, Tensor) or (isinstance(argument, list | tuple) and any(map(_traced, argument)))
+
+
+def as_tensor(value: Any, element: Element | None = None) -> Tensor:
+    """A tensor from a tensor, an array, or a number (of the element given)."""
+    if isinstance(value, Tensor):
+        return value
+    array = np.asarray(value)
+    if array.dtype == object:
+        return from_dimensions(array)
+    if element is not None and not isinstance(value, np.ndarray | np.generic):
+        array = array.astype(element.dtype)
+    known = _LITERALS.get(id(array))
+    if known is None or known.array is not array:
+        known = Literal_(array, element or elements.from_dtype(array.dtype))
+        _LITERALS[id(array)] = known
+    return known
+
+
+_LITERALS: weakref.WeakValueDictionary[int, Literal_] = weakref.WeakValueDictionary()
+"""One tensor for each array, so that a shared weight stays one."""
+
+
+def from_dimensions(array: np.ndarray[Any, Any]) -> Tensor:
+    """An integer tensor of dimensions."""
+    entries: list[Dimension] = [entry if isinstance(entry, Dim) else int(entry) for entry in array.reshape(-1).tolist()]
+    shape = array.shape
+
+    def body(at: At, index: Index) -> Expr:
+        found = at.dim(entries[-1])
+        position = flat_index(at, index, shape)
+        for k in reversed(range(len(entries) - 1)):
+            found = select(tirx.EQ(position, immediate(k, "int64")), at.dim(entries[k]), found)
+        return found
+
+    return Map(shape, elements.I64, (), (), body)
+
+
+def flat_index(at: At, index: Index, shape: Sequence[Dimension]) -> Expr:
+    """The row-major position of an index."""
+    position: Expr = immediate(0, "int64")
+    for entry, extent in zip(index, shape, strict=True):
+        position = entry if isinstance(position, tirx.IntImm) and int(position) == 0 else position * at.dim(extent) + entry
+    return position
+
+
+def broadcast_shapes(*shapes: Shape) -> Shape:
+    """The shape that shapes broadcast to. Dimensions not known to agree must at run time."""
+    rank = max(map(len, shapes), default=0)
+    result: list[Dimension] = []
+    for axis in range(-rank, 0):
+        found: Dimension = 1
+        for shape in shapes:
+            extent = shape[axis] if -axis <= len(shape) else 1
+            if extent == 1 or extent == found:
+                continue
+            if found == 1:
+                found = extent
+            elif isinstance(found, int) and isinstance(extent, int):
+                raise ValueError(f"shapes {shapes} don't broadcast")
+            elif isinstance(extent, int):
+                found = extent
+            elif not isinstance(found, int):
+                found = dims.maximum(found, extent)
+        result.append(found)
+    return tuple(result)
+
+
+def broadcast_index(at: At, index: Index, shape: Shape, result: Shape) -> list[Expr]:
+    """Where an operand of `shape` is read for an entry of the broadcast result."""
+    found = []
+    for entry, extent, whole in zip(index[len(index) - len(shape) :], shape, result[len(result) - len(shape) :], strict=True):
+        if extent == whole:
+            found.append(entry)
+        elif extent == 1:
+            found.append(immediate(0, "int64"))
+        else:  # 1 or the whole extent, known only at run time
+            found.append(tirx.min(entry, at.dim(extent) - 1))
+    return found
+
+
+def elementwise(element: Element, function: Callable[..., Expr], *operands: Any, cost: int = 1) -> Tensor:
+    """`function(at, *entries)` on tensors and arrays that broadcast; its result is rounded to the element."""
+    tensors = [as_tensor(operand) for operand in operands]
+    shape = broadcast_shapes(*(tensor.shape for tensor in tensors))
+    access: list[Access] = ["same" if tensor.shape == shape or tensor.size == shape_size(shape) else "many" for tensor in tensors]
+
+    def body(at: At, index: Index) -> Expr:
+        entries = [at(k, broadcast_index(at, index, tensor.shape, shape)) for k, tensor in enumerate(tensors)]
+        return rounded(element, wrap(function(at, *entries), element))
+
+    return Map(shape, element, tensors, access, body, cost)
+
+
+def shape_size(shape: Shape) -> Dimension:
+    return dims.product(shape)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, bool | int | float) and not isinstance(value, np.generic)
+
+
+def promoted(*operands: Any) -> Element:
+    """The element that operands meet at, as numpy has it: Python's numbers take that of the arrays."""
+    strong = [operand for operand in operands if not _is_scalar(operand)]
+    found = [operand.element if isinstance(operand, Tensor) else _element(operand) for operand in strong]
+    if all(element == found[0] for element in found):
+        element = found[0]
+    else:
+        element = elements.from_dtype(np.result_type(*(each.dtype for each in found)))
+    weak = [operand for operand in operands if _is_scalar(operand)]
+    if any(isinstance(operand, float) for operand in weak) and not element.is_float and not element.is_complex:
+        return elements.F64
+    if element.kind == "bool" and any(not isinstance(operand, bool) for operand in weak):
+        return elements.I64
+    return element
+
+
+def _element(value: Any) -> Element:
+    array = np.asarray(value)
+    return elements.I64 if array.dtype == object else elements.from_dtype(array.dtype)
+
+
+def to_element(value: Any, element: Element) -> Any:
+    """An operand in an element: tensors converted lazily, the rest at once."""
+    if isinstance(value, Tensor):
+        return astype(value, element)
+    array = np.asarray(value)
+    return from_dimensions(array) if array.dtype == object else numpy_xp.astype(array, element)
+
+
+def _binary(a: Any, b: Any, function: Callable[[At, Expr, Expr], Expr], result: Element | None = None, cost: int = 1) -> Tensor:
+    element = promoted(a, b)
+    if element.is_complex:
+        raise UnsupportedError("E404", "the TVM backend does not compute in complex numbers here")
+    return elementwise(result or element, function, to_element(a, element), to_element(b, element), cost=cost)
+
+
+def _arithmetic(name: str, function: Callable[[Expr, Expr], Expr]) -> None:
+    def operation(a: Any, b: Any) -> Any:
+        if any(getattr(x, "is_pair", False) for x in (a, b)):
+            from espalier.backends.tvm import fourier
+
+            return fourier.binary(name, a, b)
+        if promoted(a, b).kind == "bool":
+            if name == "multiply":
+                return _binary(a, b, lambda at, x, y: tirx.And(x, y))
+            if name == "add":
+                return _binary(a, b, lambda at, x, y: tirx.Or(x, y))
+        return _binary(a, b, lambda at, x, y: function(x, y))
+
+    operation.__name__ = name
+    PRIMITIVES[name] = operation
+    globals()[name] = operation
+
+
+_arithmetic("add", lambda a, b: a + b)
+_arithmetic("subtract", lambda a, b: a - b)
+_arithmetic("multiply", lambda a, b: a * b)
+add: Any
+subtract: Any
+multiply: Any
+
+
+def _nonzero(b: Expr) -> Expr:
+    """A divisor that does not fault: 1 instead of 0."""
+    return select(tirx.EQ(b, scalars.like(0, b)), scalars.like(1, b), b)
+
+
+@primitive
+def divide(a: Any, b: Any) -> Any:
+    """a / b; of integers truncated towards zero."""
+    if any(getattr(x, "is_pair", False) for x in (a, b)):
+        from espalier.backends.tvm import fourier
+
+        return fourier.binary("divide", a, b)
+    if promoted(a, b).is_integer:
+        return _binary(a, b, lambda at, x, y: tirx.truncdiv(x, _nonzero(y)), cost=4)
+    return _binary(a, b, lambda at, x, y: tirx.div(x, y), cost=2)
+
+
+def true_divide(a: Any, b: Any) -> Any:
+    """a / b as Python means it: integers give f64."""
+    element = promoted(a, b)
+    if element.is_integer or element.kind == "bool":
+        return divide(to_element(a, elements.F64), to_element(b, elements.F64))
+    return divide(a, b)
+
+
+def floor_divide(a: Any, b: Any) -> Any:
+    """⌊a/b⌋."""
+    if promoted(a, b).is_integer:
+        return _binary(a, b, lambda at, x, y: tirx.floordiv(x, _nonzero(y)), cost=4)
+    return _binary(a, b, lambda at, x, y: tirx.floor(tirx.div(x, y)), cost=3)
+
+
+def remainder(a: Any, b: Any) -> Any:
+    """a − b·⌊a/b⌋: the sign is b's."""
+    if promoted(a, b).is_integer:
+        return _binary(a, b, lambda at, x, y: tirx.floormod(x, _nonzero(y)), cost=4)
+
+    def of_floats(at: At, x: Expr, y: Expr) -> Expr:
+        y = at.bind(y)
+        rest = at.bind(scalars.library("fmod", x, y))
+        zero = scalars.like(0.0, rest)
+        return select(tirx.And(tirx.NE(rest, zero), tirx.NE(rest < zero, y < zero)), rest + y, rest)
+
+    return _binary(a, b, of_floats, cost=TRANSCENDENTAL)
+
+
+@primitive
+def fmod(a: Any, b: Any) -> Any:
+    """The remainder with a's sign."""
+    if promoted(a, b).is_integer:
+        return _binary(a, b, lambda at, x, y: tirx.truncmod(x, _nonzero(y)), cost=4)
+    return _binary(a, b, lambda at, x, y: scalars.library("fmod", x, y), cost=TRANSCENDENTAL)
+
+
+@primitive
+def power(base: Any, exponent: Any) -> Any:
+    """base ** exponent; negative powers of integers truncate towards zero."""
+    element = promoted(base, exponent)
+    if element.is_integer:
+        return _binary(base, exponent, lambda at, x, y: scalars.integer_power(at.bind, x, y), cost=TRANSCENDENTAL)
+    number = exponent if not isinstance(exponent, Tensor) and np.size(exponent) == 1 else None
+    if number is not None and float(np.asarray(number, np.float64).reshape(())) == 2.0:
+        base, shape = to_element(base, element), np.shape(number)
+        return elementwise(element, lambda at, x: at.bind(x) * at.bind(x), broadcast_to(base, broadcast_shapes(base.shape, shape)))
+    return _binary(base, exponent, lambda at, x, y: scalars.library("pow", x, y), cost=2 * TRANSCENDENTAL)
+
+
+@primitive
+def broadcast_to(array: Any, shape: Sequence[Dimension]) -> Tensor:
+    """Repeat axes of extent 1."""
+    x, target = as_tensor(array), tuple(shape)
+    if x.shape == target:
+        return x
+    result = broadcast_shapes(x.shape, target)
+    access: Access = "same" if x.size == dims.product(result) else "many"
+    return Map(result, x.element, [x], [access], lambda at, index: at(0, broadcast_index(at, index, x.shape, result)))
+
+
+def _comparison(name: str, function: Callable[[Expr, Expr], Expr]) -> None:
+    def operation(a: Any, b: Any) -> Any:
+        return _binary(a, b, lambda at, x, y: function(*_comparable(x, y)), elements.BOOL)
+
+    operation.__name__ = name
+    globals()[name] = primitive(operation) if hasattr(numpy_xp, name) else operation
+    PRIMITIVES[name] = globals()[name]
+
+
+def _comparable(x: Expr, y: Expr) -> tuple[Expr, Expr]:
+    if scalars.dtype_of(x) == "bool":
+        return tirx.Cast("int8", x), tirx.Cast("int8", y)
+    return x, y
+
+
+for _name, _function in {
+    "less": lambda x, y: x < y, "less_equal": lambda x, y: x <= y, "greater": lambda x, y: x > y,
+    "greater_equal": lambda x, y: x >= y, "equal": tirx.EQ, "not_equal": tirx.NE,
+}.items():  # fmt: skip
+    _comparison(_name, _function)
+
+
+def _extreme(name: str, function: Callable[[Expr, Expr], Expr]) -> None:
+    def operation(a: Any, b: Any) -> Any:
+        if promoted(a, b).kind == "bool":
+            return _binary(a, b, lambda at, x, y: tirx.Or(x, y) if name == "maximum" else tirx.And(x, y))
+        return _binary(a, b, lambda at, x, y: function(at.bind(x), at.bind(y)))
+
+    operation.__name__ = name
+    primitive(operation)
+
+
+_extreme("maximum", scalars.maximum)
+_extreme("minimum", scalars.minimum)
+
+
+@primitive
+def clip(array: Any, low: Any, high: Any) -> Any:
+    """Limited to [low, high]."""
+    found = array
+    if low is not None:
+        found = PRIMITIVES["maximum"](found, low)
+    return found if high is None else PRIMITIVES["minimum"](found, high)
+
+
+def _bitwise(name: str, integer: Callable[[Expr, Expr], Expr], boolean: Callable[[Expr, Expr], Expr] | None) -> None:
+    def operation(a: Any, b: Any) -> Any:
+        if promoted(a, b).kind == "bool":
+            if boolean is None:
+                raise TypeError(f"{name} is not defined on bool")
+            return _binary(a, b, lambda at, x, y: boolean(x, y))
+        return _binary(a, b, lambda at, x, y: integer(x, y))
+
+    operation.__name__ = name
+    globals()[name] = primitive(operation)
+
+
+def _shift(function: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
+    def shifted(x: Expr, y: Expr) -> Expr:
+        """As numpy: shifts by the width or more leave nothing but the sign."""
+        width = int(scalars.dtype_of(x).lstrip("uint"))
+        inside = tirx.And(y >= scalars.like(0, y), y < scalars.like(width, y))
+        moved = function(x, select(inside, y, scalars.like(0, y)))
+        gone = scalars.like(0, x)
+        if function is tirx.shift_right and not scalars.dtype_of(x).startswith("u"):
+            gone = select(x < gone, scalars.like(-1, x), gone)
+        return select(inside, moved, gone)
+
+    return shifted
+
+
+_bitwise("bitwise_and", lambda x, y: x & y, tirx.And)
+_bitwise("bitwise_or", lambda x, y: x | y, tirx.Or)
+_bitwise("bitwise_xor", lambda x, y: x ^ y, tirx.NE)
+_bitwise("bitwise_left_shift", _shift(tirx.shift_left), None)
+_bitwise("bitwise_right_shift", _shift(tirx.shift_right), None)
+
+
+def _logical(name: str, function: Callable[[Expr, Expr], Expr]) -> None:
+    def operation(a: Any, b: Any) -> Any:
+        return elementwise(elements.BOOL, lambda at, x, y: function(x, y), to_element(a, elements.BOOL), to_element(b, elements.BOOL))
+
+    operation.__name__ = name
+    primitive(operation)
+
+
+_logical("logical_and", tirx.And)
+_logical("logical_or", tirx.Or)
+_logical("logical_xor", tirx.NE)
+
+
+@primitive
+def logical_not(array: Any) -> Any:
+    return elementwise(elements.BOOL, lambda at, x: tirx.Not(x), to_element(array, elements.BOOL))
+
+
+@primitive
+def bitwise_invert(array: Any) -> Any:
+    if array.element.kind == "bool":
+        return logical_not(array)
+    return elementwise(array.element, lambda at, x: tirx.bitwise_not(x), array)
+
+
+def negative(array: Any) -> Any:
+    """−x."""
+    if array.element.is_float:  # not 0 − x, which loses the sign of zero
+        return elementwise(array.element, lambda at, x: x * scalars.like(-1.0, x), array)
+    return elementwise(array.element, lambda at, x: scalars.like(0, x) - x, array)
+
+
+@primitive
+def where(condition: Any, yes: Any, no: Any) -> Any:
+    """`yes` where the condition holds, else `no`."""
+    element = promoted(yes, no)
+    chosen = to_element(condition, elements.BOOL)
+    return elementwise(element, lambda at, c, x, y: select(c, x, y), chosen, to_element(yes, element), to_element(no, element))
+
+
+@primitive
+def astype(array: Any, kind: Element) -> Any:
+    """Convert; see `numbers.convert`."""
+    if getattr(array, "is_pair", False):
+        from espalier.backends.tvm import fourier
+
+        return fourier.astype(array, kind)
+    kind = kind.storage
+    if array.element == kind:
+        return array
+    expression_type(kind)
+    source = array.element
+    return Map(
+        array.shape, kind, [array], ["same"], lambda at, index: convert(at.bind(at(0, index)), source, kind),
+        cost=1 if min(source.bits, kind.bits) >= 16 or source.is_integer else 4,
+    )  # fmt: skip
+
+
+@primitive
+def cast(array: Any, kind: Element, saturate: bool, round_mode: str) -> Any:
+    """Convert as ONNX's Cast does."""
+    kind = kind.storage
+    if kind == elements.F8E8M0 or array.element == elements.F8E8M0:
+        raise UnsupportedError("E404", "the TVM backend does not convert f8e8m0")
+    if saturate and kind.is_float and kind.bits == 8:
+        largest = float(np.asarray(numpy_xp.ml_dtypes.finfo(kind.dtype).max, np.float64))
+        if array.element.kind == "bool" or array.element.is_integer:
+            array = astype(array, elements.F64)
+        array = clip(array, np.asarray(-largest, array.dtype), np.asarray(largest, array.dtype)) if _holds(array.element, largest) else array
+    return astype(array, kind)
+
+
+def _holds(element: Element, number: float) -> bool:
+    return bool(np.asarray(number).astype(element.dtype).astype(np.float64) == number)
+
+
+@primitive
+def bitcast(array: Any, kind: Element) -> Any:
+    """The same bits read as another element of the same width."""
+    from espalier.backends.tvm.numbers import buffer_type, load, store
+
+    source, target = array.element, kind.storage
+
+    def body(at: At, index: Index) -> Expr:
+        raw = store(source, at(0, index))
+        if buffer_type(source) == "bool":
+            raw = tirx.Cast("uint8", raw)
+        there = buffer_type(target)
+        if there == "bool":
+            return tirx.NE(raw, scalars.like(0, raw))
+        return load(target, raw if scalars.dtype_of(raw) == there else tirx.reinterpret(there, raw))
+
+    return Map(array.shape, target, [array], ["same"], body, cost=2)
+
+
+@primitive
+def wide(array: Any) -> Any:
+    """In the type that sums of products are accumulated in."""
+    kind = array.element
+    if kind.is_float and kind.bits < 32:
+        return astype(array, elements.F32)
+    return astype(array, elements.I64) if kind.is_integer or kind.kind == "bool" else array
+
+
+@primitive
+def element(array: Any) -> Element:
+    found: Element = array.element
+    return found
+
+
+@primitive
+def is_floating(array: Any) -> bool:
+    return bool(array.element.is_float)
+
+
+@primitive
+def to_numpy(array: Any) -> Any:
+    if isinstance(array, Literal_):
+        return array.array
+    raise Untraceable("numbers are needed that are not known before run time")
+
+
+@primitive
+def asarray(array: Any) -> Any:
+    return array
+
+
+def _unary(name: str, function: Callable[[At, Expr], Expr], cost: int = TRANSCENDENTAL, element: Element | None = None) -> None:
+    def operation(array: Any) -> Any:
+        kind = array.element
+        if not kind.is_float and element is None and cost == TRANSCENDENTAL:
+            array, kind = astype(array, elements.F64), elements.F64
+        return elementwise(element or kind, function, array, cost=cost)
+
+    operation.__name__ = name
+    globals()[name] = primitive(operation)
+
+
+def _library(name: str) -> Callable[[At, Expr], Expr]:
+    return lambda at, x: scalars.library(name, x)
+
+
+def _whole(function: Callable[[Expr], Expr]) -> Callable[[At, Expr], Expr]:
+    return lambda at, x: function(x) if scalars.dtype_of(x).startswith("float") else x
+
+
+def _absolute(at: At, x: Expr) -> Expr:
+    if scalars.dtype_of(x).startswith(("float", "u", "bool")):
+        return tirx.abs(x) if scalars.dtype_of(x).startswith("float") else x
+    return select(x < scalars.like(0, x), scalars.like(0, x) - x, x)
+
+
+def _sign(at: At, x: Expr) -> Expr:
+    x = at.bind(x)
+    zero = scalars.like(0, x)
+    if scalars.dtype_of(x).startswith("u"):
+        return select(x > zero, scalars.like(1, x), zero)
+    found = select(x > zero, scalars.like(1, x), select(x < zero, scalars.like(-1, x), zero))
+    return select(is_nan(x), x, found) if scalars.dtype_of(x).startswith("float") else found
+
+
+for _name in ("acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "expm1", "log", "log1p", "sin", "sinh", "tan"):
+    _unary(_name, _library(_name))
+_unary("exp", lambda at, x: scalars.exp(at.bind, x))
+_unary("tanh", lambda at, x: scalars.tanh(at.bind, x))
+_unary("sigmoid", lambda at, x: scalars.sigmoid(at.bind, x))
+_unary("erf", lambda at, x: scalars.erf(at.bind, x))
+_unary("sqrt", lambda at, x: tirx.sqrt(x), cost=TRANSCENDENTAL)
+_unary("floor", _whole(tirx.floor), cost=1)
+_unary("ceil", _whole(tirx.ceil), cost=1)
+_unary("trunc", _whole(tirx.trunc), cost=1)
+_unary("rint", _whole(tirx.nearbyint), cost=1)
+_unary("abs", _absolute, cost=1)
+_unary("sign", _sign, cost=2)
+_unary("isnan", lambda at, x: is_nan(at.bind(x)) if scalars.dtype_of(x).startswith("float") else immediate(0, "bool"), 1, elements.BOOL)
+_unary("isinf", lambda at, x: is_inf(at.bind(x)) if scalars.dtype_of(x).startswith("float") else immediate(0, "bool"), 1, elements.BOOL)
+
+
+@primitive
+def isfinite(array: Any) -> Any:
+    return logical_not(PRIMITIVES["logical_or"](PRIMITIVES["isnan"](array), PRIMITIVES["isinf"](array)))
+
+
+@primitive
+def zeros_like(array: Any) -> Any:
+    return filled(array.shape, 0, array.element)
+
+
+@primitive
+def ones_like(array: Any) -> Any:
+    return filled(array.shape, 1, array.element)
+
+
+def filled(shape: Sequence[Dimension], value: Any, kind: Element) -> Tensor:
+    """A tensor of one number."""
+    number = float(np.asarray(value).astype(kind.dtype).astype(np.float64)) if kind.is_float else np.asarray(value).astype(kind.dtype).item()
+    return Map(tuple(shape), kind, (), (), lambda at, index: immediate(number, expression_type(kind)))

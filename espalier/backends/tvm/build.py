@@ -1,0 +1,142 @@
+"""Compiling for this host: target, Relax and TIR pipelines, the library file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+os.environ.setdefault("TVM_BIND_THREADS", "0")  # TVM's own pinning makes two threads as slow as one
+
+import tvm  # noqa: E402
+from tvm import relax, tirx  # noqa: E402
+
+from espalier.ir.execute import check_inputs  # noqa: E402
+from espalier.ir.graph import Graph  # noqa: E402
+from espalier.ir.types import TensorType  # noqa: E402
+from espalier.errors import InputError  # noqa: E402
+from espalier.backends.tvm import lowerings, module, numbers, trace  # noqa: E402
+
+Array = np.ndarray[Any, Any]
+_ = lowerings
+
+
+@dataclass
+class Compiled:
+    """A graph's executable; `main` takes the inputs and then the weights."""
+
+    executable: Any
+    target: Any
+    weights: list[Array]
+    """As buffers hold them: raw bits where TVM has no type."""
+    graph: Graph
+
+    def __call__(self, inputs: Sequence[Any] | Mapping[str, Any]) -> list[Array]:
+        """Run in this process: arrays in, by name or in order, arrays out."""
+        machine = relax.VirtualMachine(self.executable, tvm.cpu())
+        arguments = [_tensor(array) for array in [*_inputs(self.graph, inputs), *self.weights]]
+        found = machine["main"](*arguments)
+        outputs = []
+        for tensor, value in zip(found, self.graph.outputs, strict=True):
+            element = value.element
+            if module.foreign_type(element) is not None:
+                tensor = _viewed(tensor, numbers.buffer_type(element))
+            outputs.append(numbers.from_buffer_array(tensor.numpy(), element))
+        return outputs
+
+    def save(self, path: Path) -> None:
+        """Write the library. The same graph gives the same bytes wherever and whenever."""
+        self.executable.export_library(str(path))
+
+
+def _inputs(graph: Graph, inputs: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
+    if isinstance(inputs, Mapping):
+        missing = [value.name for value in graph.inputs if value.name not in inputs]
+        if missing:
+            raise InputError("E207", f"inputs are missing: {missing}")
+        inputs = [inputs[value.name] for value in graph.inputs]
+    arrays = [np.asarray(array) for array in inputs]
+    if len(arrays) != len(graph.inputs):
+        raise InputError("E207", f"the graph takes {len(graph.inputs)} inputs, not {len(arrays)}")
+    check_inputs(graph, arrays)
+    found = []
+    for array, value in zip(arrays, graph.inputs, strict=True):
+        if array.dtype != value.element.dtype:
+            raise InputError("E207", f"input {value.name!r} is {array.dtype}, the model wants {value.type}")
+        raw = numbers.buffer_array(array, value.element)
+        found.append((raw, module.foreign_type(value.element)))
+    return found
+
+
+def _tensor(array: Any) -> Any:
+    raw, foreign = array if isinstance(array, tuple) else (array, None)
+    tensor = tvm.runtime.tensor(raw)
+    return tensor if foreign is None else _viewed(tensor, foreign)
+
+
+def _viewed(tensor: Any, dtype: str) -> Any:
+    create = tvm.get_global_func("runtime.TVMTensorCreateView")
+    return create(tensor, tvm.runtime.ShapeTuple(tensor.shape), tvm.DataType(dtype), 0)
+
+
+@cache
+def host_target(threads: int) -> Any:
+    """The target for the machine that compiles, by the name that LLVM has for its processor."""
+    cpu = tvm.get_global_func("target.llvm_get_system_cpu")()
+    triple = tvm.get_global_func("target.llvm_get_system_triple")()
+    return tvm.target.Target({"kind": "llvm", "mcpu": str(cpu), "mtriple": str(triple), "num-cores": threads})
+
+
+def _relax_pipeline() -> Any:
+    steps = relax.transform
+    return tvm.transform.Sequential([
+        steps.ToNonDataflow(), steps.RemovePurityChecking(), steps.CallTIRRewrite(), steps.StaticPlanBlockMemory(),
+        steps.LowerAllocTensor(), steps.KillAfterLastUse(), steps.LowerRuntimeBuiltin(), steps.ComputePrimValue(),
+        steps.VMShapeLower(), steps.AttachGlobalSymbol(),
+    ])  # fmt: skip
+
+
+def _kernel_pipeline() -> Any:
+    """TVM's default pipeline for loops, without common subexpressions, which LLVM finds in a fraction of the time."""
+
+    @tvm.transform.module_pass(opt_level=0)
+    def lowered(functions: Any, _: Any) -> Any:
+        steps = tirx.transform
+        return tvm.transform.Sequential([
+            steps.StmtSimplify(), steps.FlattenBuffer(), steps.NarrowDataType(32), steps.VectorizeLoop(True),
+            steps.UnrollLoop(), steps.StmtSimplify(), steps.VerifyMemory(), steps.AnnotateEntryFunc(),
+            steps.SplitHostDevice(), steps.MakePackedAPI(),
+        ])(functions)  # fmt: skip
+
+    def host() -> Any:
+        return tvm.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])
+
+    return lowered, host, lambda: tvm.transform.Sequential([])
+
+
+tirx.register_tir_pipeline("espalier", _kernel_pipeline)
+
+
+def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int | None = None) -> Compiled:
+    """Compile a graph, for this host unless a TVM target says otherwise.
+
+    Raises UnsupportedError, naming node and source, for what can't be emitted.
+    """
+    chosen = tvm.target.Target(dict(target)) if target is not None else host_target(threads or os.cpu_count() or 1)
+    inputs, outputs = trace.trace(graph)
+    made = module.write(inputs, outputs)
+    with chosen:
+        executable = relax.build(made.relax, chosen, relax_pipeline=_relax_pipeline(), tir_pipeline="espalier")
+    weights = [numbers.buffer_array(tensor.array, tensor.element) for tensor in made.weights]
+    return Compiled(executable, chosen, weights, graph)
+
+
+def run(graph: Graph, inputs: Sequence[Any] | Mapping[str, Any]) -> list[Array]:
+    """Compile a graph and run it once in this process: arrays in, by name or in order, arrays out."""
+    assert all(isinstance(value.type, TensorType) for value in graph.inputs)
+    return build(graph)(inputs)

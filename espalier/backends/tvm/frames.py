@@ -1,0 +1,190 @@
+"""What a kernel is written with: scopes that hold computed values, and loops around statements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from tvm import tirx
+
+from espalier.errors import UnsupportedError
+from espalier.ir import dims
+from espalier.ir.dims import Dim, Dimension
+from espalier.backends.tvm import numbers
+from espalier.backends.tvm.tensor import Expr, Fold, Index, Literal_, Map, Tensor
+
+Statement = Any
+
+
+@cache
+def integer(value: int) -> Expr:
+    """An int64 immediate; one object for each number, so that equal indices are seen to be equal."""
+    return tirx.IntImm("int64", value)
+
+
+def sequence(statements: Sequence[Statement]) -> Statement:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
+
+
+def loop(variable: Expr, extent: Expr, body: Statement, kind: str = "serial") -> Statement:
+    """for variable in range(extent): body."""
+    kinds = {
+        "serial": tirx.ForKind.SERIAL, "parallel": tirx.ForKind.PARALLEL,
+        "vectorized": tirx.ForKind.VECTORIZED, "unrolled": tirx.ForKind.UNROLLED,
+    }  # fmt: skip
+    return tirx.For(variable, integer(0), extent, kinds[kind], body)
+
+
+class Names:
+    """Variable names of one kernel: a letter and a count, never anything from the model."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def variable(self, letter: str, dtype: str = "int64") -> Expr:
+        self.count += 1
+        return tirx.Var(f"{letter}{self.count}", dtype)
+
+
+class Kernel:
+    """The function being written: its buffers, symbols and names."""
+
+    def __init__(self) -> None:
+        self.names = Names()
+        self.buffers: dict[Tensor, Expr] = {}
+        """Tensors that are read from memory."""
+        self.symbols: dict[str, Expr] = {}
+        self.folds: Mapping[Tensor, Any] = {}
+        """Folds whose state is at hand → a function that gives their entry."""
+
+    def symbol(self, name: str) -> Expr:
+        if name not in self.symbols:
+            self.symbols[name] = tirx.Var(f"d{len(self.symbols)}", "int64")
+        return self.symbols[name]
+
+    def dim(self, dimension: Dimension) -> Expr:
+        return dimension_expression(dimension, self.symbol)
+
+
+def dimension_expression(dimension: Dimension, symbol: Callable[[str], Expr]) -> Expr:
+    """A dimension as an int64 expression of the symbols' variables."""
+    if not isinstance(dimension, Dim):
+        return integer(int(dimension))
+    total: Expr = None
+    for monomial, coefficient in dimension.terms:
+        term: Expr = None
+        for atom, power in monomial:
+            factor = symbol(atom.name) if atom.kind == "symbol" else _atom(atom, symbol)
+            for _ in range(power):
+                term = factor if term is None else term * factor
+        if term is None:
+            term = integer(coefficient)
+        elif coefficient != 1:
+            term = term * integer(coefficient)
+        total = term if total is None else total + term
+    return total
+
+
+def _atom(atom: dims.Atom, symbol: Callable[[str], Expr]) -> Expr:
+    a, b = (dimension_expression(operand, symbol) for operand in atom.operands)
+    functions = {"floordiv": tirx.floordiv, "mod": tirx.floormod, "min": tirx.min, "max": tirx.max}
+    return functions[atom.kind](a, b)
+
+
+EXPRESSION_LIMIT = 4000
+"""Entries read while one expression is written; beyond, something was inlined that should not have been."""
+
+
+class Scope:
+    """Writes expressions of entries at one place of a kernel; values bound here are computed before the statement."""
+
+    def __init__(self, kernel: Kernel, parent: Scope | None = None) -> None:
+        self.kernel, self.parent = kernel, parent
+        self.bound: list[tuple[Expr, Expr]] = []
+        self.memo: dict[tuple[Tensor, tuple[int, ...]], tuple[Expr, Index]] = {}
+        self.reads = 0 if parent is None else parent.reads
+
+    def dim(self, dimension: Dimension) -> Expr:
+        return self.kernel.dim(dimension)
+
+    def bind(self, value: Expr) -> Expr:
+        if isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm):
+            return value
+        variable = self.kernel.names.variable("v", str(value.ty.dtype))
+        self.bound.append((variable, value))
+        return variable
+
+    def read(self, tensor: Tensor, index: Index) -> Expr:
+        """The expression of a tensor's entry."""
+        key = (tensor, tuple(map(id, index)))
+        scope: Scope | None = self
+        while scope is not None:
+            if key in scope.memo:
+                return scope.memo[key][0]
+            scope = scope.parent
+        found = self._compute(tensor, index)
+        self.memo[key] = (found, index)  # keeps the index alive, so that ids stay unique
+        return found
+
+    def _compute(self, tensor: Tensor, index: Index) -> Expr:
+        self.reads += 1
+        if self.reads > EXPRESSION_LIMIT:
+            raise UnsupportedError("E402", "an expression of this operator grows too large for one TVM kernel")
+        buffer = self.kernel.buffers.get(tensor)
+        if buffer is not None:
+            return numbers.load(tensor.element, tirx.BufferLoad(buffer, list(index)))
+        if isinstance(tensor, Literal_):
+            return numbers.immediate(_only(tensor), numbers.expression_type(tensor.element))
+        if isinstance(tensor, Fold):
+            return self.bind(self.kernel.folds[tensor](self, index))
+        assert isinstance(tensor, Map), tensor
+        found = tensor.body(Reader(self, tensor), index)
+        return self.bind(found) if tensor.cost > 0 else found
+
+    def inner(self) -> Scope:
+        return Scope(self.kernel, self)
+
+    def as_expression(self, value: Expr) -> Expr:
+        """The value with everything bound here around it."""
+        for variable, bound in reversed(self.bound):
+            value = tirx.Let(variable, bound, value)
+        return value
+
+    def as_statements(self, *last: Statement) -> Statement:
+        """What is bound here, then the statements."""
+        return sequence([*(tirx.Bind(variable, bound) for variable, bound in self.bound), *last])
+
+
+def _only(tensor: Literal_) -> Any:
+    value = tensor.array.reshape(-1)[0]
+    return float(value) if tensor.element.is_float else int(value)
+
+
+class Reader:
+    """What one tensor's code sees: see `tensor.At`."""
+
+    def __init__(self, scope: Scope, tensor: Tensor) -> None:
+        self.scope, self.tensor = scope, tensor
+
+    def __call__(self, operand: int, index: Index) -> Expr:
+        return self.scope.read(self.tensor.operands[operand], index)
+
+    def dim(self, dimension: Dimension) -> Expr:
+        return self.scope.dim(dimension)
+
+    def bind(self, value: Expr) -> Expr:
+        return self.scope.bind(value)
+
+    def guard(self, condition: Expr, yes: Callable[[], Expr], no: Expr) -> Expr:
+        return self.choose(condition, yes, lambda: no)
+
+    def choose(self, condition: Expr, yes: Callable[[], Expr], no: Callable[[], Expr]) -> Expr:
+        """One of two, of which only the one taken may be computed."""
+        outer, branches = self.scope, []
+        for branch in (yes, no):
+            self.scope = outer.inner()
+            branches.append(self.scope.as_expression(branch()))
+            outer.reads = self.scope.reads
+        self.scope = outer
+        return tirx.if_then_else(condition, *branches)

@@ -1,0 +1,303 @@
+"""Loops: one TIR function for each tensor that gets a buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from espalier.ir import dims
+from espalier.ir.dims import Dimension
+from espalier.backends.tvm import numbers
+from espalier.backends.tvm.frames import Kernel, Scope, Statement, integer, loop, sequence
+from espalier.backends.tvm.fuse import Plan
+from espalier.backends.tvm.tensor import Expr, Fold, Index, Literal_, Map, Part, Product, Program, Tensor
+
+PARALLEL_WORK = 16384
+"""Entries (times loop lengths) below which a second thread costs more than it saves."""
+TILE = 64
+"""Entries of the last axis that a fold computes at a time."""
+LANES = 16
+"""Partial results of a fold along memory."""
+
+
+class Function(Kernel):
+    """A kernel with its parameters."""
+
+    def __init__(self, plan: Plan, root: Tensor) -> None:
+        super().__init__()
+        self.plan, self.root = plan, root
+        self.inputs: list[Tensor] = []
+        self.outputs = root.parts if isinstance(root, Program) else [root]
+        self.out_buffers = [self.declare(output, "y") for output in self.outputs]
+        self.buffers = _Buffers(self)
+
+    def declare(self, tensor: Tensor, letter: str) -> Expr:
+        name = self.names.variable(letter).name
+        shape = [self.dim(extent) for extent in tensor.shape]
+        return tirx.decl_buffer(shape, numbers.buffer_type(tensor.element), name=str(name))
+
+    def input(self, tensor: Tensor) -> Expr:
+        found = self.buffers.get(tensor)
+        assert found is not None, f"{tensor} has no buffer"
+        return found
+
+    def finished(self, body: Statement) -> tvm.tirx.PrimFunc:
+        parameters = [*(self.buffers[tensor] for tensor in self.inputs), *self.symbols.values(), *self.out_buffers]
+        attributes = tvm.ir.make_node("ir.DictAttrs", **{"tirx.noalias": True})
+        return tirx.PrimFunc(parameters, body, attrs=attributes)
+
+
+class _Buffers(dict[Tensor, Expr]):
+    """Buffers of what a kernel reads, declared when first read."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def get(self, tensor: Tensor, default: Any = None) -> Any:
+        if tensor in self:
+            return self[tensor]
+        if tensor in self.function.plan.stored and tensor is not self.function.root:
+            self[tensor] = self.function.declare(tensor, "x")
+            self.function.inputs.append(tensor)
+            return self[tensor]
+        return default
+
+
+def build(plan: Plan, root: Tensor) -> tuple[tvm.tirx.PrimFunc, list[Tensor], list[str]]:
+    """The function that computes a root; the tensors and the symbols that it takes, in order."""
+    function = Function(plan, root)
+    if isinstance(root, Program):
+        body = root.write(Scope(function), [function.input(operand) for operand in root.operands], function.out_buffers)
+    else:
+        folds = [root] if isinstance(root, Fold | Product) else plan.fused.get(root, [])
+        products = [fold for fold in folds if isinstance(fold, Product)]
+        if products:
+            from espalier.backends.tvm import products as templates
+
+            body = templates.write(function, products[0])
+        else:
+            body = _loops(function, [fold for fold in folds if isinstance(fold, Fold)])
+    made = function.finished(body)
+    return made, function.inputs, list(function.symbols)
+
+
+def entry(function: Function, scope: Scope, index: Index) -> Expr:
+    """The root's entry as it is stored."""
+    root = function.root
+    if isinstance(root, Map):
+        found = root.body(reader(scope, root), index)
+    else:
+        found = function.folds[root](scope, index)
+    return numbers.store(root.element, found)
+
+
+def reader(scope: Scope, tensor: Tensor) -> Any:
+    from espalier.backends.tvm.frames import Reader
+
+    return Reader(scope, tensor)
+
+
+def _work(function: Function, folds: Sequence[Fold]) -> Dimension:
+    inner: Dimension = 1
+    for fold in folds:
+        inner = inner + dims.product(fold.extents)
+    cost = min(8, 1 + function.root.cost) if isinstance(function.root, Map) else 1
+    return function.root.size * inner * cost
+
+
+def is_large(work: Dimension) -> bool:
+    return not isinstance(work, int) or work >= PARALLEL_WORK
+
+
+def _loops(function: Function, folds: Sequence[Fold]) -> Statement:
+    """The nest over a root's entries; folds are computed for a tile of the last axis at a time."""
+    shape = function.root.shape
+    axes = [axis for axis, extent in enumerate(shape) if extent != 1]
+    last = axes[-1] if axes else None
+    outer, tile = (axes[:-1], TILE if folds else 4096) if axes else ([], 1)
+    if folds and last is not None and all(fold.rows for fold in folds):
+        tile = 1
+    index: list[Expr] = [integer(0)] * len(shape)
+    nest = Nest(function, [shape[axis] for axis in outer])
+    for axis, variable in zip(outer, nest.variables, strict=True):
+        index[axis] = variable
+    if last is None:
+        body = _tile(function, folds, index, None, None, integer(1))
+    else:
+        extent = shape[last]
+        chunked = tile == 1 or not isinstance(extent, int) or extent > tile
+        if chunked and not (tile == 4096 and outer):
+            chunks = dims.ceil_divide(extent, tile)
+            chunk = nest.add(chunks)
+            base = chunk * integer(tile) if tile > 1 else chunk
+            whole = isinstance(extent, int) and extent % tile == 0
+            length = integer(tile) if whole else tirx.min(integer(tile), function.dim(extent) - base)
+        else:
+            base, length = None, function.dim(extent)
+        body = _tile(function, folds, index, last, base, length)
+    return nest.around(body, parallel=is_large(_work(function, folds)))
+
+
+class Nest:
+    """Loops around a statement; enough of the outer ones are joined into one that threads share."""
+
+    def __init__(self, function: Function, extents: Sequence[Dimension]) -> None:
+        self.function, self.extents = function, list(extents)
+        self.variables = [function.names.variable("i") for _ in extents]
+
+    def add(self, extent: Dimension) -> Expr:
+        self.extents.append(extent)
+        self.variables.append(self.function.names.variable("i"))
+        return self.variables[-1]
+
+    def around(self, body: Statement, parallel: bool) -> Statement:
+        joined = 0
+        if parallel:
+            size: Dimension = 1
+            while joined < len(self.extents) and not (isinstance(size, int) and size >= 16):
+                size = size * self.extents[joined]
+                joined += 1
+        for variable, extent in reversed(list(zip(self.variables, self.extents, strict=True))[joined:]):
+            body = loop(variable, self.function.dim(extent), body)
+        if not joined:
+            return body
+        if joined == 1:
+            return loop(self.variables[0], self.function.dim(self.extents[0]), body, "parallel")
+        whole = self.function.names.variable("p")
+        rest, bound = whole, []
+        for variable, extent in reversed(list(zip(self.variables[:joined], self.extents[:joined], strict=True))[1:]):
+            bound.append(tirx.Bind(variable, tirx.floormod(rest, self.function.dim(extent))))
+            rest = tirx.floordiv(rest, self.function.dim(extent))
+        bound.append(tirx.Bind(self.variables[0], rest))
+        size = dims.product(self.extents[:joined])
+        return loop(whole, self.function.dim(size), sequence([*bound, body]), "parallel")
+
+
+def _tile(
+    function: Function, folds: Sequence[Fold], index: Sequence[Expr], last: int | None, base: Expr | None, length: Expr
+) -> Statement:
+    """Entries base … base+length of the last axis: each fold's states first, then the entries."""
+    lane = function.names.variable("l")
+    extent = int(length) if isinstance(length, tirx.IntImm) else TILE
+    states: dict[Fold, list[Expr]] = {}
+    allocations: list[Statement] = []
+    for fold in folds:
+        states[fold] = [tirx.decl_buffer([integer(max(extent, 1))], dtype, function.names.variable("s").name, scope="local") for dtype in fold.types]
+        allocations += [tirx.AllocBuffer(state) for state in states[fold]]
+
+    def here(lane: Expr) -> list[Expr]:
+        place = list(index)
+        if last is not None:
+            place[last] = lane if base is None else base + lane
+        return place
+
+    def at_hand(fold: Fold, places: dict[Fold, Index], lane: Expr) -> Callable[[Scope, Index], Expr]:
+        def found(scope: Scope, place: Index) -> Expr:
+            places[fold] = place
+            position = lane if last is not None else integer(0)
+            return fold.finish(reader(scope, fold), [tirx.BufferLoad(state, [position]) for state in states[fold]])
+
+        return found
+
+    def write(lane: Expr) -> tuple[Statement, dict[Fold, Index]]:
+        places: dict[Fold, Index] = {}
+        function.folds = {fold: at_hand(fold, places, lane) for fold in folds}
+        scope = Scope(function)
+        stored = entry(function, scope, here(lane))
+        return scope.as_statements(tirx.BufferStore(function.out_buffers[0], stored, here(lane))), places
+
+    def place_of(fold: Fold) -> Callable[[Expr], Index]:
+        return lambda lane: write(lane)[1][fold]
+
+    final, used = write(lane)
+    if last is not None:
+        final = loop(lane, length, final)
+    tiled = last is not None
+    before = [
+        statement for fold in folds if fold in used
+        for statement in _fold(function, fold, states[fold], place_of(fold), tiled, length)
+    ]  # fmt: skip
+    return sequence([*allocations, *before, final])
+
+
+def _fold(
+    function: Function, fold: Fold, states: Sequence[Expr], place: Callable[[Expr], Index], tiled: bool, length: Expr
+) -> list[Statement]:
+    """Statements that leave a fold's states for a tile in its buffers."""
+    if fold.rows and fold.join is not None and fold.extents and _lanes(fold):
+        return [_along_rows(function, fold, states, place, tiled, length)]
+    begin, inside = function.names.variable("l"), function.names.variable("l")
+    start = sequence([
+        tirx.BufferStore(state, value, [begin if tiled else integer(0)])
+        for state, value in zip(states, fold.start(), strict=True)
+    ])  # fmt: skip
+    positions = [function.names.variable("r") for _ in fold.extents]
+    where = [inside if tiled else integer(0)]
+    body = _step(fold, Scope(function), states, where, place(inside), positions)
+    if tiled:
+        start, body = loop(begin, length, start), loop(inside, length, body)
+    for variable, extent in reversed(list(zip(positions, fold.extents, strict=True))):
+        body = loop(variable, function.dim(extent), body)
+    return [start, body]
+
+
+def _step(fold: Fold, scope: Scope, states: Sequence[Expr], where: Index, place: Index, positions: Index) -> Statement:
+    values = [tirx.BufferLoad(state, list(where)) for state in states]
+    if len(states) > 1:
+        values = [scope.bind(value) for value in values]
+    found = list(fold.step(reader(scope, fold), values, place, positions))
+    if len(states) > 1:
+        found = [scope.bind(value) for value in found]
+    return scope.as_statements(*(tirx.BufferStore(state, value, list(where)) for state, value in zip(states, found, strict=True)))
+
+
+def _lanes(fold: Fold) -> bool:
+    extent = fold.extents[-1]
+    return isinstance(extent, int) and extent >= 2 * LANES
+
+
+def _along_rows(
+    function: Function, fold: Fold, states: Sequence[Expr], place: Callable[[Expr], Index], tiled: bool, length: Expr
+) -> Statement:
+    """One entry after another, each in LANES interleaved parts that are joined at the end."""
+    assert fold.join is not None
+    variable = function.names.variable("l")
+    where = place(variable)
+    target = [variable if tiled else integer(0)]
+    parts = [tirx.decl_buffer([integer(LANES)], dtype, function.names.variable("s").name, scope="local") for dtype in fold.types]
+    first = function.names.variable("k")
+    statements = [
+        *(tirx.AllocBuffer(part) for part in parts),
+        loop(first, integer(LANES), sequence([
+            tirx.BufferStore(part, value, [first]) for part, value in zip(parts, fold.start(), strict=True)
+        ])),
+    ]  # fmt: skip
+    outer = [function.names.variable("r") for _ in fold.extents[:-1]]
+    extent = fold.extents[-1]
+    block, part_lane, rest = (function.names.variable(letter) for letter in "rkk")
+    position = block * integer(LANES) + part_lane
+    body = loop(part_lane, integer(LANES), _step(fold, Scope(function), parts, [part_lane], where, [*outer, position]))
+    body = loop(block, integer(extent // LANES), body)
+    if extent % LANES:
+        tail = integer(extent - extent % LANES) + rest
+        body = sequence([body, loop(rest, integer(extent % LANES), _step(fold, Scope(function), parts, [rest], where, [*outer, tail]))])
+    for r, e in reversed(list(zip(outer, fold.extents[:-1], strict=True))):
+        body = loop(r, function.dim(e), body)
+    statements.append(body)
+    width = LANES
+    while width > 1:
+        width //= 2
+        k = function.names.variable("k")
+        found = fold.join([tirx.BufferLoad(p, [k]) for p in parts], [tirx.BufferLoad(p, [k + integer(width)]) for p in parts])
+        stores = [tirx.BufferStore(p, value, [k]) for p, value in zip(parts, found, strict=True)]
+        statements.append(loop(k, integer(width), sequence(stores)))
+    statements += [tirx.BufferStore(state, tirx.BufferLoad(part, [integer(0)]), target) for state, part in zip(states, parts, strict=True)]
+    body = sequence(statements)
+    return loop(variable, length, body) if tiled else body
+
+
+__all__ = ["Function", "Literal_", "Part", "build", "entry", "is_large", "reader"]

@@ -1,0 +1,1 @@
+"""Operators whose lowering is better than their reference run on tensors."""

@@ -1,0 +1,128 @@
+"""The Relax module of a graph: one `main` that calls the kernels in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from espalier.errors import UnsupportedError
+
+from espalier.ir.elements import Element
+from espalier.ir.dims import symbol_name
+from espalier.backends.tvm import fuse, kernels, numbers
+from espalier.backends.tvm.frames import dimension_expression
+from espalier.backends.tvm.tensor import Alias, Literal_, Program, Tensor
+
+EMBEDDED_BYTES = 1024
+"""Constants of at most this many bytes are put into the library; larger ones become arguments."""
+
+
+@dataclass
+class Module:
+    """A Relax module whose `main` takes the graph's inputs and then the weights."""
+
+    relax: tvm.IRModule
+    weights: list[Literal_] = field(default_factory=list)
+
+
+def foreign_type(element: Element) -> str | None:
+    """TVM's name of an element that kernels see as raw bits, if tensors at the boundary carry it."""
+    element = element.storage
+    if element.is_float and numbers.buffer_type(element).startswith("uint") and element.bits in (8, 16):
+        return element.dtype.name
+    return None
+
+
+class Writer:
+    """Builds `main`."""
+
+    def __init__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self.plan = fuse.plan(outputs)
+        self.results = list(outputs)
+        self.builder = relax.BlockBuilder()
+        self.symbols: dict[str, Any] = {}
+        self.values: dict[Tensor, Any] = {}
+        self.weights: list[Literal_] = []
+
+    def symbol(self, name: str) -> Any:
+        if name not in self.symbols:
+            raise UnsupportedError(
+                "E405", f"the dimension {name!r} is no extent of an input, so the compiled function can't know it",
+                hint="Fix the dimension in the model, or make it an input's own axis.",
+            )  # fmt: skip
+        return self.symbols[name]
+
+    def shape(self, tensor: Tensor) -> list[Any]:
+        return [dimension_expression(extent, self.symbol) for extent in tensor.shape]
+
+    def type(self, tensor: Tensor, dtype: str | None = None) -> Any:
+        return relax.TensorType(self.shape(tensor), dtype or numbers.buffer_type(tensor.element))
+
+    def write(self) -> Module:
+        for tensor in self.inputs:
+            for extent in tensor.shape:
+                name = symbol_name(extent) if not isinstance(extent, int) else None
+                if name is not None and name not in self.symbols:
+                    self.symbols[name] = tirx.Var(f"n{len(self.symbols)}", "int64")
+        parameters = [
+            relax.Var(f"input{k}", self.type(tensor, foreign_type(tensor.element))) for k, tensor in enumerate(self.inputs)
+        ]
+        for tensor in fuse.in_order(self.results):
+            if isinstance(tensor, Literal_) and tensor in self.plan.stored and tensor.array.nbytes > EMBEDDED_BYTES:
+                self.weights.append(tensor)
+        weights = [relax.Var(f"weight{k}", self.type(tensor)) for k, tensor in enumerate(self.weights)]
+        with self.builder.function("main", [*parameters, *weights]):
+            for tensor, parameter in zip(self.inputs, parameters, strict=True):
+                self.values[tensor] = self._raw(tensor, parameter)
+            self.values.update(zip(self.weights, weights, strict=True))
+            for root in self.plan.roots:
+                self._emit(root)
+            found = [self._given(tensor) for tensor in self.results]
+            self.builder.emit_func_output(relax.Tuple(found))
+        return Module(self.builder.get(), self.weights)
+
+    def _raw(self, tensor: Tensor, value: Any) -> Any:
+        if foreign_type(tensor.element) is None:
+            return value
+        return self.builder.emit(relax.op.memory.view(value, dtype=numbers.buffer_type(tensor.element)))
+
+    def _given(self, tensor: Tensor) -> Any:
+        value, name = self._value(tensor), foreign_type(tensor.element)
+        return value if name is None else self.builder.emit(relax.op.memory.view(value, dtype=name))
+
+    def _value(self, tensor: Tensor) -> Any:
+        if tensor not in self.values:
+            assert isinstance(tensor, Literal_), tensor
+            array = numbers.buffer_array(tensor.array, tensor.element)
+            self.values[tensor] = relax.const(tvm.runtime.tensor(_aligned(array)), numbers.buffer_type(tensor.element))
+        return self.values[tensor]
+
+    def _emit(self, root: Tensor) -> None:
+        if isinstance(root, Alias):
+            source = self._value(root.operands[0])
+            self.values[root] = self.builder.emit(relax.op.reshape(source, relax.ShapeExpr(self.shape(root))))
+            return
+        function, inputs, symbols = kernels.build(self.plan, root)
+        callee = self.builder.add_func(function, f"kernel{len(self.values)}")
+        arguments = relax.Tuple([*map(self._value, inputs), *(self.symbol(name) for name in symbols)])
+        if not isinstance(root, Program) or len(root.parts) == 1:
+            self.values[root] = self.builder.emit(relax.call_tir(callee, arguments, self.type(root)))
+            return
+        made = self.builder.emit(relax.call_tir(callee, arguments, [self.type(part) for part in root.parts]))
+        for k, part in enumerate(root.parts):
+            self.values[part] = self.builder.emit(relax.TupleGetItem(made, k))
+
+
+def _aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def write(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Module:
+    """The Relax module that computes outputs from inputs. Raises UnsupportedError for symbols that no input gives."""
+    return Writer(inputs, outputs).write()

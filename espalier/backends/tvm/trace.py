@@ -1,0 +1,164 @@
+"""From a graph to the DAG of tensors: by an operator's own lowering, or by running its reference on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from espalier.errors import EspalierError, UnsupportedError
+from espalier.ir.dims import Dim
+from espalier.ir.graph import Graph, Node, Value
+from espalier.ir.op import lookup
+from espalier.ir.types import TensorType
+from espalier.backends.tvm import xp
+from espalier.backends.tvm.arithmetic import as_tensor
+from espalier.backends.tvm.tensor import Input, Literal_, Tensor, Untraceable
+
+Lowering = Callable[..., Any]
+LOWERINGS: dict[str, Lowering] = {}
+"""Operators with a lowering of their own; the others run their reference on tensors."""
+INLINE = 1024
+"""Constants of at most this many entries are handed to references as arrays, so that they may be read."""
+
+
+def lowers(*names: str) -> Callable[[Lowering], Lowering]:
+    """Register `function(node, *operands)` for operators: tensors (or arrays) in, one or a tuple out."""
+
+    def register(function: Lowering) -> Lowering:
+        for name in names:
+            if name in LOWERINGS:
+                raise ValueError(f"two lowerings for {name}")
+            LOWERINGS[name] = function
+        return function
+
+    return register
+
+
+def trace(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors of a graph's inputs and outputs."""
+    inputs: list[Tensor] = []
+    for position, value in enumerate(graph.inputs):
+        kind = value.type
+        if not isinstance(kind, TensorType):
+            raise UnsupportedError("E410", f"input {value.name!r} is a {kind}, not a tensor")
+        if kind.shape is None:
+            raise UnsupportedError("E405", f"the rank of input {value.name!r} is not known", hint="Fix its shape in the model.")
+        inputs.append(Input(kind.shape, kind.element, position))
+    outputs = run(graph, inputs)
+    return inputs, [as_tensor(output) for output in outputs]
+
+
+def run(graph: Graph, arguments: Sequence[Any]) -> list[Any]:
+    """Trace a graph, or a region, on given arguments."""
+    found: dict[Value, Any] = dict(zip(graph.inputs, arguments, strict=True))
+    constants: dict[Value, Any] = {}
+
+    def read(value: Value | None) -> Any:
+        if value is None:
+            return None
+        if value in found:
+            return found[value]
+        if value.constant is not None:
+            if value not in constants:
+                constants[value] = constant(value)
+            return constants[value]
+        raise UnsupportedError("E401", f"{value} has no tensor")
+
+    for node in graph:
+        results = lower(node, [read(operand) for operand in node.operands])
+        for value, result in zip(node.results, results, strict=False):
+            found[value] = result
+    return [read(output) for output in graph.outputs]
+
+
+def constant(value: Value) -> Any:
+    """A constant as references may read it, which large ones only as a whole."""
+    held = value.constant
+    assert held is not None
+    array = held.array
+    if held.element.storage.kind in ("string", "complex"):
+        return array
+    tensor = as_tensor(array, held.element) if held.element.dtype == array.dtype else Literal_(array, held.element)
+    if isinstance(tensor, Literal_):
+        tensor.weights = held
+    return array
+
+
+def lower(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
+    """The tensors of a node's results. Raises UnsupportedError naming the node for what can't be lowered."""
+    contents = [result.content for result in node.results]
+    if contents and all(content is not None for content in contents):
+        return tuple(contents)
+    try:
+        results = _attempt(node, operands)
+    except UnsupportedError as error:
+        raise _named(node, error) from error
+    except (Untraceable, TypeError, ValueError, ArithmeticError, AttributeError, IndexError, NotImplementedError, KeyError) as error:
+        raise UnsupportedError(
+            "E402", f"the TVM backend can't emit this use of {node.op.name}: {error}",
+            node=node.op.name, source=str(node.location),
+            hint="Fix the shapes or operands it depends on in the model, or use another backend.",
+        ) from error  # fmt: skip
+    return tuple(_checked(node, value, result) for value, result in zip(node.results, results, strict=False))
+
+
+def _named(node: Node, error: UnsupportedError) -> EspalierError:
+    if getattr(error, "node", None):
+        return error
+    return UnsupportedError(error.code, str(getattr(error, "message", error)), node=node.op.name, source=str(node.location))
+
+
+def _attempt(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
+    for value in [*node.operands, *node.results]:
+        if value is not None and not isinstance(value.type, TensorType):
+            raise UnsupportedError("E410", f"{node.op.name} works on a {value.type}, not on tensors")
+    if node.is_a(lookup("opaque")):
+        raise UnsupportedError("E403", f"the meaning of {node.op.op_type} is not known")  # type: ignore[attr-defined]
+    operands = [_plain(operand) for operand in operands]
+    own = LOWERINGS.get(node.op.name)
+    if own is not None:
+        results = own(node, *operands)
+        if results is not NotImplemented:
+            return results if isinstance(results, tuple) else (results,)
+    if not node.op.deterministic:
+        raise UnsupportedError("E401", f"{node.op.name} draws random numbers, which the TVM backend does not")
+    keywords: dict[str, Any] = {}
+    if node.regions:
+        keywords["regions"] = [lambda *arguments, region=region: run(region, arguments) for region in node.regions]
+    with np.errstate(all="ignore"):
+        results = node.op.reference(xp, *operands, **keywords)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _plain(operand: Any) -> Any:
+    """Contents without symbols as numbers."""
+    if isinstance(operand, np.ndarray) and operand.dtype == object and operand.size:
+        entries = operand.reshape(-1).tolist()
+        if not any(isinstance(entry, Dim | str | bytes) for entry in entries):
+            return np.array(entries, np.int64).reshape(operand.shape)
+    return operand
+
+
+def _checked(node: Node, value: Value, result: Any) -> Any:
+    """A result, if it has the type that the graph says."""
+    if result is None:
+        return None
+    if isinstance(result, np.ndarray | np.generic):
+        result = np.asarray(result)
+        if result.dtype == object:
+            return result
+    declared = value.type
+    assert isinstance(declared, TensorType)
+    shape, kind = tuple(result.shape), result.element if isinstance(result, Tensor) else None
+    expected = declared.element.storage
+    if kind is None and result.dtype != expected.dtype or kind is not None and kind != expected and kind.dtype != expected.dtype:
+        raise TypeError(f"the lowering gives {kind or result.dtype} where the graph says {declared}")
+    wanted = declared.shape
+    if wanted is not None and (
+        len(wanted) != len(shape)
+        or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(wanted, shape, strict=True))
+    ):
+        raise ValueError(f"the lowering gives the shape {shape} where the graph says {declared}")
+    return result
