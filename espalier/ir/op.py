@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from espalier.ir import zeros
 from espalier.ir.axes import DeclarationError, Equation, declare, shape_of, undescribed
 from espalier.ir.constants import SMALL
-from espalier.ir.dims import Dim, Dimension, Shape, symbol
+from espalier.ir.dims import Dim, Dimension, Shape, product, symbol
 from espalier.ir.elements import Element
 from espalier.ir.types import TensorType, Type
 
@@ -283,6 +283,13 @@ class Op:
         if found is None:
             return [TensorType(element, None)] * ctx.result_count
         return [TensorType(element, None if terms is None else shape_of(terms)) for terms in found.results]
+
+    def macs(self, ctx: TypeContext) -> Dimension | None:
+        """Multiply-accumulates of one execution: the iteration space of what contracts, else none. None if unknown."""
+        if not self.contracts:
+            return 0
+        found = self.equation(ctx)
+        return None if found is None else product(variable.extent for variable in found.iterated())
 
     def content(self, ctx: TypeContext) -> NDArray[Any] | None:
         """What the (first) result holds, if the operands' types tell; only shape queries say something here."""
