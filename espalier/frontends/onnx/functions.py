@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from onnx import AttributeProto, FunctionProto, ModelProto, TypeProto, defs
@@ -11,7 +11,8 @@ from onnx import AttributeProto, FunctionProto, ModelProto, TypeProto, defs
 from espalier.errors import InputError
 from espalier.frontends.onnx import schemas
 from espalier.frontends.onnx.elements import code_of
-from espalier.frontends.onnx.site import ABSENT, Site
+from espalier.frontends.onnx.reader import NEWEST
+from espalier.frontends.onnx.site import ABSENT, Results, Site
 from espalier.ir.graph import Value
 from espalier.ir.types import OptionalType, TensorType, Type
 
@@ -34,7 +35,7 @@ def index(model: ModelProto) -> Mapping[Key, FunctionProto]:
     return found
 
 
-def inline_local(site: Site, function: FunctionProto) -> Sequence[Value]:
+def inline_local(site: Site, function: FunctionProto) -> Results:
     """The results of a call of a function of the model. Raises InputError E119 for wrong or recursive calls."""
     importer, key = site.importer, (function.domain, function.name, function.overload)
     name = f"{function.domain}::{function.name}"
@@ -54,7 +55,7 @@ def inline_local(site: Site, function: FunctionProto) -> Sequence[Value]:
         importer.calls.pop()
 
 
-def inline_schema(site: Site) -> Sequence[Value] | None:
+def inline_schema(site: Site) -> Results | None:
     """The results of a node by the body that its schema has; None if it has none."""
     schema = schemas.schema_of(site.domain, site.op_type, site.version)
     if schema is None:
@@ -64,7 +65,7 @@ def inline_schema(site: Site) -> Sequence[Value] | None:
         return None
     references = {name: formal.default_value for name, formal in schema.attributes.items() if formal.default_value.type}
     references.update(site.raw)
-    opsets = {entry.domain: entry.version for entry in function.opset_import}
+    opsets = {"": NEWEST, **site.scope.opsets, **{entry.domain: entry.version for entry in function.opset_import}}
     return _inline(site, function, opsets, references, f"{site.location.names[0]}/", site.location)
 
 
@@ -107,7 +108,7 @@ def _inline(
     references: Mapping[str, AttributeProto],
     prefix: str,
     place: Location | None,
-) -> Sequence[Value]:
+) -> Results:
     from espalier.frontends.onnx.importer import Scope
 
     scope = Scope(site.importer, site.scope.graph, opsets, None, references, prefix, place)
@@ -116,12 +117,12 @@ def _inline(
     for info in function.value_info:
         scope.declared[info.name] = info
     site.importer.read_nodes(function.node, scope)
-    results = []
-    for name in list(function.output)[: site.results]:
-        found = scope.find(name)
-        if not isinstance(found, Value):
+    results: list[Value | None] = []
+    for name, wanted in zip(function.output, list(site.proto.output)[: site.results], strict=False):
+        found = scope.find(name) if wanted else None
+        if wanted and not isinstance(found, Value):
             raise InputError("E119", f"the function {function.name} does not compute {name!r}", node=site.location)
-        results.append(found)
+        results.append(found if isinstance(found, Value) else None)
     return results
 
 

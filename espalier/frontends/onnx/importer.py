@@ -10,8 +10,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 
 from espalier.errors import InputError
 from espalier.frontends.onnx import functions, opaque, schemas, tensors
-from espalier.frontends.onnx.reader import NEWEST, OLDEST
-from espalier.frontends.onnx.site import ADAPTERS, Absent, Refused, Site
+from espalier.frontends.onnx.reader import BROADCASTING, NEWEST, OLDEST
+from espalier.frontends.onnx.site import ADAPTERS, Absent, Refused, Results, Site
 from espalier.frontends.onnx.types import TypeReader
 from espalier.ir.axes import DeclarationError
 from espalier.ir.elements import F32
@@ -121,10 +121,9 @@ class Importer:
             given = inputs[position] if inputs is not None and position < len(inputs) else None
             if declared is None and given is None:
                 raise InputError("E110", f"the input {info.name!r} has no type", node=info.name)
-            value = graph.add_input(given if given is not None else declared, info.name)  # type: ignore[arg-type]
-            scope.define(info.name, value, where)
-            if given is not None and declared is not None:
-                self._refine(value, declared, info.name, None)
+            type = declared if given is None else _as_given(given, declared, info.name)
+            assert type is not None
+            scope.define(info.name, graph.add_input(type, info.name), where)
         for info in proto.value_info:
             scope.declared[info.name] = info
         for info in proto.output:
@@ -174,7 +173,7 @@ class Importer:
             if op is not None and (references is None or not any(a.ref_attr_name for a in attributes)):
                 node = Node(op, operands, [unknown] * len(results), (), location)
                 self.insert(graph, node)
-                values: Sequence[Value] = node.results
+                values: Results = node.results
             else:
                 site = self._site(proto, scope, operands, len(results), location)
                 values = self._convert(site, key)
@@ -183,7 +182,7 @@ class Importer:
                         "E110", f"{proto.op_type} has {len(values)} results, not {site.results}", node=location
                     )
             for name, value in zip(results, values, strict=False):
-                if not name:
+                if not name or value is None:
                     continue
                 if name in names:
                     raise InputError("E109", f"{name!r} is defined twice", node=location)
@@ -248,7 +247,7 @@ class Importer:
             )
         return Site(self, scope, proto, domain, proto.op_type, version, attributes, raw, operands, results, location)
 
-    def _convert(self, site: Site, key: Any) -> Sequence[Value]:
+    def _convert(self, site: Site, key: Any) -> Results:
         """The results of a node: by an adapter, as it is, by its function body, or opaque."""
         function = self.functions.get((site.proto.domain, site.op_type, site.proto.overload))
         if function is not None:
@@ -281,8 +280,8 @@ class Importer:
         site.domain, site.op_type, site.version, site.results = domain, op_type, NEWEST, 1
         try:
             for _, adapter in ADAPTERS.get((domain, op_type), ()):
-                if (found := adapter(site)) is not None:
-                    return found
+                if (made := adapter(site)) is not None:
+                    return [value for value in made if value is not None]
             found = self._as_it_is(site, self.operators[domain, op_type], None)
             if found is None:
                 raise Refused(f"{old[1]} has an attribute that {op_type} lacks")
@@ -339,6 +338,15 @@ class Importer:
             raise InputError("E110", f"{name!r} is {error}", node=location or name) from None
 
 
+def _as_given(given: Type, declared: Type | None, name: str) -> Type:
+    """The type of a region's input: the operand's, or what the body declares where that says more than nothing."""
+    if not isinstance(given, TensorType) or not isinstance(declared, TensorType):
+        return given
+    if given.element.storage != declared.element.storage:
+        raise InputError("E110", f"{name!r} is declared as {declared}, but given {given}", node=name)
+    return TensorType(given.element, declared.shape) if given.shape is None else given
+
+
 def _defined_later(nodes: Sequence[NodeProto], position: int) -> set[str]:
     return {name for k in range(position, len(nodes)) for name in nodes[k].output}
 
@@ -364,6 +372,10 @@ def _check_arity(node: Node) -> None:
 def _check_attributes(site: Site) -> None:
     """Raise InputError E116 for attributes that the operator's schema does not have, or has with another type."""
     schema = schemas.schema_of(site.domain, site.op_type, site.version)
+    if not site.domain and site.version < BROADCASTING:
+        later = schemas.schema_of("", site.op_type, BROADCASTING)
+        if schema is None or later is None or schema.since_version != later.since_version:
+            raise InputError("E107", f"{site.op_type} of opset {site.version} is too old", node=site.location)
     if schema is None:
         if not site.domain and schemas.newest_schema("", site.op_type) is not None:
             raise InputError("E107", f"{site.op_type} is not in opset {site.version}", node=site.location)

@@ -13,8 +13,9 @@ from onnx import ModelProto
 from espalier.errors import InputError
 
 NEWEST = onnx.defs.onnx_opset_version()
-OLDEST = 6
-"""Models of opset 6 differ from 7 only in how operands broadcast; nothing older is read."""
+OLDEST = 1
+BROADCASTING = 6
+"""Opset 6 differs from 7 in how operands broadcast. Of older models, only operators are read that 6 did not change."""
 
 
 def read_model(source: Any, folder: Path | None = None) -> tuple[ModelProto, Path | None]:

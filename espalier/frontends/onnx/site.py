@@ -93,7 +93,9 @@ class Site:
         return None if kind is None else self.importer._as_it_is(self, kind, None)
 
 
-Adapter: TypeAlias = Callable[[Site], "Sequence[Value] | None"]
+Results: TypeAlias = "Sequence[Value | None] | Sequence[Value]"
+"""The results of a node; None for those that nobody reads."""
+Adapter: TypeAlias = Callable[[Site], "Results | None"]
 ADAPTERS: dict[tuple[str, str], list[tuple[int, Adapter]]] = {}
 """(domain, operator) → (first version that it is not for, adapter); tried in order, None from one means the next.
 

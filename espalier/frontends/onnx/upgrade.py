@@ -187,6 +187,14 @@ def resize(site: Site) -> Sequence[Value]:
     ]  # fmt: skip
 
 
+@adapter("Optional")
+def optional(site: Site) -> Sequence[Value]:
+    """The type of an empty optional in text form."""
+    declared = site.get("type")
+    held = None if declared is None else site.importer.types.read(declared, str(site.location))
+    return [site.build.optional(site.operand(0), type=None if held is None else str(held))]
+
+
 @adapter("Scatter")
 def scatter(site: Site) -> Sequence[Value]:
     return [site.build.scatter_elements(*site.operands, axis=site.get("axis", 0))]
@@ -237,11 +245,6 @@ def roi_align(site: Site) -> Sequence[Value] | None:
 def dft(site: Site) -> Sequence[Value] | None:
     site.operands = [site.required(0), site.operand(1), constant_value(np.array(site.attributes.pop("axis", 1)))]
     return site.same()
-
-
-@adapter("Scan", before=9)
-def scan_of_batches(site: Site) -> Sequence[Value] | None:
-    raise Refused("Scan of opset 8 runs over batches of sequences of different lengths")
 
 
 @adapter("Add", "Sub", "Mul", "Div", "And", "Or", "Xor", "Equal", "Greater", "Less", "Pow", "PRelu", before=7)
