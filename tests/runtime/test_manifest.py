@@ -82,6 +82,21 @@ def changed(**entries: Any) -> bytes:
     return json.dumps(json.loads(to_json(MANIFEST)) | entries).encode()
 
 
+BAD_NAMES = (
+    "/etc/passwd",
+    "../x",
+    "a/../../x",
+    "a//b",
+    "./a",
+    ".",
+    "",
+    "a\\b",
+    "C:x",
+    "a\0b",
+    "a\nb",
+    "a/",
+    "manifest.json",
+)
 SPEC = {"name": "x", "element": "f32", "shape": [1]}
 
 
@@ -112,10 +127,7 @@ SPEC = {"name": "x", "element": "f32", "shape": [1]}
         (changed(files={"f": {"size": -1, "sha256": "a" * 64}}), "E702", "size or SHA-256"),
         (changed(files={"f": {"size": 1, "sha256": "A" * 64}}), "E702", "size or SHA-256"),
         (changed(files={"f": {"size": 1}}), "E702", "lacks the field 'sha256'"),
-        *(
-            (changed(files={name: {"size": 1, "sha256": "a" * 64}}), "E706", "")
-            for name in ("/etc/passwd", "../x", "a/../../x", "a//b", "./a", ".", "", "a\\b", "C:x", "a\0b", "a\nb", "a/", "manifest.json")
-        ),
+        *((changed(files={name: {"size": 1, "sha256": "a" * 64}}), "E706", "") for name in BAD_NAMES),
     ],
 )  # fmt: skip
 def test_broken_manifests_are_refused(text: bytes, code: str, words: str) -> None:

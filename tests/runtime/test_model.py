@@ -174,9 +174,9 @@ def weight(name: str, shape: list[Any], element: str = "f32") -> dict[str, Any]:
         ({"backend": section(weights={"file": "model.so", "tensors": weight("first", [4, 3])["weights"]["tensors"]})},
          "E711", "cannot read"),
         ({"inputs": [{"name": "x", "element": "f99", "shape": [1]}]}, "E702", "no element type 'f99'"),
-        ({"device": {"name": "a", "architecture": "sparc", "system": "Linux", "instructions": []}}, "E707", "sparc"),
-        ({"device": {"name": "a", "architecture": "", "system": "Plan9", "instructions": []}}, "E707", "Plan9"),
-        ({"device": {"name": "a", "architecture": "", "system": "", "instructions": ["sse2", "avx1024"]}}, "E707", "lacks avx1024"),
+        ({"device": {"name": "a", "architecture": "sparc"}}, "E707", "sparc"),
+        ({"device": {"name": "a", "system": "Plan9"}}, "E707", "Plan9"),
+        ({"device": {"name": "a", "instructions": ["sse2", "avx1024"]}}, "E707", "lacks avx1024"),
         ({"outputs": [{"name": "hidden", "element": "f32", "shape": None}]}, None, "gave 2 outputs"),
     ],
 )  # fmt: skip
@@ -213,21 +213,21 @@ def test_equal_symbols_must_have_equal_extents(tmp_path: Path, artifacts: Module
     assert "f32[N, N]; an array of shape [3, 2] was given where N = 3" in caught.value.message
 
 
+ONNX_NUMBERS = {
+    "f32": 1, "u8": 2, "i8": 3, "i16": 5, "i32": 6, "i64": 7, "bool": 9, "f16": 10, "f64": 11, "bf16": 16,
+    "f8e4m3fn": 17, "f8e5m2": 19,
+}  # fmt: skip
 BITS = {"bf16": "uint16", "f8e4m3fn": "uint8", "f8e5m2": "uint8"}
 
 
-@pytest.mark.parametrize(
-    "element", ["f32", "f64", "f16", "bool", "i8", "u8", "i16", "i32", "i64", "bf16", "f8e4m3fn", "f8e5m2"]
-)
+@pytest.mark.parametrize("element", ONNX_NUMBERS)
 @pytest.mark.parametrize("engine", ["tvm", "onnx"])
 def test_every_element_goes_through_unchanged(
     engine: str, element: str, tmp_path: Path, artifacts: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "identity"
     if engine == "onnx":
-        numbers = {"f32": 1, "u8": 2, "i8": 3, "i16": 5, "i32": 6, "i64": 7, "bool": 9, "f16": 10, "f64": 11, "bf16": 16,
-                   "f8e4m3fn": 17, "f8e5m2": 19}  # fmt: skip
-        artifacts.onnx_artifact(path, element=numbers[element], name=element)
+        artifacts.onnx_artifact(path, element=ONNX_NUMBERS[element], name=element)
     else:
         tvm = pytest.importorskip("tvm")
         from tvm import relax
