@@ -24,7 +24,7 @@ class Pattern(Enum):
     OTHER = "other"
 
 
-def is_elementwise(op: Op) -> bool:
+def is_elementwise(op: Op | type[Op]) -> bool:
     """Whether each result element depends on the operand elements at the same (broadcast) index only."""
     if op.axes is None:
         return False

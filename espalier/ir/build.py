@@ -31,8 +31,10 @@ class Builder:
         self, op: Op, operands: Sequence[Any], *, results: int | None = None, regions: Sequence[Graph] = ()
     ) -> Node:
         """Add a node of an operator instance; None for absent operands."""
-        tensors = [v for v in operands if isinstance(v, Value) and isinstance(v.type, TensorType)]
-        values = [None if operand is None else as_value(operand, _like(operand, tensors)) for operand in operands]
+        values = [
+            v if v is None or isinstance(v, Value) else as_value(v, _like(v, operands) if type(v) in _NUMBERS else None)
+            for v in operands
+        ]
         while values and values[-1] is None:
             values.pop()
         count = sum(not port.optional and not port.variadic for port in op.results) if results is None else results
@@ -53,10 +55,19 @@ class Builder:
         return build
 
 
-def _like(operand: Any, tensors: Sequence[Value]) -> Value | None:
+_NUMBERS: dict[type, tuple[str, ...]] = {
+    bool: ("bool",),
+    int: ("int", "uint", "float", "complex"),
+    float: ("float", "complex"),
+}
+"""Python's numbers, and the kinds of elements that can hold them."""
+
+
+def _like(number: Any, operands: Sequence[Any]) -> Value | None:
     """The tensor whose element a number takes: the first that can hold such a number."""
-    holds = {bool: ("bool",), int: ("int", "uint", "float", "complex"), float: ("float", "complex")}.get(type(operand), ())
-    return next((v for v in tensors if v.element.storage.kind in holds), tensors[0] if tensors else None)
+    tensors = [v for v in operands if isinstance(v, Value) and isinstance(v.type, TensorType)]
+    fitting = [v for v in tensors if v.element.storage.kind in _NUMBERS[type(number)]]
+    return next(iter(fitting or tensors), None)
 
 
 _UNKNOWN: Type = TensorType(elements.F32, None)  # until infer_node has looked, at once

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +56,22 @@ class FileSource:
             return np.zeros(self.shape, self.dtype)
         mapped = np.memmap(self.path, np.uint8, "r", self.offset, (math.prod(self.shape) * self.dtype.itemsize,))
         return mapped.view(np.ndarray).view(self.dtype).reshape(self.shape)
+
+
+class ComputedSource:
+    """An array that is computed when it is first read, and kept."""
+
+    __slots__ = ("_array", "_compute")
+
+    def __init__(self, compute: Callable[[], Array]) -> None:
+        self._compute: Callable[[], Array] | None = compute
+        self._array: Array | None = None
+
+    def read(self) -> Array:
+        if self._array is None:
+            assert self._compute is not None
+            self._array, self._compute = self._compute(), None
+        return self._array
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +193,8 @@ def constant(array: Any, element: Element | None = None) -> Constant:
 def from_file(path: Path, offset: int, element: Element, shape: tuple[int, ...]) -> Constant:
     """A constant whose little-endian elements lie in a file, one after another."""
     return Constant(FileSource(path, offset, element.dtype, shape), element, shape)
+
+
+def computed(compute: Callable[[], Array], element: Element, shape: tuple[int, ...]) -> Constant:
+    """A constant whose elements are computed when somebody reads them: `compute` gives the array."""
+    return Constant(ComputedSource(compute), element, shape)

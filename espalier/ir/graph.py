@@ -476,6 +476,8 @@ def as_value(operand: Any, like: Value | None = None) -> Value:
     """A value from a value, an array, or a number (which takes the element of `like`)."""
     if isinstance(operand, Value):
         return operand
+    if isinstance(operand, Constant):
+        return constant_value(operand)
     if isinstance(operand, bool | int | float) and like is not None and not like.element.storage.kind == "string":
         return constant_value(np.asarray(operand, like.element.dtype), like.element.storage)
     return constant_value(operand)

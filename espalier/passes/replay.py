@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from espalier.ir.execute import run
 from espalier.passes.base import BITEXACT, Change
 from espalier.passes.samples import MODES, NoSample, sample_inputs
 
+LONG = 0.3
+"""Seconds after which a region counts as large: it is compared on normal inputs only."""
 REGION_LIMIT = 48
 """Nodes of the old region that are followed back at most; what lies beyond becomes an input."""
 
@@ -48,8 +51,10 @@ class Replayer:
         self._compare(change, before, after)
 
     def _compare(self, change: Change, before: Graph, after: Graph) -> None:
-        done = False
+        done, start = False, time.perf_counter()
         for mode in MODES:
+            if done and time.perf_counter() - start > LONG:
+                break
             try:
                 inputs = sample_inputs(before.inputs, self.seed, mode)
                 with np.errstate(all="ignore"):

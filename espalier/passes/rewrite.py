@@ -61,7 +61,8 @@ class RewriteRule:
     """A rewrite as declared."""
 
     name: str
-    roots: tuple[type[Op], ...]
+    matches: Callable[[type[Op]], bool]
+    """Whether nodes of an operator class can be roots; asked once per class."""
     semantics: Semantics
     apply: Rule
 
@@ -74,25 +75,34 @@ RULES: dict[str, RewriteRule] = {}
 
 
 def rewrite(
-    root: type[Op] | Sequence[type[Op]],
+    root: type[Op] | Sequence[type[Op]] | Callable[[type[Op]], bool],
     *,
     semantics: Semantics = BITEXACT,
     requires: Sequence[Predicate] = (),
     establishes: Sequence[Predicate] = (),
     breaks: Sequence[Predicate] = (),
 ) -> Callable[[Rule], RewriteRule]:
-    """Declare a rewrite; it becomes a pass of the function's name, and may be part of groups."""
+    """Declare a rewrite; it becomes a pass of the function's name, and may be part of groups.
+
+    `root` is an operator class, several, or a question about a class that its declared facts answer.
+    """
 
     def make(function: Rule) -> RewriteRule:
-        roots = (root,) if isinstance(root, type) else tuple(root)
         name = getattr(function, "__name__", "rewrite")
-        rule = RewriteRule(name, roots, semantics, function)
+        rule = RewriteRule(name, _root_test(root), semantics, function)
         RULES[name] = rule
         rule_pass = type(name, (RewritePass,), {"rules": (rule,), "__doc__": function.__doc__, "__module__": function.__module__})
         graph_pass(name, semantics=semantics, requires=requires, establishes=establishes, breaks=breaks)(rule_pass)
         return rule
 
     return make
+
+
+def _root_test(root: type[Op] | Sequence[type[Op]] | Callable[[type[Op]], bool]) -> Callable[[type[Op]], bool]:
+    if not isinstance(root, type | Sequence):
+        return root
+    classes = (root,) if isinstance(root, type) else tuple(root)
+    return lambda kind: issubclass(kind, classes)
 
 
 def group(name: str, rules: Sequence[RewriteRule], summary: str) -> type[Pass]:
@@ -129,8 +139,9 @@ class _Driver:
             self.queued.discard(node)
             if node.graph is not self.graph:
                 continue
+            rewriter = Rewriter(self.graph, node)
             for rule in self._rules_for(node):
-                if self._try(rule, node):
+                if self._try(rule, node, rewriter):
                     count += 1
                     break
             if count > limit:
@@ -141,7 +152,7 @@ class _Driver:
     def _rules_for(self, node: Node) -> list[RewriteRule]:
         kind = type(node.op)
         if kind not in self.by_op:
-            self.by_op[kind] = [rule for rule in self.rules if issubclass(kind, rule.roots)]
+            self.by_op[kind] = [rule for rule in self.rules if rule.matches(kind)]
         return self.by_op[kind]
 
     def _enqueue(self, node: Node) -> None:
@@ -149,8 +160,7 @@ class _Driver:
             self.queued.add(node)
             self.queue.append(node)
 
-    def _try(self, rule: RewriteRule, root: Node) -> bool:
-        rewriter = Rewriter(self.graph, root)
+    def _try(self, rule: RewriteRule, root: Node, rewriter: Rewriter) -> bool:
         try:
             replacement = rule.apply(root, rewriter)
         except NoMatch as reason:
@@ -159,7 +169,7 @@ class _Driver:
         except TypeInferenceError as error:
             raise InternalError("E903", f"{rule.name} built a node of wrong types: {error}", node=root, source=root.location) from error
         if replacement is None or not self.context.may_rewrite():
-            self._discard(rewriter.created)
+            self._discard(rewriter)
             return False
         news = [replacement] if isinstance(replacement, Value) else list(replacement)
         self._check(rule, root, news)
@@ -216,9 +226,10 @@ class _Driver:
             stack.extend(producers)
         return removed
 
-    def _discard(self, created: Sequence[Node]) -> None:
-        for node in reversed(created):
+    def _discard(self, rewriter: Rewriter) -> None:
+        for node in reversed(rewriter.created):
             self.graph.erase(node)
+        rewriter.created.clear()
 
 
 __all__ = ["PASSES", "RULES", "NoMatch", "RewritePass", "RewriteRule", "Rewriter", "group", "rewrite"]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from espalier.ir import Node, Value
-from espalier.ir.op import Op
 from espalier.ir.ops import Add, Clip, Div, Gemm, MatMul, Max, Min, Mul, Neg, Pow, Relu, Sub, Transpose, Where
 from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
@@ -64,11 +63,9 @@ def drop_double_negation(node: Node, rewriter: Rewriter) -> Replacement:
     return inner.operand(0)
 
 
-@rewrite(Op)
+@rewrite(lambda kind: kind.idempotent and len(kind.operands) == 1)
 def drop_repeated_idempotent(node: Node, rewriter: Rewriter) -> Replacement:
     """f(f(x)) is f(x) where f says that it is idempotent."""
-    if not node.op.idempotent or len(node.operands) != 1:
-        rewriter.why("it is not idempotent")
     inner = node.operand(0).defined_by(type(node.op))
     rewriter.require(inner is not None and inner.op == node.op, "its input is not the same operator")
     return node.operand(0)

@@ -10,7 +10,6 @@ import numpy as np
 from espalier.analysis.patterns import is_elementwise
 from espalier.ir import Node, Value
 from espalier.ir.dims import Dimension, Shape
-from espalier.ir.op import Op
 from espalier.ir.ops import (
     Cast, Concat, Conv, Dropout, Expand, Flatten, Identity, Pad, Reshape, Slice, Split, Squeeze, Tile, Transpose, Unsqueeze,
 )  # fmt: skip
@@ -132,13 +131,11 @@ def merge_transposes(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.transpose(inner.operand(0), perm=tuple(first[axis] for axis in second))
 
 
-@rewrite(Op)
+@rewrite(is_elementwise)
 def sink_transpose(node: Node, rewriter: Rewriter) -> Replacement:
     """An elementwise operator on transposed operands is the transpose of the operator on the operands."""
-    if not is_elementwise(node.op) or len(node.results) != 1:
-        rewriter.why("it is not elementwise")
     sources = [operand.defined_by(Transpose) for operand in node.inputs if operand.constant is None]
-    if not sources or any(source is None for source in sources):
+    if not sources or any(source is None for source in sources) or len(node.results) != 1:
         rewriter.why("its operands are not all transposed")
     perms = {permutation(source, rewriter) for source in sources if source is not None}
     rewriter.require(len(perms) == 1, "its operands are transposed differently")

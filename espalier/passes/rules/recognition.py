@@ -10,7 +10,7 @@ import numpy as np
 
 from espalier.ir import Node, Value
 from espalier.ir.ops import (
-    Add, Clip, Div, Erf, HardSigmoid, Mul, Pow, Reciprocal, ReduceMean, Sigmoid, Softplus, Sqrt, Sub, Tanh,
+    Add, Clip, Div, Erf, HardSigmoid, LayerNorm, Mul, Pow, Reciprocal, ReduceMean, RmsNorm, Sigmoid, Softplus, Sqrt, Sub, Tanh,
 )  # fmt: skip
 from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
@@ -261,18 +261,12 @@ def recognize_norm(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.rms_norm(t, ones, axis=axis - len(shape), epsilon=epsilon)
 
 
-def _norm_classes() -> tuple[Any, ...]:
-    from espalier.ir.ops import LayerNorm, RmsNorm
-
-    return LayerNorm, RmsNorm
-
-
 @rewrite(Mul, semantics=REASSOCIATES)
 def scale_norm(node: Node, rewriter: Rewriter) -> Replacement:
     """A norm of unit scale times a constant takes it as its scale."""
     for made, factor in (tuple(node.inputs), tuple(node.inputs)[::-1]):
         norm = made.producer
-        if norm is None or not norm.is_a(*_norm_classes()) or not made.has_one_use or made.index != 0:
+        if norm is None or not norm.is_a(LayerNorm, RmsNorm) or not made.has_one_use or made.index != 0:
             continue
         unit = splat(norm.scale) == 1 and len(norm.inputs) == 2
         if unit and vector(factor, made.shape, norm.axis % len(made.shape)):
@@ -283,9 +277,8 @@ def scale_norm(node: Node, rewriter: Rewriter) -> Replacement:
 @rewrite(Add, semantics=REASSOCIATES)
 def shift_norm(node: Node, rewriter: Rewriter) -> Replacement:
     """A layer norm without bias plus a constant takes it as its bias."""
-    layer_norm, _ = _norm_classes()
     for made, term in (tuple(node.inputs), tuple(node.inputs)[::-1]):
-        norm = made.defined_by(layer_norm)
+        norm = made.defined_by(LayerNorm)
         if norm is None or not made.has_one_use or made.index != 0 or len(norm.inputs) != 2:
             continue
         if vector(term, made.shape, norm.axis % len(made.shape)):
