@@ -341,11 +341,11 @@ class Col2Im(Op):
         strides, dilations = self.strides or (1,) * rank, self.dilations or (1,) * rank
         pads = self.pads or (0,) * (2 * rank)
         padded = [extent + pads[k] + pads[k + rank] for k, extent in enumerate(image)]
-        counts = [(padded[k] - dilations[k] * (block[k] - 1) - 1) // strides[k] + 1 for k in range(rank)]
+        counts = [max(0, (padded[k] - dilations[k] * (block[k] - 1) - 1) // strides[k] + 1) for k in range(rank)]
         n, c = x.shape[0], x.shape[1] // dims.product(block)
         blocks = xp.reshape(xp.wide(x), (n, c, *block, *counts))
         total = xp.zeros((n, c, *padded), xp.element(blocks))
-        for offset in itertools.product(*map(range, block)):
+        for offset in itertools.product(*map(range, block)) if x.shape[2] else ():
             spans = tuple(
                 slice(k * dilation, k * dilation + (count - 1) * stride + 1, stride)
                 for k, dilation, count, stride in zip(offset, dilations, counts, strides, strict=True)

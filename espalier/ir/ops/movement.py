@@ -49,8 +49,9 @@ def described(
     bound: Mapping[str, Binding] | None = None,
 ) -> Equation:
     """An equation with an entry for each operand that the node has (None for those that axes don't describe)."""
-    padded = [*operands, *[None] * len(ctx.types)][: len(ctx.types)]
-    return Equation(padded, list(results), equal=list(equal), bound=dict(bound or {}))
+    padded = [*operands, *[None] * len(ctx.types)]
+    present = [None if type is None else axes for axes, type in zip(padded, ctx.types, strict=False)]
+    return Equation(present, list(results), equal=list(equal), bound=dict(bound or {}))
 
 
 def length(ctx: TypeContext, operand: str) -> int | None:
@@ -192,7 +193,8 @@ class Squeeze(Op):
         dropped = None if shape is None else self.dropped(ctx, shape)
         if shape is None or dropped is None:
             return None
-        axes: list[Term] = [Variable(1 if axis in dropped else extent) for axis, extent in enumerate(shape)]
+        reason = None if ctx.has("axes_") else "dropped once its extent is 1"
+        axes: list[Term] = [Variable(1 if axis in dropped else extent, reason) for axis, extent in enumerate(shape)]
         return described(ctx, [axes, None], [[term for axis, term in enumerate(axes) if axis not in dropped]])
 
     def infer(self, ctx: TypeContext) -> list[Type]:
