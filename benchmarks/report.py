@@ -38,7 +38,8 @@ def page(results: list[dict[str, Any]]) -> str:
         for name, entry in sorted(result["bars"].items()):
             holds = {True: "yes", False: "**no**", None: "not measured"}[entry["holds"]]
             reason = f": {entry['reason']}" if entry.get("reason") else ""
-            parts.append(f"| {_cell(name)} | {_cell(entry['value'])} | {_cell(entry['bar'])} | {holds}{_cell(reason)} |")
+            cells = (_cell(name), _cell(entry["value"]), _cell(entry["bar"]), f"{holds}{_cell(reason)}")
+            parts.append(f"| {' | '.join(cells)} |")
         parts.append("\n" + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + "\n")
     return "\n".join(parts)
 

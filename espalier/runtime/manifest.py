@@ -102,20 +102,26 @@ class Manifest:
 
 
 def to_json(manifest: Manifest) -> bytes:
-    """The canonical form: sorted keys, two spaces, ASCII, one newline at the end."""
-    return (json.dumps(_encode(manifest), sort_keys=True, indent=2, allow_nan=False) + "\n").encode("ascii")
+    """The file's content: the manifest in canonical form, with its own SHA-256 as the field `sha256`."""
+    return _canonical({**_encode(manifest), "sha256": artifact_hash(manifest)})
 
 
 def artifact_hash(manifest: Manifest) -> str:
-    """SHA-256 of the canonical manifest, and so, through the files' hashes, of the whole artifact."""
-    return hashlib.sha256(to_json(manifest)).hexdigest()
+    """SHA-256 of the manifest's canonical form, and so, through the files' hashes, of the whole artifact."""
+    return hashlib.sha256(_canonical(_encode(manifest))).hexdigest()
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    """Sorted keys, two spaces, ASCII, one newline at the end."""
+    return (json.dumps(content, sort_keys=True, indent=2, allow_nan=False) + "\n").encode("ascii")
 
 
 def from_json(text: bytes) -> Manifest:
     """Parse and validate a manifest.
 
     Raises:
-        ArtifactError: It is not JSON, of a newer format (E703), or a field is wrong (E702).
+        ArtifactError: It is not JSON or a field is wrong (E702), it is of a newer format (E703), or it was changed
+            after it was written (E705).
     """
     if len(text) > MANIFEST_LIMIT:
         raise ArtifactError("E702", f"the manifest has {len(text)} bytes; more than {MANIFEST_LIMIT} are refused")
@@ -135,9 +141,22 @@ def from_json(text: bytes) -> Manifest:
             f"the artifact has format {version}; this runtime reads formats up to {FORMAT_VERSION}",
             hint="install a newer espalier here",
         )
-    manifest = decode(Manifest, content, "manifest")
+    _check_unchanged(content, text)
+    manifest = decode(Manifest, {name: value for name, value in content.items() if name != "sha256"}, "manifest")
     validate(manifest)
     return manifest
+
+
+def _check_unchanged(content: dict[str, Any], text: bytes) -> None:
+    """Raises ArtifactError E705 unless the text is exactly what `to_json` wrote."""
+    body = {name: value for name, value in content.items() if name != "sha256"}
+    try:
+        digest = hashlib.sha256(_canonical(body)).hexdigest()
+        same = content.get("sha256") == digest and _canonical(content) == text
+    except (ValueError, RecursionError):  # such as 1e999, which parses to a number that JSON cannot say
+        same = False
+    if not same:
+        raise ArtifactError("E705", "the manifest differs from what was compiled (SHA-256)", node=MANIFEST_NAME)
 
 
 def validate(manifest: Manifest) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -79,7 +80,19 @@ def test_the_bytes_do_not_depend_on_the_hash_seed(seed: str) -> None:
 
 
 def changed(**entries: Any) -> bytes:
-    return json.dumps(json.loads(to_json(MANIFEST)) | entries).encode()
+    """The manifest with other fields, and the SHA-256 that fits them."""
+    content = json.loads(to_json(MANIFEST)) | entries
+    del content["sha256"]
+    return written(content)
+
+
+def written(content: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256(dump(content)).hexdigest()
+    return dump({**content, "sha256": digest})
+
+
+def dump(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, sort_keys=True, indent=2) + "\n").encode()
 
 
 BAD_NAMES = (
@@ -113,7 +126,9 @@ SPEC = {"name": "x", "element": "f32", "shape": [1]}
         (b'{"format": true}', "E702", "format version"),
         (b'{"format": 0}', "E702", "format version"),
         (changed(format=FORMAT_VERSION + 1, surprise=1), "E703", "this runtime reads"),
-        (b'{"format": 1}', "E702", "lacks the field 'backend'"),
+        (b'{"format": 1}', "E705", "SHA-256"),
+        (written({"format": 1}), "E702", "lacks the field 'backend'"),
+        (b'{"format": 1, "engine": 1e999}', "E705", "SHA-256"),
         (changed(extra=1), "E702", "unknown field 'extra'"),
         (changed(engine=3), "E702", "manifest.engine is int"),
         (changed(inputs={}), "E702", "manifest.inputs is dict"),
@@ -149,16 +164,30 @@ def test_any_value_in_any_field_is_refused_cleanly_or_round_trips(field: str, va
     try:
         manifest = from_json(changed(**{field: value}))
     except ArtifactError as error:
-        assert error.code in ("E702", "E703", "E706")
+        assert error.code in ("E702", "E703", "E705", "E706")
     else:
         assert from_json(to_json(manifest)) == manifest
+
+
+def test_every_flipped_bit_is_refused() -> None:
+    text = to_json(MANIFEST)
+    for position in range(len(text)):
+        for bit in range(8):
+            damaged = bytearray(text)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(ArtifactError) as caught:
+                from_json(bytes(damaged))
+            assert caught.value.code in ("E702", "E703", "E705")
 
 
 @given(data=st.binary(max_size=200), position=st.integers(0, 10_000))
 def test_damaged_text_is_refused_cleanly(data: bytes, position: int) -> None:
     text = to_json(MANIFEST)
     start = position % len(text)
-    try:
-        from_json(text[:start] + data + text[start + len(data) :])
-    except ArtifactError as error:
-        assert error.code in ("E702", "E703", "E706")
+    damaged = text[:start] + data + text[start + len(data) :]
+    if damaged == text:
+        from_json(damaged)
+        return
+    with pytest.raises(ArtifactError) as caught:
+        from_json(damaged)
+    assert caught.value.code in ("E702", "E703", "E705")

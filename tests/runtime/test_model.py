@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -133,9 +134,12 @@ def test_inputs_that_do_not_fit_are_refused(artifact: Path, inputs: tuple[Any, .
 
 
 def rewritten(artifact: Path, **changes: Any) -> Path:
-    """The artifact with another manifest, whose file hashes are right."""
-    manifest = json.loads((artifact / "manifest.json").read_text())
-    (artifact / "manifest.json").write_text(json.dumps(manifest | changes))
+    """The artifact with another manifest, whose hashes are right."""
+    content = json.loads((artifact / "manifest.json").read_text()) | changes
+    del content["sha256"]
+    body = json.dumps(content, sort_keys=True, indent=2) + "\n"
+    content["sha256"] = hashlib.sha256(body.encode()).hexdigest()
+    (artifact / "manifest.json").write_text(json.dumps(content, sort_keys=True, indent=2) + "\n")
     return artifact
 
 
