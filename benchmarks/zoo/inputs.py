@@ -311,6 +311,8 @@ class InputMaker:
         names = tuple(f"{prefix}_token_{suffix}" for prefix in kind.split() for suffix in ("id", "index"))
         token = lookup(self.config, names)
         wanted = inspect.signature(method).parameters
+        if any(p.default is p.empty and p.kind < p.VAR_POSITIONAL and p.name not in inputs for p in wanted.values()):
+            return
         with torch.no_grad():
             arguments = {name: value for name, value in inputs.items() if name in wanted and name != "input_ids"}
             features = method(**arguments)
