@@ -69,8 +69,9 @@ def cubic_taps(xp: Any, position: Any, a: float = -0.75) -> list[Tap]:
 class GridSample(Op):
     """x (n, c, spatial…) at the positions of a grid (n, spatial…, rank); ONNX GridSample.
 
-    A position has one coordinate from −1 to 1 for each axis, that of the last axis first. Positions outside read zero, the border, or a reflection. With `align_corners`, ±1 are the centres of the outermost
-    pixels, else their outer edges.
+    A position has one coordinate from −1 to 1 for each axis, that of the last axis first. Positions outside read zero,
+    the border, or a reflection. With `align_corners`, ±1 are the centres of the outermost pixels, else their outer
+    edges.
     """
 
     x: In
@@ -213,7 +214,8 @@ class RoiAlign(Op):
     """Each region (x1, y1, x2, y2) of an image of x (n, c, h, w), interpolated and pooled to bins; ONNX RoiAlign.
 
     rois (regions, 4) in units of 1/`spatial_scale` pixels, batch_indices (regions). A bin takes `sampling_ratio`²
-    points, or, with 0, as many as its extents rounded up. The maximum is that of the weighted neighbours, as ONNX defines it.
+    points, or, with 0, as many as its extents rounded up. The maximum is that of the weighted neighbours, as ONNX
+    defines it.
     """
 
     x: In
