@@ -31,7 +31,9 @@ def _region(site: Site, name: str, inputs: Sequence[Type | None]) -> Scope:
     proto = _body(site, name)
     if len(proto.input) != len(inputs):
         raise InputError(
-            "E110", f"the {name} of {site.op_type} takes {len(proto.input)} inputs, not {len(inputs)}", node=site.location
+            "E110",
+            f"the {name} of {site.op_type} takes {len(proto.input)} inputs, not {len(inputs)}",
+            node=site.location,
         )
     region, outer = Graph(proto.name or name), site.scope
     region._symbol_prefix = f"{site.importer.graph.fresh_symbol()}_"
