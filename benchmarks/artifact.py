@@ -116,12 +116,13 @@ def clean_environment(work: Path) -> Path:
     wheels = work / "wheels"
     build([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, source])
     (wheel,) = wheels.glob("espalier-*.whl")
-    build([sys.executable, "-m", "venv", work / "clean"])
+    build([sys.executable, "-m", "venv", "--without-pip", work / "clean"])
     interpreter = work / "clean" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", interpreter]
     pinned = [line for line in (ROOT / "requirements" / "development.lock").read_text().split() if _is_wanted(line)]
     # apache-tvm-ffi itself names typing_extensions, so its dependencies come with it.
-    build([interpreter, "-m", "pip", "install", "--quiet", *pinned])
-    build([interpreter, "-m", "pip", "install", "--quiet", "--no-deps", wheel])
+    build([*pip, "install", "--quiet", *pinned])
+    build([*pip, "install", "--quiet", "--no-deps", wheel])
     return interpreter
 
 
@@ -139,7 +140,8 @@ def measure_clean_run(benchmark: Benchmark, interpreter: Path, artifact: Path, m
     """The artifact in the clean environment against onnxruntime in this one."""
     import onnxruntime
 
-    listed = json.loads(build([interpreter, "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]))
+    pip = [sys.executable, "-m", "pip", "--python", interpreter, "--disable-pip-version-check"]
+    listed = json.loads(build([*pip, "list", "--format", "json"]))
     installed = sorted(package["name"] for package in listed)
     absent = [name for name in ("torch", "onnx", "onnxruntime", "apache-tvm") if name in installed]
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
