@@ -13,9 +13,9 @@ import keyword
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import NamedTuple, TypeAlias, Union
+from typing import NamedTuple, TypeAlias
 
-Dimension: TypeAlias = "Union[int, Dim]"
+Dimension: TypeAlias = "int | Dim"
 Shape: TypeAlias = tuple[Dimension, ...]
 
 
@@ -342,16 +342,38 @@ def lower_bound(dim: Dimension) -> int | None:
         return dim
     total = 0
     for monomial, coefficient in dim.terms:
+        if monomial and coefficient < 0:
+            return _bound_without(dim, monomial, coefficient)
         bound = 1
         for atom, power in monomial:
             factor = _atom_bound(atom)
             if factor is None or factor < 0:
                 return None
             bound *= factor**power
-        if monomial and coefficient < 0:
-            return None
         total += coefficient * bound
     return total
+
+
+def _bound_without(dim: Dim, monomial: Monomial, coefficient: int) -> int | None:
+    """`lower_bound` of a dimension from which a function is subtracted, by what the function never exceeds."""
+    (atom, power), *others = monomial
+    if others or power != 1 or atom.kind == "symbol":
+        return None
+    rest = dim - _multiply(coefficient, Dim(((monomial, 1),)))
+    first, second = atom.operands
+    if atom.kind in ("min", "max"):
+        bounds = [lower_bound(rest + coefficient * operand) for operand in (first, second)]
+        known = [bound for bound in bounds if bound is not None]
+        if atom.kind == "min":
+            return max(known, default=None)
+        return min(known) if len(known) == 2 else None
+    least = lower_bound(second)
+    if least is None or least < 1:
+        return None
+    if atom.kind == "mod":
+        return lower_bound(rest + coefficient * (second - 1))
+    dividend = lower_bound(first)
+    return lower_bound(rest + coefficient * first) if dividend is not None and dividend >= 0 else None
 
 
 def _atom_bound(atom: Atom) -> int | None:

@@ -153,8 +153,8 @@ def slice_span(extent: Dimension, start: Dimension, end: Dimension, step: int) -
     if first is None or last is None:
         return None
     first, last = _clamp(first, 0, high), _clamp(last, low, high)
-    count = dims.ceil_divide(last - first, step) if step > 0 else dims.ceil_divide(first - last, -step)
-    return first, at_least_zero(count)
+    distance = at_least_zero(last - first if step > 0 else first - last)
+    return first, dims.ceil_divide(distance, abs(step))
 
 
 def _place(bound: Dimension, extent: Dimension) -> Dimension | None:

@@ -28,8 +28,9 @@ def widen(a: Type, b: Type, fresh: Callable[[], Dim]) -> Type:
         return TensorType(a.element, tuple(x if x == y else fresh() for x, y in zip(a.shape, b.shape, strict=True)))
     if isinstance(a, SequenceType) and isinstance(b, SequenceType):
         return SequenceType(widen(a.of, b.of, fresh))
-    if isinstance(a, OptionalType) and isinstance(b, OptionalType):
-        return OptionalType(widen(a.of, b.of, fresh))
+    if isinstance(a, OptionalType) or isinstance(b, OptionalType):
+        held, other = (type.of if isinstance(type, OptionalType) else type for type in (a, b))
+        return OptionalType(widen(held, other, fresh))
     raise ValueError(f"nothing is both {a} and {b}")
 
 

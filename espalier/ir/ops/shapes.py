@@ -172,8 +172,7 @@ def range_extent(start: Any, limit: Any, delta: Any) -> Any:
         raise ValueError("a range with steps of 0")
     if isinstance(start, float):
         return max(0, math.ceil((limit - start) / delta))
-    count = dims.ceil_divide(limit - start, delta) if delta > 0 else dims.ceil_divide(start - limit, -delta)
-    return at_least_zero(count)
+    return dims.ceil_divide(at_least_zero(limit - start if delta > 0 else start - limit), abs(delta))
 
 
 def at_least_zero(extent: Dimension) -> Dimension:

