@@ -48,8 +48,11 @@ class Attention(Op):
     softcap: float = 0.0
     softmax_precision: Element | None = None
 
+    contracts = True
     normalizes = ("t", "p")
-    zero = zeros.ZeroRule(lambda states: states[2] is True and (len(states) < 6 or states[5] in (None, True)))
+
+    def zero_at(self, ctx: TypeContext, states: zeros.States) -> bool:
+        return states[2] is True and (not ctx.has("past_value") or states[5] is True)
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         ranks = [ctx.rank(position) for position in range(3)]

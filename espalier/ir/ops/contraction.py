@@ -173,6 +173,14 @@ class Det(Op):
         return xp.det(x)
 
 
+def shifted(ctx: TypeContext, zero_point: str) -> bool:
+    """Whether a zero point is there that is not known to be zero."""
+    if not ctx.has(zero_point):
+        return False
+    known = ctx.numbers(zero_point)
+    return known is None or bool(known.any())
+
+
 @op("matmul_integer", onnx="MatMulInteger")
 class MatMulInteger(Op):
     """Matrix product of 8-bit integers less their zero points, in i32, wrapping around; ONNX MatMulInteger.
@@ -205,7 +213,10 @@ class MatMulInteger(Op):
                 further += f", {letter}"
             else:
                 further += ", ... m 1" if letter == "m" else ", ... 1 n"
-        return product_equation(self, ctx, further)
+        found = product_equation(self, ctx, further)
+        if found is not None and shifted(ctx, "a_zero_point") and shifted(ctx, "b_zero_point"):
+            pin(found.letters["k"][0], "zero points: what is cut out would not have been zero")
+        return found
 
     def element(self, ctx: TypeContext) -> Element:
         return elements.I32

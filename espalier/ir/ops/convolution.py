@@ -9,6 +9,7 @@ from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension, floor_divide, maximum
 from espalier.ir.elements import Element
 from espalier.ir.op import In, Op, TypeContext, op
+from espalier.ir.ops.contraction import shifted
 from espalier.ir.terms import pin
 
 
@@ -195,7 +196,10 @@ class ConvInteger(Op):
         for operand in ("x_zero_point", "w_zero_point"):
             shape = ctx.shape(operand) if ctx.has(operand) else None
             text += ", _" if shape is None else ", " if not shape else ", 1" if shape[0] == 1 else ", (g o)"
-        return self.declared(ctx, f"{text} -> n (g o) P")
+        found = self.declared(ctx, f"{text} -> n (g o) P")
+        if found is not None and shifted(ctx, "x_zero_point") and shifted(ctx, "w_zero_point"):
+            pin(found.letters["i"][0], "zero points: what is cut out would not have been zero")
+        return found
 
     def window_extent(self, axis: int, extent: Dimension, kernel: Dimension) -> Dimension:
         return window_count(self, axis, extent, kernel)

@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from espalier.ir import dims, elements, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Shape
 from espalier.ir.elements import Element, Quantized
 from espalier.ir.op import In, Op, TypeContext, op
 from espalier.ir.terms import pin
-from espalier.ir.zeros import States, ZeroRule
+from espalier.ir.zeros import States
 
 QONNX = "qonnx.custom_op.general"
+
+
+def is_zero(ctx: TypeContext, operand: str) -> bool:
+    """Whether an operand is known to be zero everywhere."""
+    known = ctx.numbers(operand)
+    return known is not None and not known.astype(np.float64).any()
 
 
 class Affine(Op):
@@ -77,6 +85,10 @@ class Affine(Op):
                     pin(variable, "neighbours share a scale")
         return found
 
+    def zero_at(self, ctx: TypeContext, states: States) -> bool:
+        """Zero stays zero unless a zero point may move it; for what is quantized, that is the stored number."""
+        return states[0] is True and (not ctx.has("zero_point") or states[2] is True or is_zero(ctx, "zero_point"))
+
     def spread(self, xp: Any, x: Any, scale: Any) -> Any:
         """The scale (or zero point) broadcast to x."""
         axis, block = self.granularity(x.ndim, tuple(scale.shape))
@@ -99,8 +111,6 @@ class Quantize(Affine):
     saturate: int = 1
     output_dtype: Element | None = None
     precision: Element | None = None
-
-    zero = zeros.first
 
     def element(self, ctx: TypeContext) -> Element:
         stored = self.output_dtype.storage if self.output_dtype is not None else None
@@ -129,12 +139,6 @@ class Quantize(Affine):
         return xp.astype(xp.clip(rounded if shift is None else rounded + shift, low, high), stored)
 
 
-@ZeroRule
-def _stored_at_zero(states: States) -> bool:
-    """Zero where the stored number is and no zero point shifts it there."""
-    return states[0] is True and all(state is True for state in states[2:])
-
-
 @op("dequantize", onnx="DequantizeLinear")
 class Dequantize(Affine):
     """(x − zero point) · scale, in `output_dtype` or else the scale's element; ONNX DequantizeLinear.
@@ -143,8 +147,6 @@ class Dequantize(Affine):
     """
 
     output_dtype: Element | None = None
-
-    zero = _stored_at_zero
 
     def element(self, ctx: TypeContext) -> Element:
         kind = ctx.element("x")
@@ -227,12 +229,6 @@ class FakeQuantize(Op):
         return ctx.element(0)
 
 
-@ZeroRule
-def _symmetric(states: States) -> bool:
-    """Zero stays zero if the zero point, at that index or everywhere, is zero."""
-    return states[0] is True and states[2] is True
-
-
 @op("quant", onnx="Quant", domain=QONNX)
 class Quant(FakeQuantize):
     """x rounded to integers of `bit_width` bits in units of scale, as floats; QONNX IntQuant (once called Quant).
@@ -249,7 +245,11 @@ class Quant(FakeQuantize):
     narrow: int = 0
     rounding_mode: str = "ROUND"
 
-    zero = _symmetric
+    def zero_at(self, ctx: TypeContext, states: States) -> bool:
+        """Zero stays zero without a zero point, if there are bits enough to hold it."""
+        bits = ctx.numbers("bit_width")
+        wide = not self.signed or (bits is not None and bool((bits > 1).all()))
+        return states[0] is True and wide and (states[2] is True or is_zero(ctx, "zero_point"))
 
     def reference(self, xp: Any, x: Any, scale: Any, zero_point: Any, bit_width: Any) -> Any:
         kind = xp.element(x)
@@ -294,7 +294,9 @@ class TruncQuant(FakeQuantize):
     signed: int = 1
     narrow: int = 0
 
-    zero = _symmetric
+    def zero_at(self, ctx: TypeContext, states: States) -> bool:
+        """Zero stays zero without a zero point."""
+        return states[0] is True and (states[2] is True or is_zero(ctx, "zero_point"))
 
     def reference(
         self, xp: Any, x: Any, scale: Any, zero_point: Any, in_bit_width: Any, out_scale: Any, out_bit_width: Any

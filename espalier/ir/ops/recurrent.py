@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from espalier.ir import elements
 from espalier.ir.axes import Equation
+from espalier.ir.dims import Dimension
 from espalier.ir.op import In, Op, Out, TypeContext, op
 from espalier.ir.terms import pin
-from espalier.ir.zeros import States, ZeroRule
+from espalier.ir.zeros import States
 
 Activation = Callable[[Any, Any, float, float], Any]
 Step = Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]
@@ -29,12 +30,6 @@ ACTIVATIONS: dict[str, tuple[float, float, Activation]] = {
 }
 """ONNX's activations by lower-case name: default alpha, default beta, function (xp, x, alpha, beta)."""
 ZERO_AT_ZERO = frozenset({"relu", "tanh", "leakyrelu", "scaledtanh", "elu", "softsign"})
-
-
-@ZeroRule
-def _silent(states: States) -> bool:
-    """A hidden unit stays at zero if its weights, biases and initial states are zero."""
-    return states[1] is True and states[2] is True and all(state is not False for state in states[3:])
 
 
 class Recurrent(Op):
@@ -65,7 +60,20 @@ class Recurrent(Op):
     default_activations: ClassVar[tuple[str, ...]]
     silent_without: ClassVar[tuple[int, ...]] = (0,)
     """The positions of the activations that must keep zero at zero so that a silent unit stays silent."""
-    zero = _silent
+    contracts = True
+
+    def zero_at(self, ctx: TypeContext, states: States) -> bool:
+        """A hidden unit stays at zero if its weights, biases and initial states are zero and its activations keep it."""
+        if states[1] is not True or states[2] is not True or any(state is False for state in states[3:]):
+            return False
+        return all(entries[k][0] in ZERO_AT_ZERO for entries in self.named() for k in self.silent_without)
+
+    def macs(self, ctx: TypeContext) -> Dimension | None:
+        """One product with each weight for each time and batch, whatever the lengths of the sequences."""
+        x, w, r = ctx.shape("x"), ctx.shape("w"), ctx.shape("r")
+        if x is None or w is None or r is None:
+            return None
+        return x[0] * x[1] * w[0] * w[1] * (w[2] + r[2])
 
     @property
     def directions(self) -> int:
@@ -88,9 +96,7 @@ class Recurrent(Op):
             for variable in found.letters.get(letter, []):
                 pin(variable, reason)
         pin(found.letters["t"][0], "time")
-        names = [[entry[0] for entry in entries] for entries in self.named(ctx)]
-        if any(entries[k] not in ZERO_AT_ZERO for entries in names for k in self.silent_without):
-            pin(found.letters["h"][0], "an activation that is not zero at zero")
+        self.named(ctx)
         if self.hidden_size is not None:
             found.bound["hidden_size"] = found.letters["h"][0]
         return found

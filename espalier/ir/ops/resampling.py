@@ -48,7 +48,9 @@ class Resize(Op):
     mode: str = "nearest"
     nearest_mode: str = "round_prefer_floor"
 
-    zero = zeros.passed
+    def zero_at(self, ctx: TypeContext, states: zeros.States) -> bool:
+        extrapolates = self.coordinate_transformation_mode == "tf_crop_and_resize" and self.extrapolation_value != 0
+        return states[0] is True and not extrapolates
 
     def chosen(self, rank: int) -> list[int]:
         """The axes that scales and sizes are for."""

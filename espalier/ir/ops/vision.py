@@ -155,7 +155,9 @@ class DeformConv(Op):
     auto_pad: ClassVar[str] = "NOTSET"
     bound = {"group": "g"}
     contracts = True
-    zero = zeros.ZeroRule(lambda states: zeros.either(states[:2]) and (len(states) < 4 or states[3] is not False))
+
+    def zero_at(self, ctx: TypeContext, states: zeros.States) -> bool:
+        return zeros.either(states[:2]) and (not ctx.has("b") or states[3] is True)
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         found = self.declared(ctx, "n (g i) window(P, K), (g o) i K, n f P, (g o), n m P -> n (g o) P")
@@ -163,6 +165,7 @@ class DeformConv(Op):
             for letter in "fm" + ("gi" if self.offset_group > 1 else ""):
                 for variable in found.letters.get(letter, []):
                     pin(variable, "groups of offsets")
+            found.windows += found.letters["f"] + found.letters.get("m", [])
         return found
 
     def window_extent(self, axis: int, extent: Dimension, kernel: Dimension) -> Dimension:
