@@ -136,7 +136,7 @@ def compile(
     emitter = find_backend(chosen)
     sequence = [*find_pipeline(pipeline), *map(parse_spec, passes)]
 
-    options = {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes, "trust": trust}
+    options = {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes, "trust": trust or None}
     graph = frontends.load(model, **{key: value for key, value in options.items() if value is not None})
     original = clone(graph)
     dataset = None if data is None else Data(data, tuple(original.inputs))
