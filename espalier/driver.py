@@ -24,7 +24,7 @@ from espalier.passes.base import parse_spec
 from espalier.passes.manager import PassManager, Report, VerifyLevel
 from espalier.passes.pipelines import pipeline as find_pipeline
 from espalier.passes.samples import NoSample, sample_inputs
-from espalier.runtime.files import write_artifact
+from espalier.runtime.files import check_output, write_artifact
 from espalier.runtime.manifest import DeviceSpec, Manifest, PassRecord, TensorSpec, artifact_hash
 from espalier.train.agreement import disagreement
 from espalier.train.data import Data
@@ -131,6 +131,7 @@ def compile(
         raise InputError("E212", "max_drop needs data to measure the accuracy on", hint="Give some with --data.")
     if max_drop is not None and not 0 <= max_drop <= 100:
         raise InputError("E201", f"max_drop is in points, from 0 to 100, not {max_drop}")
+    check_output(Path(output))
     target = find_device(device)
     chosen = backend or target.backend
     emitter = find_backend(chosen)

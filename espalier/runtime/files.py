@@ -54,7 +54,7 @@ def write_artifact(path: str | os.PathLike[str], manifest: Manifest, files: Mapp
     target = Path(path)
     for name in files:
         check_file_name(name)
-    _check_replaceable(target)
+    check_output(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _temporary_beside(target) as work:
@@ -217,7 +217,8 @@ def _write(path: Path, content: Content) -> FileEntry:
     return entry
 
 
-def _check_replaceable(target: Path) -> None:
+def check_output(target: Path) -> None:
+    """Refuse a path that holds something that is no artifact. Raises ArtifactError E714."""
     if target.suffix == ".zip":
         replaceable = not target.exists() or (target.is_file() and _is_packed_artifact(target))
     else:
