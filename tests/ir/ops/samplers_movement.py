@@ -95,7 +95,8 @@ def transpose(rng: Generator) -> Sample:
 def squeeze(rng: Generator) -> Sample:
     sizes = [1 if rng.random() < 0.5 else size for size in shape(rng, 1, 4)]
     ones = [sign(rng, axis, len(sizes)) for axis, size in enumerate(sizes) if size == 1 and rng.random() < 0.7]
-    return Sample(Squeeze(), [values(rng, sizes), integers(*ones) if rng.random() < 0.7 else None])
+    axes = integers(*ones) if rng.random() < 0.7 else None
+    return Sample(Squeeze(), [values(rng, sizes), axes], rank_follows_extents=axes is None)
 
 
 @sampler("unsqueeze")
@@ -310,7 +311,8 @@ def gather_nd(rng: Generator) -> Sample:
     depth = int(rng.integers(1, len(sizes) - batch + 1))
     where = (*sizes[:batch], *shape(rng, 0 if batch else 1, 2))
     columns = [indices(rng, where, sizes[batch + k]) for k in range(depth)]
-    return Sample(GatherND(batch_dims=batch), [values(rng, sizes), np.stack(columns, axis=-1)])
+    index = np.stack(columns, axis=-1)
+    return Sample(GatherND(batch_dims=batch), [values(rng, sizes), index], rank_follows_extents=True)
 
 
 @sampler("scatter_nd")

@@ -38,6 +38,8 @@ class Sample:
     results: int = 1
     macs: int | None = None
     """Multiply–accumulates, counted otherwise than by axes; None: by running the operator on ones."""
+    rank_follows_extents: bool = False
+    """Whether the results' rank depends on extents, and is unknown where they are symbols."""
 
 
 Sampler = Callable[[np.random.Generator], Sample]
