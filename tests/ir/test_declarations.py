@@ -94,7 +94,7 @@ def check_symbolic_types(sample: Sample, rng: np.random.Generator) -> None:
     equation = equation_of(sample)
     attributes = {leaf for key, held in equation.bound.items() if key in sample.op.defaults for leaf in flat(held)}
     given = [axes for axes in equation.operands if axes is not None]
-    given += [axes for key, held in equation.bound.items() if key not in sample.op.defaults for axes in [flat_terms(held)]]
+    given += [flat_terms(held) for key, held in equation.bound.items() if key not in sample.op.defaults]
     usable = {leaf for axes in given for leaf in leaves_of(axes)} - attributes
     chosen = [leaf for leaf in all_leaves(equation) if id(leaf) in usable and leaf.extent != 1 and rng.random() < 0.6]
     symbols = {id(leaf): dims.symbol(f"s{k}") for k, leaf in enumerate(chosen)}
@@ -241,7 +241,7 @@ def without(sample: Sample, equation: Equation, leaf: Variable, index: int) -> S
     attributes = {
         key: binding_with(binding, extents) for key, binding in equation.bound.items() if key in sample.op.defaults
     }
-    return Sample(sample.op.replace(**attributes), operands, sample.results)
+    return Sample(sample.op.replace(**attributes), operands, sample.results, known=sample.known)
 
 
 def with_zeros(sample: Sample, equation: Equation, leaf: Variable, index: int, positions: Any) -> Sample:
@@ -251,7 +251,7 @@ def with_zeros(sample: Sample, equation: Equation, leaf: Variable, index: int, p
         array = operands[position]
         if position in positions and array is not None and axes is not None and id(leaf) in leaves_of(axes):
             operands[position] = np.where(marked(array.shape, axes, leaf, index), np.zeros((), array.dtype), array)
-    return Sample(sample.op, operands, sample.results)
+    return Sample(sample.op, operands, sample.results, known=sample.known)
 
 
 def feeds_back(equation: Equation, leaf: Variable) -> bool:
@@ -287,13 +287,13 @@ def close(a: Array, b: Array, message: str) -> None:
 
 
 def macs_by_running(sample: Sample) -> int:
-    """The number of products that the operator sums: on ones, each adds one (further terms, such as biases, are zero)."""
+    """The number of products that the operator sums: on ones, each adds one (further terms, such as biases, none)."""
     affine = sample.op.zero([True, True, *[False] * max(0, len(sample.operands) - 2)])
     operands = [
         a if a is None or a.dtype.kind in "iu" else np.full_like(a, k < 2 or affine)
         for k, a in enumerate(sample.operands)
     ]
-    return round(float(np.sum(run_sample(Sample(sample.op, operands, sample.results))[0])))
+    return round(float(np.sum(run_sample(Sample(sample.op, operands, sample.results, known=sample.known))[0])))
 
 
 def test_every_operator_with_axes_has_samples() -> None:

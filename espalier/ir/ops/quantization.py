@@ -24,6 +24,11 @@ def is_zero(ctx: TypeContext, operand: str) -> bool:
     return known is not None and not known.astype(np.float64).any()
 
 
+def unscaled(states: States) -> bool:
+    """Zero by a scale that is not zero."""
+    return states[0] is True and states[1] is not True
+
+
 class Affine(Op):
     """Base of conversions between x and (x / scale) + zero point.
 
@@ -87,7 +92,8 @@ class Affine(Op):
 
     def zero_at(self, ctx: TypeContext, states: States) -> bool:
         """Zero stays zero unless a zero point may move it; for what is quantized, that is the stored number."""
-        return states[0] is True and (not ctx.has("zero_point") or states[2] is True or is_zero(ctx, "zero_point"))
+        still = not ctx.has("zero_point") or states[2] is True or is_zero(ctx, "zero_point")
+        return unscaled(states) and still
 
     def spread(self, xp: Any, x: Any, scale: Any) -> Any:
         """The scale (or zero point) broadcast to x."""
@@ -249,7 +255,7 @@ class Quant(FakeQuantize):
         """Zero stays zero without a zero point, if there are bits enough to hold it."""
         bits = ctx.numbers("bit_width")
         wide = not self.signed or (bits is not None and bool((bits > 1).all()))
-        return states[0] is True and wide and (states[2] is True or is_zero(ctx, "zero_point"))
+        return unscaled(states) and wide and (states[2] is True or is_zero(ctx, "zero_point"))
 
     def reference(self, xp: Any, x: Any, scale: Any, zero_point: Any, bit_width: Any) -> Any:
         kind = xp.element(x)
@@ -296,7 +302,7 @@ class TruncQuant(FakeQuantize):
 
     def zero_at(self, ctx: TypeContext, states: States) -> bool:
         """Zero stays zero without a zero point."""
-        return states[0] is True and (states[2] is True or is_zero(ctx, "zero_point"))
+        return unscaled(states) and states[4] is not True and (states[2] is True or is_zero(ctx, "zero_point"))
 
     def reference(
         self, xp: Any, x: Any, scale: Any, zero_point: Any, in_bit_width: Any, out_scale: Any, out_bit_width: Any
@@ -332,7 +338,7 @@ class FloatQuant(FakeQuantize):
     rounding_mode: str = "ROUND"
     saturation: int = 1
 
-    zero = zeros.first
+    zero = zeros.ZeroRule(unscaled)
 
     def element(self, ctx: TypeContext) -> Element:
         if not (self.saturation or self.has_inf or self.has_nan):

@@ -231,7 +231,7 @@ class RoiAlign(Op):
     sampling_ratio: int = 0
     spatial_scale: float = 1.0
 
-    zero = zeros.passed
+    zero = zeros.first
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         if self.mode.lower() not in ("avg", "max"):
@@ -298,7 +298,7 @@ class MaxRoiPool(Op):
     pooled_shape: tuple[int, ...]
     spatial_scale: float = 1.0
 
-    zero = zeros.passed
+    zero = zeros.first
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         return region_equation(self, ctx, "n c h w, m corners -> m c p q", self.pooled_shape)

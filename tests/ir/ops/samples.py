@@ -38,6 +38,8 @@ class Sample:
     results: int = 1
     macs: int | None = None
     """Multiply–accumulates, counted otherwise than by axes; None: by running the operator on ones."""
+    known: Sequence[int] = ()
+    """Positions of further operands that inference knows the content of."""
     rank_follows_extents: bool = False
     """Whether the results' rank depends on extents, and is unknown where they are symbols."""
 
@@ -194,7 +196,10 @@ def context(
 
 def known_contents(sample: Sample) -> list[Array | None]:
     """Integers and single numbers are known to inference, as constants are in a graph; other operands are not."""
-    return [a if a is not None and (a.dtype.kind in "iu" or a.size == 1) else None for a in sample.operands]
+    return [
+        a if a is not None and (a.dtype.kind in "iu" or a.size == 1 or k in sample.known) else None
+        for k, a in enumerate(sample.operands)
+    ]
 
 
 def equation_of(sample: Sample, ctx: TypeContext | None = None) -> Equation:
