@@ -67,6 +67,8 @@ def backend(name: str) -> Backend:
     try:
         made: Backend = getattr(importlib.import_module(module), attribute)()
     except ImportError as error:
+        if (error.name or "").startswith("espalier"):
+            raise  # a fault of ours, not a missing package
         raise InputError(
             "E205", f"the backend {name} needs a package that is not installed: {error.name or error}",
             hint=f"pip install 'espalier[{name}]'",
