@@ -12,6 +12,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, ValueInfoProto, helper
 from espalier import __version__
 from espalier.backends.onnx import rules
 from espalier.backends.onnx.expansion import expand
+from espalier.backends.onnx.lowering import lowered
 from espalier.backends.onnx.printer import CannotPrint, attribute_proto, attribute_protos, contents_matter, print_node
 from espalier.backends.onnx.weights import tensor_proto
 from espalier.errors import InputError, UnsupportedError
@@ -34,12 +35,13 @@ class Exporter:
     """One graph on its way out."""
 
     def __init__(self, graph: Graph, opset: int | None = None, data: DataFile | None = None) -> None:
-        self.graph, self.data = graph, data
+        self.data = data
         if opset is not None and not OLDEST <= opset <= NEWEST:
             raise InputError("E201", f"opset {opset} is not between {OLDEST} and {NEWEST}")
         own = graph.metadata.get("opset")
         self.fixed = opset is not None
         self.version = opset if opset is not None else min(max(int(own), OLDEST), NEWEST) if own else DEFAULT
+        self.graph = lowered(graph, self.version)
         self.domains: dict[str, int] = {}
         self.names: dict[Value, str] = {}
         self.taken: set[str] = set()
@@ -159,14 +161,14 @@ class Exporter:
         self.taken.add(name)
         return name
 
-    def _output_names(self, graph: Graph, wanted: list[str]) -> list[str]:
+    def _output_names(self, graph: Graph, wanted: list[str], region: bool = False) -> list[str]:
         """The names of a graph's outputs; those that nodes compute get them at once."""
         given: list[str] = []
         for position, value in enumerate(graph.outputs):
             hint = (
                 wanted[position] if position < len(wanted) and wanted[position] else value.name or f"output_{position}"
             )
-            if hint in self.taken and self.names.get(value) == hint:  # an input that is an output of the same name
+            if not region and hint in self.taken and self.names.get(value) == hint:  # an input that is an output of the same name
                 name = hint
             else:
                 name = self._reserve(hint)
@@ -269,7 +271,7 @@ class Exporter:
             for value, outer in zip(region.inputs[len(own) :], operands, strict=True):
                 assert outer is not None
                 self.names[value] = self._name(outer)
-            outputs = self._output_names(region, [])
+            outputs = self._output_names(region, [], region=True)
             self._print_graph(region, body)
             for output, value in zip(outputs, region.outputs, strict=True):
                 self._finish_output(body, value, output)

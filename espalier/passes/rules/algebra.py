@@ -11,15 +11,7 @@ from espalier.ir.ops import Add, Clip, Div, Gemm, MatMul, Max, Min, Mul, Neg, Po
 from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
 from espalier.passes.rules import movement
-
-
-def splat(value: Value | None) -> Any:
-    """The one number that all elements of a constant are; None for anything else."""
-    if value is None or value.constant is None or value.constant.size == 0 or value.constant.element.kind == "string":
-        return None
-    array = value.array
-    first = array.reshape(-1)[0]
-    return first if array.size == 1 or np.all(array == first) else None
+from espalier.passes.rules.matching import splat
 
 
 def kept(x: Value, node: Node, rewriter: Rewriter) -> Value:
@@ -157,6 +149,7 @@ simplify = group(
         movement.merge_casts,
         movement.drop_noop_movement,
         movement.merge_reshapes,
+        movement.unwrap_transpose,
         movement.drop_noop_transpose,
         movement.merge_transposes,
         movement.transpose_to_reshape,

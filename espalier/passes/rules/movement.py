@@ -9,7 +9,7 @@ import numpy as np
 
 from espalier.analysis.patterns import is_elementwise
 from espalier.ir import Node, Value
-from espalier.ir.dims import Dimension, Shape
+from espalier.ir.dims import Dimension, Shape, product
 from espalier.ir.ops import (
     Cast, Concat, Conv, Dropout, Expand, Flatten, Identity, Pad, Reshape, Slice, Split, Squeeze, Tile, Transpose, Unsqueeze,
 )  # fmt: skip
@@ -93,6 +93,39 @@ def merge_reshapes(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.require(inner is not None and inner.is_a(*RESHAPES), "its input is no reshape")
     assert inner is not None
     return reshape(rewriter, inner.operand(0), node.results[0].shape)
+
+
+@rewrite(RESHAPES)
+def unwrap_transpose(node: Node, rewriter: Rewriter) -> Replacement:
+    """Axes merged, transposed and split again are a transpose of the axes as they were."""
+    transpose = node.operand(0).defined_by(Transpose) or rewriter.why("its input is no transpose")
+    inner = transpose.operand(0).producer
+    rewriter.require(inner is not None and inner.is_a(*RESHAPES), "what is transposed is no reshape")
+    assert inner is not None
+    source, merged = inner.operand(0).shape, transpose.operand(0).shape
+    runs = merged_runs(source, merged) or rewriter.why("the inner reshape does not just merge axes")
+    shape = node.results[0].shape
+    rewriter.require(shape is not None and len(shape) == len(source), "another number of axes comes out")
+    moved = iter([axis for k in permutation(transpose, rewriter) for axis in runs[k]])
+    units = iter([axis for axis, extent in enumerate(source) if extent == 1])  # these may go anywhere
+    perm = tuple(next(units if extent == 1 else moved, -1) for extent in shape)
+    rewriter.require(-1 not in perm and shape == tuple(source[axis] for axis in perm), "the axes are split otherwise")
+    return rewriter.transpose(inner.operand(0), perm=perm)
+
+
+def merged_runs(source: Shape | None, merged: Shape | None) -> list[list[int]] | None:
+    """For each axis of a reshape's result, the source axes that it merges (but those of extent 1); None if it splits."""
+    if source is None or merged is None or 0 in source:
+        return None
+    axes, runs = [axis for axis, extent in enumerate(source) if extent != 1], []
+    for extent in merged:
+        run: list[int] = []
+        while axes and product(source[axis] for axis in run) != extent:
+            run.append(axes.pop(0))
+        if product(source[axis] for axis in run) != extent:
+            return None
+        runs.append(run)
+    return None if axes else runs
 
 
 @rewrite(Transpose)

@@ -14,47 +14,8 @@ from espalier.ir.ops import (
 )  # fmt: skip
 from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
-from espalier.passes.rules.algebra import splat
-
-
-def factors(value: Value, *, root: bool = True) -> tuple[list[Value], float]:
-    """The factors of a product of products that nobody else uses, and the product of its constant scalars."""
-    node = value.defined_by(Mul) or value.defined_by(Div)
-    if node is None or not (root or value.has_one_use):
-        return [value], 1.0
-    left, right = node.inputs
-    found, scale = [], 1.0
-    for operand, inverse in ((left, False), (right, node.is_a(Div))):
-        number = splat(operand)
-        if number is not None and np.isfinite(number) and number != 0:
-            scale *= 1.0 / float(number) if inverse else float(number)
-        elif inverse:
-            return [value], 1.0
-        else:
-            inner, inner_scale = factors(operand, root=False)
-            found += inner
-            scale *= inner_scale
-    return found, scale
-
-
-def near(a: Any, b: float) -> bool:
-    """Whether a number is a constant, as far as exporters write its digits."""
-    return a is not None and math.isclose(float(a), b, rel_tol=1e-3)
-
-
-def plus_one(value: Value) -> Value | None:
-    """t, if the value is t + 1."""
-    add = value.defined_by(Add)
-    if add is None:
-        return None
-    a, b = add.inputs
-    return a if splat(b) == 1 else b if splat(a) == 1 else None
-
-
-def scaled_input(value: Value) -> tuple[Value, float] | None:
-    """(x, c), if the value is c · x."""
-    parts, scale = factors(value)
-    return (parts[0], scale) if len(parts) == 1 else None
+from espalier.passes.rules.attention import recognize_attention
+from espalier.passes.rules.matching import factors, near, plus_one, scaled_input, splat
 
 
 def others(parts: list[Value], chosen: Value) -> Iterator[Value]:
@@ -85,7 +46,7 @@ def recognize_gelu(node: Node, rewriter: Rewriter) -> Replacement:
         (x,) = others(parts, gate)
         if (erf := inner.defined_by(Erf)) is not None:
             argument = scaled_input(erf.operand(0))
-            if argument is not None and argument[0] is x and near(argument[1], math.sqrt(0.5)):
+            if argument[0] is x and near(argument[1], math.sqrt(0.5)):
                 return rewriter.gelu(x)
         elif (tanh := inner.defined_by(Tanh)) is not None and _is_gelu_polynomial(tanh.operand(0), x):
             return rewriter.gelu(x, approximate="tanh")
@@ -136,7 +97,7 @@ def recognize_gated(node: Node, rewriter: Rewriter) -> Replacement:
             argument = scaled_input(sigmoid.operand(0))
             if sigmoid.operand(0) is x:
                 return rewriter.swish(x)
-            if argument is not None and argument[0] is x:
+            if argument[0] is x:
                 return rewriter.swish(x, alpha=argument[1])
         if (hard := gate.defined_by(HardSigmoid)) is not None and hard.operand(0) is x:
             if near(hard.alpha, 1 / 6) and near(hard.beta, 0.5):
@@ -288,6 +249,6 @@ def shift_norm(node: Node, rewriter: Rewriter) -> Replacement:
 
 recognize = group(
     "recognize",
-    [recognize_gelu, recognize_hard_swish, recognize_gated, recognize_norm, scale_norm, shift_norm],
+    [recognize_gelu, recognize_hard_swish, recognize_gated, recognize_norm, scale_norm, shift_norm, recognize_attention],
     "Recognise activations and normalisations that are spelled out in smaller operators.",
 )

@@ -1,0 +1,150 @@
+"""Operators that a version of the operator set lacks, by a few that it has.
+
+ONNX defines most of them by function bodies too, which the exporter falls back to; those spell out every cast and every
+constant. These rules say the same in as few nodes as there are, so that an operator that passes recognised costs no
+more than what the model came with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from espalier.backends.onnx.printer import CannotPrint, print_node
+from espalier.ir import Graph, Node, Value
+from espalier.ir.clone import clone
+from espalier.ir.elements import BOOL
+from espalier.ir.op import Op
+from espalier.ir.ops import Attention, Gelu, HardSwish, LayerNorm, Mish, RmsNorm, Swish
+from espalier.passes.base import REASSOCIATES, Context, parse_spec
+from espalier.passes.rewrite import Replacement, RewritePass, Rewriter, rewrite
+from espalier.passes.rules.attention import sees_something
+from espalier.passes.rules.matching import splat
+
+
+@rewrite(Gelu, semantics=REASSOCIATES)
+def lower_gelu(node: Node, rewriter: Rewriter) -> Replacement:
+    """x·½·(1 + erf(x/√2)); the approximation as x·sigmoid(2·√(2/π)·(x + 0.044715·x³)), which is the same."""
+    x = single(node.operand(0), rewriter)
+    if node.approximate == "none":
+        gate = rewriter.add(rewriter.erf(rewriter.mul(x, math.sqrt(0.5))), 1.0)
+        return rewriter.mul(rewriter.mul(x, 0.5), gate)
+    slope = 2 * math.sqrt(2 / math.pi)
+    factor = rewriter.add(rewriter.mul(rewriter.mul(x, x), 0.044715 * slope), slope)
+    return rewriter.mul(x, rewriter.sigmoid(rewriter.mul(x, factor)))
+
+
+@rewrite(Swish, semantics=REASSOCIATES)
+def lower_swish(node: Node, rewriter: Rewriter) -> Replacement:
+    """x·sigmoid(alpha·x)."""
+    x = single(node.operand(0), rewriter)
+    scaled = x if node.alpha == 1 else rewriter.mul(x, node.alpha)
+    return rewriter.mul(x, rewriter.sigmoid(scaled))
+
+
+@rewrite(HardSwish, semantics=REASSOCIATES)
+def lower_hard_swish(node: Node, rewriter: Rewriter) -> Replacement:
+    """x·hard_sigmoid(x)."""
+    x = single(node.operand(0), rewriter)
+    return rewriter.mul(x, rewriter.hard_sigmoid(x, alpha=1 / 6, beta=0.5))
+
+
+@rewrite(Mish, semantics=REASSOCIATES)
+def lower_mish(node: Node, rewriter: Rewriter) -> Replacement:
+    """x·tanh(softplus(x))."""
+    x = single(node.operand(0), rewriter)
+    return rewriter.mul(x, rewriter.tanh(rewriter.softplus(x)))
+
+
+@rewrite(RmsNorm, semantics=REASSOCIATES)
+def lower_rms_norm(node: Node, rewriter: Rewriter) -> Replacement:
+    """x / √(mean(x²) + ε) · scale."""
+    x = single(node.x, rewriter)
+    made = rewriter.div(x, root_mean_square(x, node, rewriter))
+    return made if splat(node.scale) == 1 else rewriter.mul(made, node.scale)
+
+
+@rewrite(LayerNorm, semantics=REASSOCIATES)
+def lower_layer_norm(node: Node, rewriter: Rewriter) -> Replacement:
+    """(x − mean) / √(mean((x − mean)²) + ε) · scale + shift."""
+    x = single(node.x, rewriter)
+    rewriter.require(len(node.results) == 1, "its statistics are used")
+    centred = rewriter.sub(x, rewriter.reduce_mean(x, trailing(node, rewriter)))
+    made = rewriter.div(centred, root_mean_square(centred, node, rewriter))
+    made = made if splat(node.scale) == 1 else rewriter.mul(made, node.scale)
+    return made if node.shift is None else rewriter.add(made, node.shift)
+
+
+@rewrite(Attention, semantics=REASSOCIATES)
+def lower_attention(node: Node, rewriter: Rewriter) -> Replacement:
+    """softmax(q·kᵀ·scale + mask)·v, for as many key heads as query heads and nothing else asked for."""
+    q, k, v = (single(operand, rewriter) for operand in (node.q, node.k, node.v))
+    plain = node.op.replace(scale=None) == Attention() and not any(result.uses for result in node.results[1:])
+    rewriter.require(plain and all(operand is None for operand in node.operands[4:]), "it does more")
+    rewriter.require(q.rank == 4 and q.shape[1] == k.shape[1] and isinstance(q.shape[3], int), "heads are shared")
+    mask: Value | None = node.attn_mask
+    scale = node.scale if node.scale is not None else q.shape[3] ** -0.5
+    scores = rewriter.matmul(rewriter.mul(q, scale) if scale != 1 else q, rewriter.transpose(k, perm=(0, 1, 3, 2)))
+    if mask is not None:
+        rewriter.require(mask.element in (BOOL, q.element) and mask.shape[-1] == k.shape[2], "the mask is short or narrow")
+        scores = rewriter.where(mask, scores, -math.inf) if mask.element == BOOL else rewriter.add(scores, mask)
+    weights = rewriter.softmax(scores)
+    if mask is not None and not sees_something(mask):  # where nothing is seen, attention gives zero
+        weights = rewriter.where(rewriter.is_nan(weights), 0.0, weights)
+    return [rewriter.matmul(weights, v), *[None] * (len(node.results) - 1)]
+
+
+def single(x: Value, rewriter: Rewriter) -> Value:
+    """An operand in f32 or f64: narrower ones would round after every step, and are left to ONNX's definition."""
+    rewriter.require(x.element.name in ("f32", "f64"), "narrow floats")
+    return x
+
+
+def trailing(node: Node, rewriter: Rewriter) -> Any:
+    """The axes that a norm takes its statistics over."""
+    rewriter.require(node.x.rank is not None, "the rank is not known")
+    return np.arange(node.axis % node.x.rank - node.x.rank, 0)
+
+
+def root_mean_square(x: Value, norm: Node, rewriter: Rewriter) -> Value:
+    """√(mean(x²) + ε) over the axes of a norm."""
+    mean = rewriter.reduce_mean(rewriter.mul(x, x), trailing(norm, rewriter))
+    made: Value = rewriter.sqrt(rewriter.add(mean, norm.epsilon))
+    return made
+
+
+LOWERINGS = (
+    lower_gelu, lower_swish, lower_hard_swish, lower_mish, lower_rms_norm, lower_layer_norm, lower_attention,
+)  # fmt: skip
+
+
+def lowered(graph: Graph, version: int) -> Graph:
+    """The graph without the operators above that a version of ai.onnx lacks; itself if it has none. It is not changed."""
+    lacking = {kind for kind, node in _first_nodes(graph).items() if not _printable(node, version)}
+    rules = tuple(rule for rule in LOWERINGS if any(rule.matches(kind) for kind in lacking))
+    if not rules:
+        return graph
+    copy, context = clone(graph), Context()
+    lowering: Any = type("lower", (RewritePass,), {"rules": rules})
+    for each in (lowering(), parse_spec("simplify"), parse_spec("common_subexpressions")):
+        each.run(copy, context)
+    return copy
+
+
+def _first_nodes(graph: Graph) -> dict[type[Op], Node]:
+    """The first node of each operator class."""
+    found: dict[type[Op], Node] = {}
+    for each in graph.all_graphs():
+        for node in each:
+            found.setdefault(type(node.op), node)
+    return found
+
+
+def _printable(node: Node, version: int) -> bool:
+    try:
+        print_node(node, version)
+    except CannotPrint:
+        return False
+    return True
