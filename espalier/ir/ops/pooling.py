@@ -44,7 +44,7 @@ class WindowPool(Op):
         before, after = pairs(self.pads, len(self.kernel_shape))[axis]
         span = extent + before + after - dilation * (kernel - 1) - 1
         count = floor_divide(span, stride) + 1
-        if self.ceil_mode and self.auto_pad != "VALID":  # windows that would start in the right padding don't count
+        if self.ceil_mode:  # windows that would start in the right padding don't count
             count = minimum(ceil_divide(span, stride) + 1, floor_divide(extent + before - 1, stride) + 1)
         return max(count, 0) if isinstance(count, int) else count
 

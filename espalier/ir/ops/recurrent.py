@@ -63,7 +63,7 @@ class Recurrent(Op):
     contracts = True
 
     def zero_at(self, ctx: TypeContext, states: States) -> bool:
-        """A hidden unit stays at zero if its weights, biases and initial states are zero, its activations keeping it."""
+        """A unit stays at zero if its weights, biases and initial states are zero and its activations keep it there."""
         if states[1] is not True or states[2] is not True or any(state is False for state in states[3:]):
             return False
         return all(entries[k][0] in ZERO_AT_ZERO for entries in self.named() for k in self.silent_without)
