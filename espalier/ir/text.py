@@ -100,11 +100,19 @@ def literal(value: Any) -> str:
     if isinstance(value, Element):
         return f"element({json.dumps(value.name)})"
     if isinstance(value, str):
-        return json.dumps(value)
-    if value is None or isinstance(value, bool | int | bytes):
+        return _quoted(value)
+    if isinstance(value, bytes):
+        return f"b{_quoted(value.decode('latin-1'))}"
+    if value is None or isinstance(value, bool | int):
         return repr(value)
     number = float(value)
     return repr(number) if math.isfinite(number) else f"float({json.dumps(str(number))})"
+
+
+def _quoted(text: str) -> str:
+    """Python's literal in double quotes, the only ones that the reader looks for, and in ASCII."""
+    escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 # ---- parsing -------------------------------------------------------------------------------------------------
