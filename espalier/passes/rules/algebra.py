@@ -127,6 +127,25 @@ def matmul_bias_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.why("no term is a product of matrices")
 
 
+@rewrite(movement.RESHAPES, semantics=REASSOCIATES)
+def reshaped_matmul_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
+    """A product with a constant matrix plus a bias, between reshapes, is a gemm between reshapes."""
+    add = node.operand(0).defined_by(Add) or rewriter.why("its input is no sum")
+    rewriter.require(node.operand(0).has_one_use, "the sum is shared")
+    for made, bias in (tuple(add.inputs), tuple(add.inputs)[::-1]):
+        matmul = made.defined_by(MatMul)
+        if matmul is None or not made.has_one_use or bias.constant is None:
+            continue
+        (x, weight), inner = matmul.inputs, matmul.operand(0).producer
+        rewriter.require(inner is not None and inner.is_a(*movement.RESHAPES), "the first factor is no reshape")
+        rewriter.require(weight.is_constant and weight.rank == 2 and x.element.is_float, "the second factor is no matrix")
+        rewriter.require(bias.shape in ((weight.shape[1],), (1,), ()), "the bias varies along other axes")
+        assert inner is not None
+        rows = rewriter.reshape(inner.operand(0), np.array([-1, weight.shape[0]], np.int64))
+        return movement.reshape(rewriter, rewriter.gemm(rows, weight, bias), node.results[0].shape)
+    rewriter.why("no term is a product of its own")
+
+
 @rewrite(Gemm)
 def fold_transpose_into_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     """A gemm on a transposed factor transposes by itself."""
@@ -146,6 +165,7 @@ simplify = group(
         movement.drop_identity,
         movement.drop_dropout,
         movement.drop_noop_cast,
+        movement.cast_like_to_cast,
         movement.merge_casts,
         movement.drop_noop_movement,
         movement.merge_reshapes,
@@ -159,6 +179,7 @@ simplify = group(
         movement.drop_single_split,
         movement.drop_noop_slice,
         movement.merge_slices,
+        movement.slice_to_gather,
         movement.drop_noop_pad,
         movement.fold_pad_into_conv,
         drop_unit_factor,
@@ -171,6 +192,7 @@ simplify = group(
         merge_relu_into_clip,
         merge_constant_operands,
         matmul_bias_to_gemm,
+        reshaped_matmul_to_gemm,
         fold_transpose_into_gemm,
     ],
     "Algebraic identities, and movements that cancel, merge or sink, until nothing matches.",

@@ -11,7 +11,7 @@ from espalier.analysis.patterns import is_elementwise
 from espalier.ir import Node, Value
 from espalier.ir.dims import Dimension, Shape, product
 from espalier.ir.ops import (
-    Cast, Concat, Conv, Dropout, Expand, Flatten, Identity, Pad, Reshape, Slice, Split, Squeeze, Tile, Transpose, Unsqueeze,
+    Cast, CastLike, Concat, Conv, Dropout, Expand, Flatten, Identity, Pad, Reshape, Slice, Split, Squeeze, Tile, Transpose, Unsqueeze,
 )  # fmt: skip
 from espalier.passes.rewrite import Replacement, Rewriter, rewrite
 
@@ -65,6 +65,13 @@ def drop_noop_cast(node: Node, rewriter: Rewriter) -> Replacement:
     """A cast to the type that the operand has already."""
     rewriter.require(node.operand(0).element == node.to, "it changes the type")
     return node.operand(0)
+
+
+@rewrite(CastLike)
+def cast_like_to_cast(node: Node, rewriter: Rewriter) -> Replacement:
+    """A cast to the type of something, whose values don't matter."""
+    rewriter.require(node.op.replace(saturate=1, round_mode="up") == CastLike(), "it is no plain cast")
+    return rewriter.cast(node.operand(0), to=node.results[0].element, saturate=node.saturate, round_mode=node.round_mode)
 
 
 @rewrite(Cast)
@@ -304,3 +311,18 @@ def fold_pad_into_conv(node: Node, rewriter: Rewriter) -> Replacement:
 
 def _is_zero(value: Value | None) -> bool:
     return value is None or (value.known is not None and value.known.dtype != object and not value.known.any())
+
+
+@rewrite((Squeeze, Reshape))
+def slice_to_gather(node: Node, rewriter: Rewriter) -> Replacement:
+    """One position of an axis, sliced and squeezed, is gathered."""
+    part = node.operand(0).defined_by(Slice) or rewriter.why("its input is no slice")
+    ranges = slice_ranges(part, rewriter)
+    rewriter.require(len(ranges) == 1 and part.results[0].has_one_use, "several axes are sliced, or others use it")
+    ((axis, (start, _, _)),) = ranges.items()
+    shape = part.results[0].shape
+    rewriter.require(shape[axis] == 1 and node.results[0].shape == shape[:axis] + shape[axis + 1 :], "not one position")
+    extent = part.data.shape[axis]
+    inside = start < extent if isinstance(extent, int) else start in (0, -1)
+    rewriter.require(inside and start >= -1, "the position may lie outside")
+    return rewriter.gather(part.data, np.array(start, np.int64), axis=axis)

@@ -8,11 +8,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.ir import Node, Value
+from espalier.ir import Node, Value, constant_value
 from espalier.ir.constants import computed
-from espalier.ir.ops import Add, BatchNorm, Conv, ConvTranspose, Gemm, Mul
+from espalier.ir.ops import Add, BatchNorm, Conv, ConvTranspose, Div, Gemm, MatMul, Mul, Transpose
 from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
+from espalier.passes.rules.matching import scaled_input
+from espalier.passes.rules.movement import RESHAPES
 
 
 Affine: TypeAlias = Callable[[], tuple[Any, Any]]
@@ -111,6 +113,31 @@ def fold_affine_into_conv(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.why("no convolution and a constant")
 
 
+@rewrite((Mul, Div), semantics=REASSOCIATES)
+def fold_scale_into_matmul(node: Node, rewriter: Rewriter) -> Replacement:
+    """A number that multiplies a product with a constant matrix, through movements and a bias, is taken into both."""
+    x, scale = scaled_input(node.results[0])
+    rewriter.require(x is not node.results[0] and x.element.is_float and x.element.bits >= 32, "no number is multiplied")
+    return scaled_copy(x, scale, rewriter)
+
+
+def scaled_copy(value: Value, scale: float, rewriter: Rewriter) -> Value:
+    """scale · value, by constants that the scale is taken into; no match where the scale would have to stay."""
+    node = value.producer
+    if value.constant is not None:
+        source = value.constant
+        return constant_value(computed(lambda: source.array * value.element.dtype.type(scale), value.element, value.shape))
+    if node is None or not value.has_one_use or not node.is_a(*RESHAPES, Transpose, Add, MatMul):
+        rewriter.why("it is no product with constants behind movements")
+    operands = list(node.operands)
+    last = node.is_a(MatMul)  # scale the matrix, and no factor else
+    for position in (1,) if last else (0, 1) if node.is_a(Add) else (0,):
+        operand = node.operand(position)
+        rewriter.require(operand.is_constant or not last, "the matrix is no constant")
+        operands[position] = scaled_copy(operand, scale, rewriter)
+    return rewriter.node(node.op, operands).results[0]
+
+
 def shifted(layer: Node, shift: NDArray[Any], rewriter: Rewriter) -> Value:
     """A convolution with its bias moved."""
     rewriter.require(layer.b is None or layer.b.is_constant, "the bias is no constant")
@@ -122,6 +149,6 @@ def shifted(layer: Node, shift: NDArray[Any], rewriter: Rewriter) -> Value:
 
 fold_norms = group(
     "fold_norms",
-    [fold_batch_norm, fold_batch_norm_into_gemm, fold_affine_into_conv],
+    [fold_batch_norm, fold_batch_norm_into_gemm, fold_affine_into_conv, fold_scale_into_matmul],
     "Fold batch norms and constant scales and shifts into the weights before them.",
 )
