@@ -23,7 +23,8 @@ from espalier.ir.xp import numpy as numpy_xp
 from espalier.ir.xp import torch as torch_xp
 from tests.ir.ops.samples import Sample, context, draw, operators_with_axes
 
-SEEDS = range(6)
+DRAWS = ((0, F64), (1, F64), (2, F64), (3, F32), (4, F16), (5, BF16))
+"""Seeds of samples, and the element that their floats get."""
 TOLERANCE = {F64: 1e-9, F32: 2e-5, F16: 4e-3, BF16: 3e-2}
 """Relative to the largest result: sums are taken in another order."""
 
@@ -47,7 +48,8 @@ def test_both_forms_have_every_primitive_that_is_used(xp: Any) -> None:
 def as_element(sample: Sample, element: Element) -> Sample | None:
     """The sample with its f64 operands in another element; None if the operator does not take that."""
     operands = [a if a is None or a.dtype != np.float64 else a.astype(element.dtype) for a in sample.operands]
-    changed = Sample(sample.op, operands, sample.results)
+    op = sample.op if sample.op.deterministic else sample.op.replace(seed=1.0)
+    changed = Sample(op, operands, sample.results)
     try:
         changed.op.infer(context(changed))
     except TypeInferenceError:
@@ -62,28 +64,33 @@ def results(sample: Sample, xp: Any) -> list[np.ndarray[Any, Any]]:
     return [xp.to_numpy(array) for array in found[: sample.results]]
 
 
+def held(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """As torch holds it: integers of 2 and 4 bits in 8."""
+    kind = from_dtype(array.dtype)
+    return array.astype(np.int8 if kind.kind == "int" else np.uint8) if kind.is_integer and kind.bits < 8 else array
+
+
 @pytest.mark.parametrize("name", operators_with_axes())
 def test_operators_agree_in_both_forms(name: str) -> None:
     compared = 0
-    for seed in SEEDS:
-        drawn = draw(name, seed)
-        for element in (F64, F32, F16, BF16):
-            sample = as_element(drawn, element)
-            if sample is None:
+    for seed, element in DRAWS:
+        sample = as_element(draw(name, seed), element)
+        if sample is None:
+            continue
+        compared += 1
+        with np.errstate(all="ignore"):
+            pairs = zip(results(sample, numpy_xp), results(sample, torch_xp), strict=True)
+        for wanted, found in pairs:
+            expected = held(wanted)
+            assert found.dtype == expected.dtype and found.shape == expected.shape, sample
+            if expected.dtype.kind in "iub" or expected.size == 0:
+                np.testing.assert_array_equal(found, expected, err_msg=str(sample))
                 continue
-            compared += 1
-            with np.errstate(all="ignore"):
-                pairs = zip(results(sample, numpy_xp), results(sample, torch_xp), strict=True)
-            for expected, found in pairs:
-                assert found.dtype == expected.dtype and found.shape == expected.shape, sample
-                if expected.dtype.kind in "iub" or expected.size == 0:
-                    np.testing.assert_array_equal(found, expected, err_msg=str(sample))
-                    continue
-                wide = np.complex128 if expected.dtype.kind == "c" else np.float64
-                a, b = found.astype(wide), expected.astype(wide)
-                finite = np.abs(b[np.isfinite(b)])
-                bound = TOLERANCE[element] * max(1.0, finite.max(initial=0.0))
-                np.testing.assert_allclose(a, b, rtol=TOLERANCE[element], atol=bound, err_msg=str(sample))
+            wide = np.complex128 if expected.dtype.kind == "c" else np.float64
+            a, b = found.astype(wide), expected.astype(wide)
+            finite = np.abs(b[np.isfinite(b)])
+            bound = TOLERANCE[element] * max(1.0, finite.max(initial=0.0))
+            np.testing.assert_allclose(a, b, rtol=TOLERANCE[element], atol=bound, err_msg=str(sample))
     assert compared
 
 
