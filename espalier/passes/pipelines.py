@@ -12,8 +12,9 @@ PIPELINES: dict[str, tuple[str, ...]] = {
     "none": (),
     "exact": (
         "dead_code",
-        "fold_constants",
+        "inline_regions",
         "infer_types",
+        "fold_constants",
         "simplify",
         "fold_constants",
         "fold_norms",

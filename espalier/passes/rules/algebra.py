@@ -120,7 +120,7 @@ def matmul_bias_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
         a, b = matmul.inputs
         rewriter.require(a.rank == 2 and b.rank == 2, "the factors are no matrices")
         rewriter.require(product.has_one_use, "the product is shared")
-        rewriter.require(bias.constant is not None and bias.rank in (0, 1, 2), "the bias is no constant")
+        rewriter.require(bias.rank in (0, 1, 2) and bias.element == product.element, "the bias is no matrix")
         rewriter.require(a.element.is_float, "no floats")
         rewriter.require(node.results[0].shape == product.shape, "the bias broadcasts the product")
         return rewriter.gemm(a, b, bias)
@@ -180,8 +180,9 @@ simplify = group(
         movement.drop_noop_slice,
         movement.merge_slices,
         movement.slice_to_gather,
+        movement.split_to_gather,
         movement.drop_noop_pad,
-        movement.fold_pad_into_conv,
+        movement.fold_pad_into_window,
         drop_unit_factor,
         drop_zero_term,
         drop_unit_power,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,10 @@ from espalier.analysis.patterns import is_elementwise
 from espalier.ir import Node, Value
 from espalier.ir.dims import Dimension, Shape, product
 from espalier.ir.ops import (
-    Cast, CastLike, Concat, Conv, Dropout, Expand, Flatten, Identity, Pad, Reshape, Slice, Split, Squeeze, Tile, Transpose, Unsqueeze,
+    AveragePool, Cast, CastLike, Concat, Conv, Dropout, Expand, Flatten, Identity, Pad, Reshape, Slice, Split, Squeeze, Tile, Transpose, Unsqueeze,
 )  # fmt: skip
 from espalier.passes.rewrite import Replacement, Rewriter, rewrite
+from espalier.passes.rules.matching import numbers
 
 RESHAPES = (Reshape, Squeeze, Unsqueeze, Flatten)
 """Operators that keep the elements in row-major order under another shape."""
@@ -291,26 +291,40 @@ def drop_noop_pad(node: Node, rewriter: Rewriter) -> Replacement:
     return node.data
 
 
-@rewrite(Conv)
-def fold_pad_into_conv(node: Node, rewriter: Rewriter) -> Replacement:
-    """Zero padding of the spatial axes before a convolution is the convolution's own."""
+@rewrite((Conv, AveragePool))
+def fold_pad_into_window(node: Node, rewriter: Rewriter) -> Replacement:
+    """Zero padding of the spatial axes before a convolution, or an average that counts it, is the window's own."""
     pad = node.x.defined_by(Pad) or rewriter.why("its input is no pad")
     rewriter.require(pad.mode == "constant" and _is_zero(pad.constant_value), "the padding is not zero")
-    rewriter.require(node.auto_pad in ("NOTSET", "VALID"), "the convolution pads by itself")
-    rank = node.x.rank
-    rewriter.require(_numbers(pad.pads) and rank is not None and pad.axes_ is None, "the padding is not constant")
-    assert rank is not None
-    amounts: list[int] = pad.pads.known.tolist()
+    rewriter.require(node.auto_pad in ("NOTSET", "VALID"), "the window pads by itself")
+    own, counts = node.pads or (), node.is_a(Conv) or (node.count_include_pad and not node.ceil_mode)
+    rewriter.require(counts or not (any(own) or node.ceil_mode), "the average does not count its own padding")
+    rank, amounts = node.x.rank, numbers(pad.pads)
+    rewriter.require(amounts is not None and rank is not None and pad.axes_ is None, "the padding is not constant")
+    assert rank is not None and amounts is not None
     begins, ends = amounts[:rank], amounts[rank:]
     rewriter.require(not any(begins[:2] + ends[:2]), "it pads batch or channels")
     rewriter.require(min(amounts) >= 0, "it crops")
-    own: Sequence[int] = node.pads or (0,) * (2 * (rank - 2))
-    pads = tuple(a + b for a, b in zip(own, begins[2:] + ends[2:], strict=True))
-    return rewriter.node(node.op.replace(pads=pads, auto_pad="NOTSET"), [pad.data, *node.operands[1:]]).results[0]
+    pads = tuple(a + b for a, b in zip(own or (0,) * (2 * (rank - 2)), begins[2:] + ends[2:], strict=True))
+    changes = {} if node.is_a(Conv) else {"count_include_pad": 1}
+    padded = node.op.replace(pads=pads, auto_pad="NOTSET", **changes)
+    return rewriter.node(padded, [pad.data, *node.operands[1:]]).results[0]
 
 
 def _is_zero(value: Value | None) -> bool:
     return value is None or (value.known is not None and value.known.dtype != object and not value.known.any())
+
+
+@rewrite((Squeeze, Reshape))
+def split_to_gather(node: Node, rewriter: Rewriter) -> Replacement:
+    """A part of one position, split off and squeezed, is gathered."""
+    part = node.operand(0)
+    split = part.defined_by(Split) or rewriter.why("its input is no part of a split")
+    axis, shapes = _axis(split.axis, part.rank, rewriter), [result.shape for result in split.results]
+    extents = [None if shape is None else shape[axis] for shape in shapes[: part.index + 1]]
+    rewriter.require(extents[-1] == 1 and all(isinstance(extent, int) for extent in extents), "not one known position")
+    rewriter.require(node.results[0].shape == part.shape[:axis] + part.shape[axis + 1 :], "another shape")
+    return rewriter.gather(split.operand(0), np.array(sum(extents[:-1]), np.int64), axis=axis)
 
 
 @rewrite((Squeeze, Reshape))
