@@ -104,7 +104,8 @@ class GridSample(Op):
             place = (place + 1) / 2 * (extent - 1) if self.align_corners else ((place + 1) * extent - 1) / 2
             low, high = (0.0, extent - 1.0) if self.align_corners else (-0.5, extent - 0.5)
             place = xp.rint(place) if self.mode == "nearest" else place
-            place = self._inside(xp, place, low, high, extent)
+            if self.mode != "cubic":  # there, PyTorch and onnxruntime leave positions and move pixels only
+                place = self._inside(xp, place, low, high, extent)
             if self.mode == "nearest":
                 found = [(place, xp.ones_like(place))]
             else:
