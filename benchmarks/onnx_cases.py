@@ -39,7 +39,9 @@ def cases() -> Iterator[Case]:
         for kind in KINDS:
             for test in load_model_tests(kind=kind):
                 model = test.model or onnx.load(str(Path(test.model_dir) / "model.onnx"))
-                data = test.data_sets or [_stored(model, folder) for folder in sorted(Path(test.model_dir).glob("test_data_set_*"))]
+                data = test.data_sets or [
+                    _stored(model, folder) for folder in sorted(Path(test.model_dir).glob("test_data_set_*"))
+                ]
                 sets = [([_array(x) for x in ins], [_array(y) for y in outs]) for ins, outs in data]
                 yield Case(test.name, kind, model, sets, test.rtol, test.atol)
 
@@ -77,7 +79,9 @@ def left_out(case: Case) -> str | None:
         return "strings"
     for graph in _graphs(case.model):
         infos = [*graph.input, *graph.output, *graph.value_info]
-        if any(_of_strings(info.type) for info in infos) or any(t.data_type == TensorProto.STRING for t in graph.initializer):
+        if any(_of_strings(info.type) for info in infos) or any(
+            t.data_type == TensorProto.STRING for t in graph.initializer
+        ):
             return "strings"
         for node in graph.node:
             if node.op_type == "ImageDecoder":

@@ -136,7 +136,15 @@ def _at(
             attributes[name] = value
     while operands and operands[-1] is None:
         operands.pop()
+    for position, name in _required_inputs(schema):
+        if position >= len(operands) or operands[position] is None:
+            raise CannotPrint(f"{op.onnx} of opset {version} needs its operand {name}")
     return operands, attributes
+
+
+@functools.cache
+def _required_inputs(schema: defs.OpSchema) -> tuple[tuple[int, str], ...]:
+    return tuple((k, formal.name) for k, formal in enumerate(schema.inputs) if formal.option.name == "Single")
 
 
 def _constant(operand: Value | None, place: schemas.Operand, op_type: str, name: str) -> Any:

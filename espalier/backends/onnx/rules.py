@@ -163,9 +163,10 @@ def dft(node: Node, version: int, attributes: Attributes, operands: Operands) ->
 def reshape(node: Node, version: int, attributes: Attributes, operands: Operands) -> None:
     """`allowzero` came with opset 14; it says nothing where no extent is 0."""
     shape = operands[1] if len(operands) > 1 else None
-    if version < 14 and attributes.get("allowzero") and shape is not None and shape.constant is not None:
-        if not np.any(shape.array == 0):
-            attributes.pop("allowzero")
+    if version >= 14 or shape is None or shape.constant is None:
+        return
+    if not np.any(shape.array == 0):
+        attributes.pop("allowzero", None)
 
 
 @rule("range")

@@ -104,7 +104,7 @@ def dropout_seed(site: Site) -> Sequence[Value] | None:
     return site.same()
 
 
-@adapter("Conv", "ConvInteger", "ConvTranspose", "AveragePool", "MaxPool", "LpPool")
+@adapter("Conv", "ConvInteger", "ConvTranspose", "DeformConv", "AveragePool", "MaxPool", "LpPool")
 def automatic_pads(site: Site) -> Sequence[Value] | None:
     """Make the pads that `auto_pad` means explicit where the extents are known."""
     kernel = _kernel(site)
@@ -131,7 +131,7 @@ def automatic_pads(site: Site) -> Sequence[Value] | None:
 def _kernel(site: Site) -> tuple[Any, ...] | None:
     """The extents of the window. Convolutions have them from their weights; the attribute says them once more."""
     said = site.get("kernel_shape")
-    if site.op_type not in ("Conv", "ConvInteger", "ConvTranspose"):
+    if site.op_type not in ("Conv", "ConvInteger", "ConvTranspose", "DeformConv"):
         return said  # type: ignore[no-any-return]
     site.attributes.pop("kernel_shape", None)
     if site.required(1).rank is None:
@@ -193,6 +193,18 @@ def optional(site: Site) -> Sequence[Value]:
     declared = site.get("type")
     held = None if declared is None else site.importer.types.read(declared, str(site.location))
     return [site.build.optional(site.operand(0), type=None if held is None else str(held))]
+
+
+@adapter("Range")
+def arange(site: Site) -> Sequence[Value] | None:
+    """Bounds that are vectors of one number, which onnxruntime takes as long as it does not know, become scalars."""
+    for position, bound in enumerate(site.operands[:3]):
+        if bound is not None and bound.rank == 1:
+            short = bound.shape == (1,) and bound.constant is not None
+            site.operands[position] = (
+                constant_value(bound.array.reshape(())) if short else site.build.squeeze(bound, np.array([0]))
+            )
+    return site.same()
 
 
 @adapter("Scatter")
