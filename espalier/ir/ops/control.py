@@ -18,6 +18,7 @@ from espalier.ir.dims import Dimension
 from espalier.ir.op import Body, In, Ins, Op, Outs, TypeContext, op
 from espalier.ir.ops.movement import axis_index
 from espalier.ir.ops.sequences import widen
+from espalier.ir.ops.shapes import at_least_zero
 from espalier.ir.types import OptionalType, SequenceType, TensorType, Type
 
 
@@ -119,6 +120,8 @@ class Loop(Op):
         (results,) = ctx.region_results
         if len(results) != ctx.result_count + 1 or self.carried > ctx.result_count:
             ctx.fail(f"a body with {len(results)} results for a loop with {ctx.result_count} ({self.carried} carried)")
+        trips = None if ctx.has("cond") or not ctx.has("trip_count") else ctx.dimensions("trip_count")
+        count = ctx.fresh() if trips is None else at_least_zero(trips[0])  # only a condition ends a loop early
         known = outer_symbols(ctx)
         inner = [outside(ctx, type, known) for type in results[1:]]
         types: list[Type] = []
@@ -129,7 +132,7 @@ class Loop(Op):
                     ctx.fail(f"carried value {k} has no initial value")
                 types.append(widened(ctx, f"carried value {k}", initial, made))
             else:
-                types.append(stacked(ctx, f"result {k}", made, ctx.fresh()))
+                types.append(stacked(ctx, f"result {k}", made, count))
         return types
 
     def reference(self, xp: Any, *operands: Any, regions: Sequence[Any] = ()) -> Any:

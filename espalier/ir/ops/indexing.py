@@ -72,6 +72,7 @@ class GatherElements(Op):
     indices: In
     axis: int = 0
 
+    zero = zeros.first
     moves = True
 
     def equation(self, ctx: TypeContext) -> Equation | None:
@@ -114,6 +115,7 @@ class GatherND(Op):
     indices: In
     batch_dims: int = 0
 
+    zero = zeros.first
     moves = True
 
     def equation(self, ctx: TypeContext) -> Equation | None:
@@ -153,8 +155,16 @@ def _tuple_depth(ctx: TypeContext, data: Shape | None, indices: Shape | None, ba
 REDUCTIONS = ("none", "add", "mul", "min", "max")
 
 
+@zeros.ZeroRule
+def updated(states: zeros.States) -> bool:
+    """Copies with updates: zero where both are, whatever the indices."""
+    return states[0] is True and states[2] is True
+
+
 class _Scatter(Op):
     """Base of copies of `data` in which some elements are replaced by, or combined with, updates."""
+
+    zero = updated
 
     def infer(self, ctx: TypeContext) -> list[Type]:
         self.equation(ctx)  # for its checks
@@ -222,6 +232,12 @@ class ScatterND(_Scatter):
         return xp.scatter(data, where or (Ellipsis,), updates, self.reduction)
 
 
+@zeros.ZeroRule
+def written(states: zeros.States) -> bool:
+    """A cache with an update: zero where both are."""
+    return states[0] is True and states[1] is True
+
+
 @op("tensor_scatter", onnx="TensorScatter")
 class TensorScatter(Op):
     """A cache with an update written along `axis`, for each sample from its own index on."""
@@ -231,6 +247,8 @@ class TensorScatter(Op):
     write_indices: In | None
     mode: str = "linear"
     axis: int = -2
+
+    zero = written
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         if self.mode not in ("linear", "circular"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.ir import elements
+from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension, Shape
 from espalier.ir.op import In, Op, Out, TypeContext, op
@@ -27,6 +27,8 @@ class TopK(Op):
     axis: int = -1
     largest: int = 1
     sorted: int = 1
+
+    zero = zeros.first
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         shape, k = ctx.shape("x"), ctx.dimensions("k")
