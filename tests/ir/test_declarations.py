@@ -11,14 +11,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from espalier.cost.count import macs, operand_bytes
-from espalier.ir import dims
+from espalier.ir import dims, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.build import Builder
 from espalier.ir.dims import Dim
 from espalier.ir.elements import from_dtype
 from espalier.ir.execute import execute
 from espalier.ir.graph import Graph, Node
-from espalier.ir.op import OPS
+from espalier.ir.op import OPS, Op, TypeInferenceError
 from espalier.ir.terms import Variable
 from espalier.ir.types import TensorType, Type
 from espalier.ir.xp import numpy as xp
@@ -305,6 +305,57 @@ def test_every_operator_with_axes_has_samples() -> None:
         except LookupError as error:
             missing.append(str(error))
     assert not missing, "\n".join(missing)
+
+
+def without_statistics(cls: type[Op]) -> Any:
+    """The equation of an operator class, as if it computed no statistics and pinned nothing."""
+    honest = cls.equation
+
+    def equation(self: Op, ctx: Any) -> Equation | None:
+        found = honest(self, ctx)
+        if found is not None:
+            found.normalized.clear()
+            for leaf in all_leaves(found):
+                leaf.pinned = None
+        return found
+
+    return equation
+
+
+WRONG: list[tuple[str, str, Any]] = [
+    ("conv", "axes", "n (i g) window(P, K), (g o) i K, (g o) -> n (g o) P"),
+    ("conv", "axes", "n (g i) window(P, K), (o g) i K, (o g) -> n (o g) P"),
+    ("conv", "contracts", False),
+    ("group_norm", "axes", "n (c g) X?, (c g), (c g) -> n (c g) X?"),
+    ("group_norm", "normalizes", ("c",)),
+    ("instance_norm", "normalizes", ()),
+    ("sub", "zero", zeros.either),
+    ("sub", "zero", zeros.first),
+    ("sigmoid", "zero", zeros.passed),
+    ("batch_norm", "zero", zeros.first),
+    ("reduce_max", "additive", True),
+    ("reduce_mean", "additive", True),
+    ("reduce_sum", "contracts", False),
+    ("matmul", "contracts", False),
+    ("softmax", "equation", without_statistics),
+    ("layer_norm", "equation", without_statistics),
+    ("cum_sum", "equation", without_statistics),
+    ("arg_max", "equation", without_statistics),
+    ("local_response_norm", "equation", without_statistics),
+    ("gather", "equation", without_statistics),
+]
+CHECKS = (check_types, check_symbolic_types, check_deletion, check_zero, check_counts)
+
+
+@pytest.mark.parametrize(("name", "fact", "wrong"), WRONG)
+def test_wrong_declarations_are_found(name: str, fact: str, wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks above fail for declarations that say something else than the operator does."""
+    cls = OPS[name]
+    monkeypatch.setattr(cls, fact, wrong(cls) if wrong is without_statistics else wrong)
+    with np.errstate(all="ignore"), pytest.raises((AssertionError, TypeInferenceError, ValueError, IndexError)):
+        for seed in range(60):
+            for check in CHECKS:
+                check(draw(name, seed), np.random.default_rng(seed))
 
 
 def test_the_declared_operators_are_many() -> None:
