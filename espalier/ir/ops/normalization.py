@@ -67,7 +67,7 @@ class BatchNorm(Op):
         if ctx.result_count > 1 and not self.training_mode:
             ctx.fail("batch normalisation has running statistics in training mode only")
         kinds = [element, ctx.element("mean"), ctx.element("variance")][: ctx.result_count]
-        shapes = [None if terms is None else shape_of(terms) for terms in found.results] if found else [None] * len(kinds)
+        shapes = [shape_of(terms or ()) for terms in found.results] if found else [None] * len(kinds)
         return [TensorType(kind, shape) for kind, shape in zip(kinds, shapes, strict=True)]
 
     def reference(self, xp: Any, x: Any, scale: Any, shift: Any, mean: Any, variance_: Any) -> Any:
@@ -160,7 +160,9 @@ class LayerNorm(TrailingNorm):
     def infer(self, ctx: TypeContext) -> list[Type]:
         found, element = self.equation(ctx), arithmetic_element(ctx, "x", "scale", "shift", real=True)
         kinds = [element] + [stashed(element, self.stash_type)] * (ctx.result_count - 1)
-        shapes = [shape_of(terms or ()) for terms in found.results] if found else [ctx.shape("x")] + [None] * (len(kinds) - 1)
+        shapes = [ctx.shape("x"), *[None] * (len(kinds) - 1)]
+        if found is not None:
+            shapes = [shape_of(terms or ()) for terms in found.results]
         return [TensorType(kind, shape) for kind, shape in zip(kinds, shapes, strict=True)]
 
     def reference(self, xp: Any, x: Any, scale: Any, shift: Any = None) -> Any:
@@ -280,10 +282,19 @@ class AlongAxis(Op):
 
 @op("softmax", onnx="Softmax")
 class Softmax(AlongAxis):
-    """exp(x) normalised to sum 1 over an axis."""
+    """exp(x) normalised to sum 1 over an axis.
+
+    ONNX defines it by a body of older operators, so 16-bit floats round after each of its steps.
+    """
 
     def reference(self, xp: Any, x: Any) -> Any:
-        return xp.astype(xp.softmax(xp.wide(x), self.axis), xp.element(x))
+        kind = xp.element(x)
+        if kind.bits >= 32 or 0 in x.shape:
+            return xp.softmax(x, self.axis)
+        wide = xp.wide(x)
+        powers = xp.astype(xp.exp(wide - xp.max(wide, axis=self.axis, keepdims=True)), kind)
+        total = xp.astype(xp.sum(xp.wide(powers), axis=self.axis, keepdims=True), kind)
+        return xp.astype(xp.wide(powers) / xp.wide(total), kind)
 
 
 @op("log_softmax", onnx="LogSoftmax")
