@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from espalier.ir import Builder, Graph, TensorType, TypeInferenceError, Value, constant_value, dims
+from espalier.ir import (
+    Builder,
+    Graph,
+    TensorType,
+    TypeInferenceError,
+    Value,
+    constant_value,
+    dims,
+    structural_hash,
+    to_text,
+    verify,
+)
+from espalier.ir import parse as parse_graph
 from espalier.ir.dims import lower_bound, substitute, symbol
 from espalier.ir.elements import BOOL, F32, I64
 from espalier.ir.execute import execute
@@ -389,3 +401,50 @@ def test_optionals_hold_a_value_or_nothing() -> None:
     assert data.tolist() == [1, 1] and has and not has_not
     assert [out.type for out in graph.outputs[1:]] == [TensorType(BOOL, ())] * 2
     assert b.sequence_length(b.sequence_empty()).type == TensorType(I64, ())
+
+
+def test_regions_and_sequences_read_back_from_text() -> None:
+    loop = power_loop(np.array(3))
+    text = to_text(loop)
+    again = parse_graph(text)
+    assert to_text(again) == text and structural_hash(again) == structural_hash(loop)
+    verify(again)
+    x, y = np.array([1, 2], np.float32), np.array([3, 4], np.float32)
+    for a, b in zip(execute(loop, [x, y]), execute(again, [x, y]), strict=True):
+        assert np.array_equal(a, b)
+    graph, b, (data,) = graph_of("f32[n]")
+    sequence = b.sequence_insert(b.sequence_construct(data, data), data)
+    graph.set_outputs([b.optional(type="seq<f32[*]>"), sequence])
+    assert to_text(parse_graph(to_text(graph))) == to_text(graph)
+
+
+# ---- ranking and choosing ----------------------------------------------------------------------------------------
+
+
+def test_unique_entries_in_either_order() -> None:
+    data = np.array([[1, 1], [0, 1], [2, 1], [0, 1]])
+    values, first, inverse, counts = run("unique", data, axis=0)
+    assert values.tolist() == [[0, 1], [1, 1], [2, 1]]
+    assert [first.tolist(), inverse.tolist(), counts.tolist()] == [[1, 0, 2], [1, 0, 2, 0], [2, 1, 1]]
+    values, first, inverse, counts = run("unique", np.array([2, 1, 1, 3, 4, 3]), sorted=0)
+    assert values.tolist() == [2, 1, 3, 4]
+    assert inverse.tolist() == [0, 1, 1, 2, 3, 2] and counts.tolist() == [1, 2, 2, 1]
+
+
+def test_compress_takes_what_a_shorter_condition_says() -> None:
+    data = np.arange(6).reshape(2, 3)
+    assert run("compress", data, np.array([False, True]), axis=1).tolist() == [[1], [4]]
+    assert run("compress", data, np.array([True, False, False, True])).tolist() == [0, 3]
+
+
+def test_scalars_that_are_not_zero_have_no_coordinates() -> None:
+    assert run("non_zero", np.array(3.0)).shape == (0, 1) and run("non_zero", np.array(0)).shape == (0, 0)
+
+
+def test_boxes_that_overlap_a_better_one_are_dropped() -> None:
+    boxes = np.array([[[0, 0, 2, 2], [0, 0, 2, 1.9], [5, 5, 6, 6], [3, 3, 2, 2]]], np.float32)  # corners in any order
+    scores = np.array([[[0.5, 0.9, 0.1, 0.8]]], np.float32)
+    args = (boxes, scores, np.array([9]), np.array([0.5], np.float32))
+    assert run("non_max_suppression", *args).tolist() == [[0, 0, 1], [0, 0, 3], [0, 0, 2]]
+    assert run("non_max_suppression", *args, np.array([0.3], np.float32)).tolist() == [[0, 0, 1], [0, 0, 3]]
+    assert run("non_max_suppression", boxes, scores).shape == (0, 3)
