@@ -265,6 +265,7 @@ class Lstm(Recurrent):
 
     i = f(x·Wi + H·Ri + Pi⊙C), o likewise with the new C, f = f(… + Pf⊙C), c = g(x·Wc + H·Rc), C' = f⊙C + i⊙c,
     H' = o⊙h(C'), all with biases. Peepholes p (directions, 3·hidden): those of i, o, f. `input_forget` makes f = 1 − i.
+    `clip` is for the gates; the cell goes into h unclipped, as in onnxruntime.
     """
 
     initial_c: In | None
@@ -293,7 +294,7 @@ class Lstm(Recurrent):
         x, hidden = _time_first(xp, x, self.layout), r.shape[2]
 
         def cell(direction: int) -> Step:
-            f, g, h = self.functions(xp, direction)
+            (f, g), (h,) = self.functions(xp, direction)[:2], self.replace(clip=None).functions(xp, direction)[2:]
             gates = _weights(xp, w, r, b, direction)
             peep = [0 if p is None else xp.wide(p[direction, k * hidden : (k + 1) * hidden]) for k in range(3)]
 
