@@ -24,7 +24,7 @@ REGION_LIMIT = 48
 
 
 class Replayer:
-    """Checks rewrites as they happen: each kind once (the same operators, types and connections), or every one."""
+    """Checks rewrites as they happen: each kind once (see `_kind`), or every one."""
 
     def __init__(self, *, every: bool = False, seed: int = 0) -> None:
         self.every, self.seed = every, seed
@@ -122,22 +122,34 @@ def _old_region(change: Change) -> tuple[list[Value], list[Node]]:
 
 
 def _kind(change: Change, leaves: Sequence[Value], old_nodes: Sequence[Node]) -> Any:
-    """What makes two rewrites the same for checking: everything but the contents of weights."""
+    """What makes two rewrites the same for checking: operators, connections, elements, and which extents are equal.
+
+    Contents of constants don't matter, nor how large extents are (but for 0 and 1).
+    """
     numbers: dict[Value, int] = {value: k for k, value in enumerate(leaves)}
-    described: list[Any] = [change.rule, *(value.type for value in leaves)]
+    extents: dict[Any, int] = {0: 0, 1: 1}
+    described: list[Any] = [change.rule, *(_type_key(value, extents) for value in leaves)]
     for node in (*old_nodes, *change.created):
-        described.append((node.op, *(_operand_key(operand, numbers) for operand in node.operands)))
+        described.append((node.op, *(_operand_key(operand, numbers, extents) for operand in node.operands)))
         for result in node.results:
             numbers[result] = len(numbers)
-            described.append(result.type)
-    described += [_operand_key(value, numbers) for value in change.new]
+            described.append(_type_key(result, extents))
+    described += [_operand_key(value, numbers, extents) for value in change.new]
     return tuple(described)
 
 
-def _operand_key(operand: Value | None, numbers: dict[Value, int]) -> Any:
+def _operand_key(operand: Value | None, numbers: dict[Value, int], extents: dict[Any, int]) -> Any:
     if operand is None:
         return None
-    return operand.type if operand.constant is not None else numbers.get(operand, -1)
+    return _type_key(operand, extents) if operand.constant is not None else numbers.get(operand, -1)
+
+
+def _type_key(value: Value, extents: dict[Any, int]) -> Any:
+    """The type, with numbers in the order of first appearance instead of extents."""
+    type = value.type
+    if not isinstance(type, TensorType) or type.shape is None:
+        return type
+    return (type.element, *[extents.setdefault(extent, len(extents)) for extent in type.shape])
 
 
 def _run(graph: Graph, inputs: Sequence[Any], *, exact: bool) -> list[Any]:
