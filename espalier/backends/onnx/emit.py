@@ -8,8 +8,11 @@ import onnx
 
 from espalier.backends.base import Emission
 from espalier.backends.onnx import save
+from espalier.backends.onnx.decompose import decompose
 from espalier.cost.device import Device
+from espalier.errors import UnsupportedError
 from espalier.ir import Graph
+from espalier.ir.ops.quantization import QONNX
 
 MODEL = "model.onnx"
 
@@ -19,6 +22,8 @@ class OnnxBackend:
 
     def emit(self, graph: Graph, device: Device, folder: Path) -> Emission:
         """Raises UnsupportedError, naming node and source, for what ONNX cannot say."""
+        decompose(graph, QONNX)
+        _refuse_foreign(graph)
         save(graph, folder / MODEL)
         data = sorted(path.name for path in folder.glob(f"{MODEL}*.data"))
         return Emission(
@@ -27,3 +32,17 @@ class OnnxBackend:
             section={"model": MODEL, "external_data": data},
             versions={"onnx": onnx.__version__},
         )
+
+
+def _refuse_foreign(graph: Graph) -> None:
+    """Raise UnsupportedError for nodes that no ONNX runtime knows: kept unchanged, they could be exported, not run."""
+    for each in graph.all_graphs():
+        for node in each:
+            if node.op.name == "opaque" and node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft"):
+                raise UnsupportedError(
+                    "E401",
+                    f"no runtime of this backend knows {node.domain}::{node.op_type}",
+                    node=node,
+                    source=node.location,
+                    hint="Export the model without it, or register an operator of its meaning (espalier.ops).",
+                )
