@@ -33,7 +33,8 @@ def decompose(graph: Graph, domain: str) -> None:
             each.erase(node)
             count += 1
     if count:
-        for spec in ("fold_constants", "simplify", "common_subexpressions", "dead_code"):
+        # nothing that reassociates: where a rounding follows, a last bit becomes a whole step
+        for spec in ("fold_constants", "drop_unit_factor", "drop_zero_term", "common_subexpressions", "dead_code"):
             parse_spec(spec).run(graph, Context())
 
 
