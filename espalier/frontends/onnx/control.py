@@ -146,7 +146,9 @@ def _wider(site: Site, held: Type, returned: Type, varying: set[Dimension]) -> T
                 varying.add(extent)
             shape.append(extent)
         return TensorType(held.element, tuple(shape))
-    for kind in (SequenceType, OptionalType):
-        if isinstance(held, kind) and isinstance(returned, kind):
-            return kind(_wider(site, held.of, returned.of, varying))
+    if isinstance(held, SequenceType) and isinstance(returned, SequenceType):
+        return SequenceType(_wider(site, held.of, returned.of, varying))
+    if isinstance(held, OptionalType) or isinstance(returned, OptionalType):  # what is there for sure may be optional
+        first, second = (type.of if isinstance(type, OptionalType) else type for type in (held, returned))
+        return OptionalType(_wider(site, first, second, varying))
     raise Refused(f"{site.op_type} carries {held}, but its body returns {returned}", fatal=True)

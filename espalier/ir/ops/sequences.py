@@ -21,11 +21,12 @@ def widen(a: Type, b: Type, fresh: Callable[[], Dim]) -> Type:
     if a == b:
         return a
     if isinstance(a, TensorType) and isinstance(b, TensorType):
-        if a.element != b.element:
+        if a.element.storage != b.element.storage:
             raise ValueError(f"{a} and {b} have different elements")
+        element = a.element if a.element == b.element else a.element.storage
         if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
-            return TensorType(a.element, None)
-        return TensorType(a.element, tuple(x if x == y else fresh() for x, y in zip(a.shape, b.shape, strict=True)))
+            return TensorType(element, None)
+        return TensorType(element, tuple(x if x == y else fresh() for x, y in zip(a.shape, b.shape, strict=True)))
     if isinstance(a, SequenceType) and isinstance(b, SequenceType):
         return SequenceType(widen(a.of, b.of, fresh))
     if isinstance(a, OptionalType) or isinstance(b, OptionalType):

@@ -24,7 +24,6 @@ OPERATORS = (
 )  # fmt: skip
 REFUSED = {
     "test_scan_sum": "Scan of opset 8 with a batch axis",
-    "test_loop16_seq_none": "carries an optional in and a plain sequence out",
 }
 
 
