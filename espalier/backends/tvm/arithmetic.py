@@ -127,7 +127,7 @@ def elementwise(element: Element, function: Callable[..., Expr], *operands: Any,
 
     def body(at: At, index: Index) -> Expr:
         entries = [at(k, broadcast_index(at, index, tensor.shape, shape)) for k, tensor in enumerate(tensors)]
-        return rounded(element, wrap(function(at, *entries), element))
+        return rounded(element, wrap(function(at, *entries), element), at.bind)
 
     return Map(shape, element, tensors, access, body, cost)
 
@@ -411,7 +411,7 @@ def astype(array: Any, kind: Element) -> Any:
     expression_type(kind)
     source = array.element
     return Map(
-        array.shape, kind, [array], ["same"], lambda at, index: convert(at.bind(at(0, index)), source, kind),
+        array.shape, kind, [array], ["same"], lambda at, index: convert(at.bind(at(0, index)), source, kind, at.bind),
         cost=1 if min(source.bits, kind.bits) >= 16 or source.is_integer else 4,
     )  # fmt: skip
 
@@ -442,13 +442,13 @@ def bitcast(array: Any, kind: Element) -> Any:
     source, target = array.element, kind.storage
 
     def body(at: At, index: Index) -> Expr:
-        raw = store(source, at(0, index))
+        raw = store(source, at(0, index), at.bind)
         if buffer_type(source) == "bool":
             raw = tirx.Cast("uint8", raw)
         there = buffer_type(target)
         if there == "bool":
             return tirx.NE(raw, scalars.like(0, raw))
-        return load(target, raw if scalars.dtype_of(raw) == there else tirx.reinterpret(there, raw))
+        return load(target, raw if scalars.dtype_of(raw) == there else tirx.reinterpret(there, raw), at.bind)
 
     return Map(array.shape, target, [array], ["same"], body, cost=2)
 

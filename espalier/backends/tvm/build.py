@@ -17,7 +17,7 @@ import tvm  # noqa: E402
 from tvm import relax, tirx  # noqa: E402
 
 from espalier.ir.execute import check_inputs  # noqa: E402
-from espalier.ir.graph import Graph  # noqa: E402
+from espalier.ir.graph import Graph, constant_value, infer_node  # noqa: E402
 from espalier.ir.types import TensorType  # noqa: E402
 from espalier.errors import InputError  # noqa: E402
 from espalier.backends.tvm import lowerings, module, numbers, trace  # noqa: E402
@@ -102,15 +102,15 @@ def _relax_pipeline() -> Any:
 
 
 def _kernel_pipeline() -> Any:
-    """TVM's default pipeline for loops, without common subexpressions, which LLVM finds in a fraction of the time."""
+    """TVM's default pipeline for loops, without what LLVM does in a fraction of the time: simplifying, common subexpressions."""
 
     @tvm.transform.module_pass(opt_level=0)
     def lowered(functions: Any, _: Any) -> Any:
         steps = tirx.transform
         return tvm.transform.Sequential([
-            steps.StmtSimplify(), steps.FlattenBuffer(), steps.NarrowDataType(32), steps.VectorizeLoop(True),
-            steps.UnrollLoop(), steps.StmtSimplify(), steps.VerifyMemory(), steps.AnnotateEntryFunc(),
-            steps.SplitHostDevice(), steps.MakePackedAPI(),
+            steps.FlattenBuffer(), steps.NarrowDataType(32), steps.VectorizeLoop(True), steps.UnrollLoop(),
+            steps.VerifyMemory(), steps.AnnotateEntryFunc(), steps.SplitHostDevice(), steps.MakePackedAPI(),
+
         ])(functions)  # fmt: skip
 
     def host() -> Any:
@@ -134,6 +134,27 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
         executable = relax.build(made.relax, chosen, relax_pipeline=_relax_pipeline(), tir_pipeline="espalier")
     weights = [numbers.buffer_array(tensor.array, tensor.element) for tensor in made.weights]
     return Compiled(executable, chosen, weights, graph)
+
+
+FREEZABLE = 64
+"""Entries of an integer input that may say shapes, axes, repetitions."""
+
+
+def freeze(graph: Graph, inputs: Sequence[Any]) -> bool:
+    """Make constants of small integer inputs, which may carry shapes and axes; whether there were any.
+
+    The inputs stay in the signature, unused. For measuring: a model compiled so only serves these very numbers.
+    """
+    changed = False
+    for value, array in zip(graph.inputs, inputs, strict=True):
+        kind = value.type
+        if not isinstance(kind, TensorType) or kind.element.is_float or not value.uses or np.size(array) > FREEZABLE:
+            continue
+        graph.replace(value, constant_value(np.asarray(array), kind.element, value.name))
+        changed = True
+    for node in graph:
+        infer_node(graph, node)
+    return changed
 
 
 def run(graph: Graph, inputs: Sequence[Any] | Mapping[str, Any]) -> list[Array]:

@@ -55,6 +55,8 @@ class Kernel:
         self.buffers: dict[Tensor, Expr] = {}
         """Tensors that are read from memory."""
         self.symbols: dict[str, Expr] = {}
+        self.cells: dict[int, Expr] = {}
+        """Reads of bound values, by identity."""
         self.folds: Mapping[Tensor, Any] = {}
         """Folds whose state is at hand → a function that gives their entry."""
 
@@ -97,10 +99,15 @@ EXPRESSION_LIMIT = 4000
 
 
 class Scope:
-    """Writes expressions of entries at one place of a kernel; values bound here are computed before the statement."""
+    """Writes expressions of entries at one place of a kernel; values bound here are computed before the statement.
 
-    def __init__(self, kernel: Kernel, parent: Scope | None = None) -> None:
-        self.kernel, self.parent = kernel, parent
+    A bound value is kept in a local buffer of one entry rather than in a variable: TVM's simplifier looks through
+    variables and grows exponentially, and LLVM makes a register of either. Inside an expression (a branch that may not
+    be evaluated) there are only variables.
+    """
+
+    def __init__(self, kernel: Kernel, parent: Scope | None = None, expression: bool = False) -> None:
+        self.kernel, self.parent, self.expression = kernel, parent, expression
         self.bound: list[tuple[Expr, Expr]] = []
         self.memo: dict[tuple[Tensor, tuple[int, ...]], tuple[Expr, Index]] = {}
         self.reads = 0 if parent is None else parent.reads
@@ -109,11 +116,18 @@ class Scope:
         return self.kernel.dim(dimension)
 
     def bind(self, value: Expr) -> Expr:
-        if isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm):
+        if isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm) or id(value) in self.kernel.cells:
             return value
-        variable = self.kernel.names.variable("v", str(value.ty.dtype))
-        self.bound.append((variable, value))
-        return variable
+        dtype = str(value.ty.dtype)
+        if self.expression:
+            variable = self.kernel.names.variable("v", dtype)
+            self.bound.append((variable, value))
+            return variable
+        cell = tirx.decl_buffer([integer(1)], dtype, self.kernel.names.variable("v").name, scope="local")
+        self.bound.append((cell, value))
+        found = tirx.BufferLoad(cell, [integer(0)])
+        self.kernel.cells[id(found)] = found
+        return found
 
     def read(self, tensor: Tensor, index: Index) -> Expr:
         """The expression of a tensor's entry."""
@@ -133,7 +147,7 @@ class Scope:
             raise UnsupportedError("E402", "an expression of this operator grows too large for one TVM kernel")
         buffer = self.kernel.buffers.get(tensor)
         if buffer is not None:
-            return numbers.load(tensor.element, tirx.BufferLoad(buffer, list(index)))
+            return numbers.load(tensor.element, tirx.BufferLoad(buffer, list(index)), self.bind)
         if isinstance(tensor, Literal_):
             return numbers.immediate(_only(tensor), numbers.expression_type(tensor.element))
         if isinstance(tensor, Fold):
@@ -142,18 +156,21 @@ class Scope:
         found = tensor.body(Reader(self, tensor), index)
         return self.bind(found) if tensor.cost > 0 else found
 
-    def inner(self) -> Scope:
-        return Scope(self.kernel, self)
+    def inner(self, expression: bool = False) -> Scope:
+        return Scope(self.kernel, self, expression or self.expression)
 
     def as_expression(self, value: Expr) -> Expr:
         """The value with everything bound here around it."""
+        assert self.expression
         for variable, bound in reversed(self.bound):
             value = tirx.Let(variable, bound, value)
         return value
 
     def as_statements(self, *last: Statement) -> Statement:
         """What is bound here, then the statements."""
-        return sequence([*(tirx.Bind(variable, bound) for variable, bound in self.bound), *last])
+        assert not self.expression
+        bound = [s for cell, value in self.bound for s in (tirx.AllocBuffer(cell), tirx.BufferStore(cell, value, [integer(0)]))]
+        return sequence([*bound, *last])
 
 
 def _only(tensor: Literal_) -> Any:
@@ -183,7 +200,7 @@ class Reader:
         """One of two, of which only the one taken may be computed."""
         outer, branches = self.scope, []
         for branch in (yes, no):
-            self.scope = outer.inner()
+            self.scope = outer.inner(expression=True)
             branches.append(self.scope.as_expression(branch()))
             outer.reads = self.scope.reads
         self.scope = outer

@@ -92,7 +92,7 @@ def entry(function: Function, scope: Scope, index: Index) -> Expr:
         found = root.body(reader(scope, root), index)
     else:
         found = function.folds[root](scope, index)
-    return numbers.store(root.element, found)
+    return numbers.store(root.element, found, scope.bind)
 
 
 def reader(scope: Scope, tensor: Tensor) -> Any:

@@ -7,6 +7,7 @@ buffers as f16, or as raw bits for the formats that the code generator should no
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from espalier.ir import elements
 from espalier.ir.elements import Element
 
 Expr = Any
+Bind = Callable[[Any], Any]
+"""Computes an expression once, and gives what stands for its value."""
 
 
 def expression_type(element: Element) -> str:
@@ -168,15 +171,17 @@ def _round_mantissa(bits: Expr, kept: int) -> Expr:
     return (bits + (_u32((1 << (drop - 1)) - 1) + odd)) & _u32(0xFFFFFFFF ^ ((1 << drop) - 1))
 
 
-def encode(element: Element, x: Expr) -> Expr:
+def encode(element: Element, x: Expr, bind: Bind) -> Expr:
     """An f32 as the bits of a narrower float, rounded to even; what is too large becomes what the format has for it."""
     if element == elements.BF16:
+        x = bind(x)
         rounded = _shift_right(_round_mantissa(_bits(x), 7), 16)
         sign_nan = (_shift_right(_bits(x), 16) & _u32(0x8000)) | _u32(0x7FC0)
         return tirx.Cast("uint16", select(is_nan(x), sign_nan, rounded))
     form = small_float(element)
-    sign = _shift_right(_bits(x), 31)
-    magnitude = _bits(x) & _u32(0x7FFFFFFF)
+    x = bind(x)
+    sign = bind(_shift_right(_bits(x), 31))
+    magnitude = bind(_bits(x) & _u32(0x7FFFFFFF))
     smallest_exponent = 1 - form.bias
     step = 2.0 ** (smallest_exponent - form.mantissa_bits)
     # subnormal: adding a power of two lets the FPU round at the right place
@@ -186,10 +191,10 @@ def encode(element: Element, x: Expr) -> Expr:
         ((127 - form.bias) << form.mantissa_bits) % (1 << 32)
     )
     limit = int(np.float32(2.0**smallest_exponent).view(np.uint32))
-    code = select(magnitude < _u32(limit), small, normal)
+    code = bind(select(magnitude < _u32(limit), small, normal))
     top = _encode_exact(form, form.largest)
-    code = select(code > _u32(top), _u32(form.overflow), code)
-    code = select(magnitude >= _u32(0x7F800000), _u32(form.overflow), code)
+    code = bind(select(code > _u32(top), _u32(form.overflow), code))
+    code = bind(select(magnitude >= _u32(0x7F800000), _u32(form.overflow), code))
     signed = code | _shift_left(sign, element.bits - 1)
     if not form.signed_zero:
         signed = select(tirx.EQ(code, _u32(0)), _u32(0), signed)
@@ -206,14 +211,14 @@ def _encode_exact(form: SmallFloat, value: float) -> int:
     return ((exponent - 1 + form.bias) << form.mantissa_bits) + int((mantissa * 2 - 1) * (1 << form.mantissa_bits))
 
 
-def decode(element: Element, raw: Expr) -> Expr:
+def decode(element: Element, raw: Expr, bind: Bind) -> Expr:
     """The bits of a narrow float as an f32, exactly."""
-    wide = tirx.Cast("uint32", raw)
+    wide = bind(tirx.Cast("uint32", raw))
     if element == elements.BF16:
         return tirx.reinterpret("float32", _shift_left(wide, 16))
     form = small_float(element)
     width = element.bits - 1
-    magnitude = wide & _u32((1 << width) - 1)
+    magnitude = bind(wide & _u32((1 << width) - 1))
     sign = _shift_left(_shift_right(wide, width) & _u32(1), 31)
     normal = _shift_left(magnitude + _u32((127 - form.bias) << form.mantissa_bits), 23 - form.mantissa_bits)
     step = immediate(2.0 ** (1 - form.bias - form.mantissa_bits), "float32")
@@ -229,42 +234,43 @@ def decode(element: Element, raw: Expr) -> Expr:
     return tirx.reinterpret("float32", value)
 
 
-def load(element: Element, raw: Expr) -> Expr:
+def load(element: Element, raw: Expr, bind: Bind) -> Expr:
     """A buffer's entry as an expression."""
     element = element.storage
     if element == elements.F16:
         return tirx.Cast("float32", raw)
     if buffer_type(element) != expression_type(element):
-        return decode(element, raw)
+        return decode(element, raw, bind)
     return wrap(raw, element) if element.is_integer and element.bits in (2, 4) else raw
 
 
-def store(element: Element, x: Expr) -> Expr:
+def store(element: Element, x: Expr, bind: Bind) -> Expr:
     """An expression as a buffer's entry; numbers are already rounded to the element."""
     element = element.storage
     if element == elements.F16:
         return tirx.Cast("float16", x)
     if buffer_type(element) != expression_type(element):
-        return encode(element, x)
+        return encode(element, x, bind)
     if element.is_integer and element.bits in (2, 4):  # ml_dtypes leaves the other bits of the byte 0
         return x & immediate((1 << element.bits) - 1, expression_type(element))
     return x
 
 
-def rounded(element: Element, x: Expr) -> Expr:
+def rounded(element: Element, x: Expr, bind: Bind) -> Expr:
     """An f32 rounded to a narrower float, still as f32; other expressions as they are."""
     element = element.storage
     if element == elements.F16:
         return tirx.Cast("float32", tirx.Cast("float16", x))
     if buffer_type(element) != expression_type(element):
-        return decode(element, encode(element, x))
+        return decode(element, encode(element, x, bind), bind)
     return x
 
 
-def _round_to_odd(x: Expr) -> Expr:
+def _round_to_odd(x: Expr, bind: Bind) -> Expr:
     """An f64 as an f32 whose later rounding to fewer bits gives what one rounding of the f64 would."""
-    near = tirx.Cast("float32", x)
-    back = tirx.Cast("float64", near)
+    x = bind(x)
+    near = bind(tirx.Cast("float32", x))
+    back = bind(tirx.Cast("float64", near))
     bits = _bits(near)
     too_far = tirx.abs(back) > tirx.abs(x)
     down = select(too_far, bits - _u32(1), bits)
@@ -272,7 +278,7 @@ def _round_to_odd(x: Expr) -> Expr:
     return tirx.reinterpret("float32", select(inexact, down | _u32(1), bits))
 
 
-def convert(x: Expr, source: Element, target: Element) -> Expr:
+def convert(x: Expr, source: Element, target: Element, bind: Bind) -> Expr:
     """A number in another element: floats to integers by truncation, to narrower floats rounded to even, to bool by ≠ 0."""
     source, target = source.storage, target.storage
     if source == target:
@@ -284,13 +290,13 @@ def convert(x: Expr, source: Element, target: Element) -> Expr:
         x, here = tirx.Cast("int32", x), "int32"
     if target.is_float:
         if there == "float64" or here == "float32":
-            return rounded(target, cast_type(x, there))
+            return rounded(target, cast_type(x, there), bind)
         if target == elements.F32:
             return tirx.Cast("float32", x)
         wide = x if here == "float64" else tirx.Cast("float64", x)
-        return rounded(target, _round_to_odd(wide))
+        return rounded(target, _round_to_odd(wide, bind), bind)
     if source.is_float:
-        return _truncate(x, target, there)
+        return _truncate(bind(x), target, there)
     return wrap(cast_type(x, there), target)
 
 

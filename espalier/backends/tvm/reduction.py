@@ -58,7 +58,7 @@ def fold(
     rows = bool(axes) and axes[-1] == array.ndim - 1
     return Fold(
         tuple(shape), element, [array], access, extents, types, start, at_step,
-        lambda at, state: rounded(element, wrap(finish(state), element)), join, rows,
+        lambda at, state: rounded(element, wrap(finish(state), element), at.bind), join, rows,
     )  # fmt: skip
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from espalier.ir.xp import numpy as numpy_xp
-from espalier.backends.tvm import arithmetic, contraction, movement, reduction
+from espalier.backends.tvm import arithmetic, contraction, fourier, movement, programs, reduction
 from espalier.backends.tvm.arithmetic import PRIMITIVES, primitive
 
-_MODULES = (arithmetic, contraction, movement, reduction)
+_MODULES = (arithmetic, contraction, fourier, movement, programs, reduction)
 
 
 def __getattr__(name: str) -> Any:
