@@ -61,10 +61,16 @@ def load_weights(files: ArtifactFiles, section: WeightsSection) -> list[Array]:
 def aligned(array: Array) -> Array:
     """The array itself if compiled code can take it as it is, otherwise a copy: contiguous, writable, aligned."""
     flags = array.flags
-    if flags.c_contiguous and flags.writeable and array.ctypes.data % ALIGNMENT == 0:
+    if flags.c_contiguous and flags.writeable and _address(array) % ALIGNMENT == 0:
         return array
     memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
+    start = -_address(memory) % ALIGNMENT
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def _address(array: Array) -> int:
+    # Several times as fast as array.ctypes.data, which matters to small models.
+    address: int = array.__array_interface__["data"][0]
+    return address

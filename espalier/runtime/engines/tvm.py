@@ -23,6 +23,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def _use_threads(count: int) -> None:
         _pool.threads = count
 
 
+@cache
 def _foreign_name(spec: TensorSpec) -> str | None:
     """TVM's name of an element of whole bytes that numpy lacks."""
     name = storage(spec.element).ml_dtypes_name
