@@ -236,10 +236,16 @@ def ceil_divide(a: Dimension, b: Dimension) -> Dimension:
 
 def product(dims: Iterable[Dimension]) -> Dimension:
     """The product of the dimensions; 1 for none."""
-    total: Dimension = 1
+    number = 1
+    total: Dimension | None = None
     for dim in dims:
-        total = total * dim
-    return total
+        if isinstance(dim, Dim):
+            total = dim if total is None else total * dim
+        else:
+            number *= dim
+    if total is None or number == 0:
+        return number
+    return total if number == 1 else total * number
 
 
 def is_static(shape: Iterable[Dimension]) -> bool:
