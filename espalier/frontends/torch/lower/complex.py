@@ -188,12 +188,7 @@ def conjugate(s: Scope, z: Pair) -> Pair:
 
 @lowers_complex("aten.abs.default")
 def absolute(s: Scope, z: Pair) -> Value:
-    """The length; scaled by the larger part, so that squares neither overflow nor vanish."""
-    real, imag = s.b.abs(z.real), s.b.abs(z.imag)
-    top = s.b.max(real, imag)
-    scale = s.b.where(s.b.equal(top, s.zero_like(top)), number(1, top.element), top)
-    a, b = s.b.div(real, scale), s.b.div(imag, scale)
-    return s.b.mul(top, s.b.sqrt(s.b.add(s.b.mul(a, a), s.b.mul(b, b))))
+    return elementwise.length(s, z.real, z.imag)
 
 
 @lowers_complex("aten.angle.default")

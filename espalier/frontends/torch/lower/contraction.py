@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from espalier.frontends.torch.registry import lowers
 from espalier.frontends.torch.scope import Scope
+from espalier.frontends.torch.tensors import number
 from espalier.ir import dims
 from espalier.ir.elements import I32, I64
 from espalier.ir.graph import Value, constant_value
@@ -103,6 +107,12 @@ def grouped_matmul(
     return s.cast(grouped_rows(s, a, b, offsets), s.element)
 
 
+@lowers("transformers.grouped_mm_fallback.default")
+def grouped_matmul_of_transformers(s: Scope, a: Value, b: Value, offsets: Value) -> Value:
+    """What the transformers package calls where torch's own grouped product can't be traced."""
+    return grouped_rows(s, a, b, offsets)
+
+
 def grouped_rows(s: Scope, a: Value, b: Value, offsets: Value) -> Value:
     """a (rows, in), b (groups, in, out), offsets (groups): → (rows, out); rows after the last group are zero."""
     rows, groups = s.shape_of(a)[0], s.shape_of(b)[0]
@@ -134,3 +144,34 @@ def determinant(s: Scope, x: Value) -> Any:
             s.refuse("the factors of the decomposition")
         return found, x, x
     return found
+
+
+@lowers("aten._cdist_forward.default")
+def distances(s: Scope, a: Value, b: Value, p: float, compute_mode: Any = None) -> Value:
+    """p-norms of the differences of all rows of a (…, n, d) and b (…, m, d)."""
+    rank = s.rank_of(a)
+    difference = s.b.abs(s.b.sub(s.unsqueeze(a, rank - 1), s.unsqueeze(b, s.rank_of(b) - 2)))
+    return row_norms(s, difference, p)
+
+
+def row_norms(s: Scope, x: Value, p: float) -> Value:
+    """p-norms of non-negative numbers along the last axis."""
+    axes = s.sizes([-1])
+    if p == 0:
+        return s.b.reduce_sum(s.cast(s.b.greater(x, s.zero_like(x)), x.element), axes, keepdims=0)
+    simple = {1: "reduce_l1", 2: "reduce_l2", math.inf: "reduce_max"}.get(p)
+    if simple is not None:
+        return getattr(s.b, simple)(x, axes, keepdims=0)
+    powers = s.b.reduce_sum(s.b.pow(x, number(p, x.element)), axes, keepdims=0)
+    return s.b.pow(powers, number(1 / p, x.element))
+
+
+@lowers("aten._pdist_forward.default")
+def pairwise_distances(s: Scope, x: Value, p: float = 2) -> Value:
+    """The distances of each row to those after it, as one vector."""
+    rows = s.shape_of(x)[0]
+    if not isinstance(rows, int):
+        s.refuse("distances within a dynamic number of rows", code="E405")
+    first, second = np.triu_indices(rows, 1)
+    a, b = (s.b.gather(x, constant_value(index.astype(np.int64)), axis=0) for index in (first, second))
+    return row_norms(s, s.b.abs(s.b.sub(a, b)), p)

@@ -29,7 +29,7 @@ def new_full(s: Scope, x: Value, size: Sequence[Any], fill: Any, dtype: Any = No
 @lowers(
     "aten.zeros.default", "aten.zeros_like.default", "aten.new_zeros.default", "aten.empty.memory_format",
     "aten.empty_like.default", "aten.new_empty.default", "aten.empty_strided.default", "aten.empty_permuted.default",
-    "aten.new_empty_strided.default", "aten.zero.default", "prims.empty_strided.default", "aten.zeros.names",
+    "aten.new_empty_strided.default", "aten.zero.default", "prims.empty_strided.default",
 )  # fmt: skip
 def zeros(s: Scope, *_: Any, **__: Any) -> Value:
     """Zeros; also what torch leaves as it finds it."""

@@ -34,7 +34,7 @@ _unary(
     ("sqrt", "sqrt"), ("exp", "exp"), ("log", "log"), ("sin", "sin"), ("cos", "cos"), ("tan", "tan"), ("asin", "asin"),
     ("acos", "acos"), ("atan", "atan"), ("sinh", "sinh"), ("cosh", "cosh"), ("tanh", "tanh"), ("asinh", "asinh"),
     ("acosh", "acosh"), ("atanh", "atanh"), ("erf", "erf"), ("sigmoid", "sigmoid"), ("reciprocal", "reciprocal"),
-    ("relu", "relu"), ("sign", "sign"),
+    ("relu", "relu"), ("sign", "sign"), ("sgn", "sign"),
 )  # fmt: skip
 
 
@@ -179,6 +179,43 @@ def atan2(s: Scope, y: Value, x: Value) -> Value:
     on_axis = b.where(b.equal(y, zero), y, signed_half)
     found: Value = b.where(b.less(x, zero), left, b.where(b.equal(x, zero), on_axis, base))
     return found
+
+
+@lowers("aten.signbit.default")
+def sign_bit(s: Scope, x: Value) -> Value:
+    """Whether a number is below zero; −0 is."""
+    negative = s.b.less(x, s.zero_like(x))
+    if not x.element.is_float:
+        return negative if x.element.kind == "int" else s.full(s.shape, False, BOOL)
+    return s.b.logical_or(negative, s.b.less(s.b.reciprocal(x), s.zero_like(x)))
+
+
+@lowers("aten.copysign.Tensor", "aten.copysign.Scalar")
+def copy_sign(s: Scope, x: Value, sign: Any) -> Value:
+    size = s.b.abs(s.operand(x))
+    return s.b.where(sign_bit(s, s.operand(sign)), s.b.neg(size), size)
+
+
+@lowers("aten.hypot.default")
+def hypot(s: Scope, x: Value, y: Value) -> Value:
+    """√(x²+y²), scaled by the larger so that squares neither overflow nor vanish."""
+    return length(s, s.operand(x), s.operand(y))
+
+
+def length(s: Scope, x: Value, y: Value) -> Value:
+    """√(x²+y²) of values of one element."""
+    top = s.b.max(s.b.abs(x), s.b.abs(y))
+    scale = s.b.where(s.b.equal(top, s.zero_like(top)), number(1, top.element), top)
+    a, b = s.b.div(x, scale), s.b.div(y, scale)
+    return s.b.mul(top, s.b.sqrt(s.b.add(s.b.mul(a, a), s.b.mul(b, b))))
+
+
+@lowers("aten.angle.default")
+def angle(s: Scope, x: Value) -> Value:
+    """π for numbers below zero, 0 for others."""
+    x = s.cast(x, s.element)
+    found = s.b.where(s.b.less(x, s.zero_like(x)), number(math.pi, x.element), s.zero_like(x))
+    return s.b.where(s.b.is_nan(x), x, found)
 
 
 # ---- two operands ------------------------------------------------------------------------------------------

@@ -70,6 +70,39 @@ def embedding(s: Scope, weight: Value, indices: Value, *_: Any, **__: Any) -> Va
     return s.b.gather(weight, positions(s, indices), axis=0)
 
 
+@lowers("aten._embedding_bag.default", "aten._embedding_bag_forward_only.default")
+def embedding_bag(
+    s: Scope, weight: Value, indices: Value, offsets: Value, scale_grad_by_freq: bool = False, mode: int = 0,
+    sparse: bool = False, per_sample_weights: Value | None = None, include_last_offset: bool = False,
+    padding_idx: int = -1,
+) -> tuple[Value, ...]:  # fmt: skip
+    """Sums (mode 0), means (1) or maxima (2) of rows; bag k holds the indices from offsets[k] to the next offset."""
+    if any(s.used(index) for index in range(1, 4)):
+        s.refuse("the bookkeeping of the bags")
+    count, place = s.shape_of(indices)[0], s.arange(s.shape_of(indices)[0])
+    starts = s.cast(offsets, I64)
+    bags = s.shape_of(starts)[0] - int(include_last_offset)
+    passed = s.b.less_or_equal(starts, s.unsqueeze(place, 1))
+    bag = s.b.sub(s.b.reduce_sum(s.cast(passed, I64), s.sizes([1]), keepdims=0), number(1, I64))
+    member = s.b.equal(s.unsqueeze(s.arange(bags), 1), bag)  # bags × indices
+    if padding_idx >= 0:
+        member = s.b.logical_and(member, s.b.logical_not(s.b.equal(s.cast(indices, I64), number(padding_idx, I64))))
+    rows = embedding(s, weight, indices)
+    if mode == 2:
+        wide = s.expand(s.unsqueeze(rows, 0), (bags, count, s.shape_of(weight)[1]))
+        low = number(-math.inf, weight.element)
+        top = s.b.reduce_max(s.b.where(s.unsqueeze(member, 2), wide, low), s.sizes([1]), keepdims=0)
+        return (s.b.where(s.b.equal(top, low), s.zero_like(top), top),)
+    if per_sample_weights is not None:
+        rows = s.b.mul(rows, s.unsqueeze(per_sample_weights, 1))
+    chosen = s.cast(member, weight.element)
+    total = s.b.matmul(chosen, rows)
+    if mode == 1:
+        size = s.b.max(s.b.reduce_sum(chosen, s.sizes([1])), number(1, weight.element))
+        total = s.b.div(total, size)
+    return (total,)
+
+
 @lowers("aten.index_select.default")
 def index_select(s: Scope, x: Value, dim: int, index: Value) -> Value:
     rank = s.rank_of(x)

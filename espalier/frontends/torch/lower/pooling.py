@@ -92,7 +92,9 @@ def _sizes(s: Scope, x: Value, size: Sequence[Any]) -> tuple[list[Any], list[Any
     return inner, [extent if goal is None else s.dim(goal) for extent, goal in zip(inner, wanted, strict=True)]
 
 
-@lowers(*(f"aten.{prefix}adaptive_avg_pool{n}d.default" for n in (1, 2, 3) for prefix in ("", "_")))
+@lowers(
+    *(f"aten.adaptive_avg_pool{n}d.default" for n in (1, 2, 3)), *(f"aten._adaptive_avg_pool{n}d.default" for n in (2, 3))
+)  # fmt: skip
 def adaptive_average_pool(s: Scope, x: Value, size: Sequence[Any]) -> Value:
     """One position: the global mean; whole windows: an average pool; else means as a product with a matrix per axis."""
     inner, outer = _sizes(s, x, size)
