@@ -13,7 +13,6 @@ PIPELINES: dict[str, tuple[str, ...]] = {
     "exact": (
         "dead_code",
         "inline_regions",
-        "infer_types",
         "fold_constants",
         "simplify",
         "fold_constants",

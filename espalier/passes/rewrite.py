@@ -24,6 +24,7 @@ from espalier.ir import Builder, Graph, Node, Op, TypeInferenceError, Value
 from espalier.ir.graph import refine_type
 from espalier.ir.verify import compatible
 from espalier.passes.base import BITEXACT, PASSES, Change, Context, Pass, Predicate, Semantics, graph_pass, register
+from espalier.passes.inference import propagate
 
 Replacement: TypeAlias = "Value | Sequence[Value | None] | None"
 Rule: TypeAlias = Callable[[Any, "Rewriter"], Replacement]
@@ -176,24 +177,28 @@ class _Driver:
         if self.context.recorder is not None:
             number = self.context.rewrites
             self.context.recorder(Change(rule.name, rule.semantics, number, list(root.results), news, rewriter.created))
-        neighbours = [user for result in root.results for user in result.users]
+        neighbours: list[Node | Graph] = []
         for old, new in zip(root.results, news, strict=True):
             if new is not None:
+                neighbours.extend(old.uses)
                 if new.name == "" and new.producer is not None:
                     new.name = old.name
+                learned = old.type != new.type or (old.content is None and new.known is not None)
                 self.graph.replace(old, new)
+                if learned:
+                    neighbours.extend(propagate(self.graph, new))
         removed = self._erase_dead(root)
-        where = root.location.merge(*(node.location for node in removed)).touched(rule.name)
+        where = root.location.merge(*[node.location for node in removed if node is not root]).touched(rule.name)
         for node in reversed(rewriter.created):
-            if not any(result.uses for result in node.results):
+            if not any([result.uses for result in node.results]):
                 self.graph.erase(node)
         for node in rewriter.created:
             if node.graph is self.graph:
                 node.location = where
                 self._enqueue(node)
-        for node in neighbours:
-            if node.graph is self.graph:
-                self._enqueue(node)
+        for user in neighbours:
+            if isinstance(user, Node) and user.graph is self.graph:
+                self._enqueue(user)
         return True
 
     def _check(self, rule: RewriteRule, root: Node, news: Sequence[Value | None]) -> None:
@@ -203,6 +208,8 @@ class _Driver:
             if new is None:
                 if old.uses:
                     raise InternalError("E903", f"{rule.name} gives nothing for a result in use", node=root, source=root.location)
+            elif old.type == new.type:
+                continue
             elif not compatible(old.type, new.type):
                 message = f"{rule.name} replaces {old.type} by {new.type}"
                 raise InternalError("E903", message, node=root, source=root.location)
@@ -214,16 +221,19 @@ class _Driver:
         removed, stack = [], [root]
         while stack:
             node = stack.pop()
-            if node.graph is not self.graph or any(result.uses for result in node.results):
+            if node.graph is not self.graph:
+                continue
+            if any([result.uses for result in node.results]):
                 for result in node.results:
                     if result.has_one_use:  # the last neighbour may match now
                         for user in result.users:
                             self._enqueue(user)
                 continue
-            producers = [operand.producer for operand in node.inputs if operand.producer is not None]
             self.graph.erase(node)
             removed.append(node)
-            stack.extend(producers)
+            for operand in node.operands:
+                if operand is not None and operand.producer is not None:
+                    stack.append(operand.producer)
         return removed
 
     def _discard(self, rewriter: Rewriter) -> None:

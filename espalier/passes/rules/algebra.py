@@ -11,7 +11,7 @@ from espalier.ir.ops import Add, Clip, Div, Gemm, MatMul, Max, Min, Mul, Neg, Po
 from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
 from espalier.passes.rules import movement
-from espalier.passes.rules.matching import splat
+from espalier.passes.rules.matching import is_zero, splat
 
 
 def kept(x: Value, node: Node, rewriter: Rewriter) -> Value:
@@ -159,6 +159,17 @@ def fold_transpose_into_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.why("no factor is transposed")
 
 
+@rewrite(lambda kind: "initial_h" in kind._operand_index)
+def drop_zero_state(node: Node, rewriter: Rewriter) -> Replacement:
+    """A recurrent layer that starts from zero does so by itself."""
+    names = [port.name for port in node.op.operands]
+    states = [names.index(name) for name in ("initial_h", "initial_c") if name in names]
+    zero = [k for k in states if k < len(node.operands) and node.operands[k] is not None and is_zero(node.operand(k))]
+    rewriter.require(zero, "no state is known to be zero")
+    operands = [None if position in zero else operand for position, operand in enumerate(node.operands)]
+    return rewriter.node(node.op, operands, results=len(node.results)).results
+
+
 simplify = group(
     "simplify",
     [
@@ -168,6 +179,7 @@ simplify = group(
         movement.cast_like_to_cast,
         movement.merge_casts,
         movement.drop_noop_movement,
+        movement.fix_shape_operand,
         movement.merge_reshapes,
         movement.unwrap_transpose,
         movement.drop_noop_transpose,
@@ -195,6 +207,7 @@ simplify = group(
         matmul_bias_to_gemm,
         reshaped_matmul_to_gemm,
         fold_transpose_into_gemm,
+        drop_zero_state,
     ],
     "Algebraic identities, and movements that cancel, merge or sink, until nothing matches.",
 )

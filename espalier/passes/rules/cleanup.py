@@ -9,10 +9,9 @@ import numpy as np
 from espalier.errors import EspalierError
 from espalier.ir import Graph, Node, TensorType, Value, constant_value
 from espalier.ir.dims import Dim
-from espalier.ir.graph import refine_type
-from espalier.ir.op import TypeInferenceError
 from espalier.ir.xp import numpy as xp
 from espalier.passes.base import Change, Context, Pass, graph_pass
+from espalier.passes.inference import propagate, reinfer
 
 FOLD_LIMIT = 1 << 26
 """Largest constant, in bytes, that folding may make where it is larger than what it is made of."""
@@ -110,7 +109,10 @@ class FoldConstants(Pass):
                     change = Change(self.name, self.semantics, context.rewrites, node.results, results, [])
                     context.recorder(change)
                 for old, new in zip(node.results, results, strict=False):
+                    learned = old.type != new.type or old.content is None
                     each.replace(old, new)
+                    if learned:
+                        propagate(each, new)
                 each.erase(node)
         return count
 
@@ -158,18 +160,3 @@ class InferTypes(Pass):
             for node in each:
                 reinfer(each, node)
         return 0
-
-
-def reinfer(graph: Graph, node: Node) -> bool:
-    """Infer a node's types again, keeping what was known better; whether anything changed."""
-    from espalier.ir.graph import infer_node
-
-    before = [result.type for result in node.results]
-    infer_node(graph, node)
-    for result, old in zip(node.results, before, strict=True):
-        try:
-            refine_type(result, old)
-        except TypeInferenceError:
-            result.type = old
-        graph.epochs.types += result.type != old
-    return any(result.type != old for result, old in zip(node.results, before, strict=True))

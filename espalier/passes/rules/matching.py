@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from espalier.ir import Value
-from espalier.ir.ops import Add, Div, Mul, Where
+from espalier.ir.ops import Add, ConstantOfShape, Div, Expand, Mul, Reshape, Squeeze, Transpose, Unsqueeze, Where
 
 
 def splat(value: Value | None) -> Any:
@@ -65,6 +65,19 @@ def plus_one(value: Value) -> Value | None:
         return None
     a, b = add.inputs
     return a if splat(b) == 1 else b if splat(a) == 1 else None
+
+
+def is_zero(value: Value) -> bool:
+    """Whether all elements are zero, by what makes the value: a constant, or a filling with or a movement of zeros."""
+    if value.constant is not None:
+        return splat(value) == 0
+    node = value.producer
+    if node is None or not node.operands or value.index:
+        return False
+    if node.is_a(ConstantOfShape):
+        return bool(node.value == 0)
+    moved = node.is_a(Expand, Reshape, Squeeze, Transpose, Unsqueeze)
+    return moved and is_zero(node.operand(0))
 
 
 def is_finite(value: Value) -> bool:

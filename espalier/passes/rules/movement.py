@@ -93,6 +93,19 @@ def drop_noop_movement(node: Node, rewriter: Rewriter) -> Replacement:
     return node.operand(0)
 
 
+@rewrite((Reshape, Expand))
+def fix_shape_operand(node: Node, rewriter: Rewriter) -> Replacement:
+    """A computed shape that can be written down (with 0 for copied extents, −1 for the one that follows) is constant."""
+    x, shape = node.operand(0), node.results[0].shape
+    rewriter.require(node.operand(1).constant is None and shape is not None, "the shape is constant, or not known")
+    if node.is_a(Reshape):
+        return reshape(rewriter, x, shape)
+    source = (1,) * (len(shape) - x.rank) + x.shape
+    kept = [1 if extent == source[axis] else extent for axis, extent in enumerate(shape)]
+    rewriter.require(all(isinstance(extent, int) for extent in kept), "unknown extents grow")
+    return rewriter.expand(x, np.array(kept, np.int64))
+
+
 @rewrite(RESHAPES)
 def merge_reshapes(node: Node, rewriter: Rewriter) -> Replacement:
     """A reshape of a reshape is one reshape."""

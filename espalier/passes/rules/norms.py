@@ -23,8 +23,8 @@ Affine: TypeAlias = Callable[[], tuple[Any, Any]]
 
 def inference_affine(norm: Node, rewriter: Rewriter) -> Affine:
     """The scale and shift per channel that a batch norm with constant statistics is, computed when they are read."""
-    parts = (norm.scale, norm.shift, norm.mean, norm.variance)
-    rewriter.require(all(v.is_constant for v in parts), "the statistics are no constants")
+    parts = [operand for operand in norm.operands[1:] if operand is not None]
+    rewriter.require(None not in [v.constant for v in parts], "the statistics are no constants")
     rewriter.require(not norm.training_mode, "the norm is in training mode")
     epsilon = norm.epsilon
 
