@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from espalier.errors import InputError
 from espalier.ir.dims import Dim, Dimension, symbol_name
 from espalier.ir.graph import Graph, Node, Value
@@ -95,7 +97,8 @@ def run(
         keywords: dict[str, Any] = {}
         if node.regions:
             keywords["regions"] = [Region(region, xp, observe) for region in node.regions]
-        found = node.op.reference(xp, *operands, **keywords)
+        with np.errstate(all="ignore"):  # infinities and NaN are results, not events
+            found = node.op.reference(xp, *operands, **keywords)
         results = found if isinstance(found, tuple) else (found,)
         if observe is not None:
             observe(node, results[: len(node.results)])

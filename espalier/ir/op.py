@@ -394,7 +394,8 @@ def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -
     if any(content is None for content, type in zip(contents, ctx.types, strict=True) if type is not None):
         return None
     try:
-        found = operator.reference(xp, *contents)
+        with np.errstate(all="ignore"):
+            found = operator.reference(xp, *contents)
     except (TypeError, ValueError, ArithmeticError, AttributeError):  # a symbol where a number is needed
         return None
     found = np.asarray(found[0] if isinstance(found, tuple) else found)

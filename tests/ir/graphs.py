@@ -70,7 +70,9 @@ def normalization(b: Builder, rng: Generator, x: Value) -> Value | None:
 
 @step
 def normalize(b: Builder, rng: Generator, x: Value) -> Value | None:
-    return getattr(b, str(rng.choice(["softmax", "log_softmax"])))(x, axis=int(rng.integers(x.rank))) if x.rank else None
+    if not x.rank:
+        return None
+    return getattr(b, str(rng.choice(["softmax", "log_softmax"])))(x, axis=int(rng.integers(x.rank)))
 
 
 @step
@@ -152,7 +154,8 @@ def random_graph(rng: Generator, size: int = 12, *, symbolic: bool | None = None
     ]
     chosen = list(steps or STEPS)
     for number in range(size):
-        builder.location = Location((f"node {number}",), (f'file "{number}".py:{number}',) if rng.random() < 0.3 else ())
+        lines = (f'file "{number}".py:{number}',) if rng.random() < 0.3 else ()
+        builder.location = Location((f"node {number}",), lines)
         x = found[-1] if rng.random() < 0.7 else found[int(rng.integers(len(found)))]
         if isinstance(count := product(x.shape), int) and count > 4096:
             continue

@@ -109,7 +109,8 @@ def test_hash_of_weights_and_order() -> None:
 
 def test_text_and_hash_do_not_depend_on_hash_seeds() -> None:
     program = (
-        "import numpy as np; from tests.ir.graphs import random_graph; from espalier.ir import to_text, structural_hash;"
+        "import numpy as np; from tests.ir.graphs import random_graph;"
+        "from espalier.ir import to_text, structural_hash;"
         "g = random_graph(np.random.default_rng(7), 30); print(structural_hash(g)); print(to_text(g))"
     )
     printed = {

@@ -65,11 +65,14 @@ class Prelu(Op):
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         found, shape = super().equation(ctx), ctx.shape("x")
-        for term, extent in zip(found.results[0] or (), shape or (), strict=False) if found else ():
+        if found is None or shape is None:
+            return found
+        result = found.results[0] or []
+        if len(result) != len(shape):
+            ctx.fail("the slope has more axes than x")
+        for term, extent in zip(result, shape, strict=True):
             if isinstance(extent, int) and isinstance(term.extent, int) and extent != term.extent:
                 ctx.fail(f"the slope has an extent of {term.extent} where x has {extent}")
-        if found and shape is not None and len(found.results[0] or ()) != len(shape):
-            ctx.fail("the slope has more axes than x")
         return found
 
     def reference(self, xp: Any, x: Any, slope: Any) -> Any:

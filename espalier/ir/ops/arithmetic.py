@@ -216,7 +216,7 @@ class Clip(Op):
 
 @op("bit_shift", onnx="BitShift")
 class BitShift(Op):
-    """x shifted by y bits (`direction` LEFT or RIGHT); signed numbers shift arithmetically, and too far leaves the sign."""
+    """x shifted by y bits (`direction` LEFT or RIGHT), signed numbers arithmetically; too far leaves the sign."""
 
     x: In
     y: In
@@ -239,7 +239,7 @@ class BitShift(Op):
             found, beyond = xp.bitwise_left_shift(x, by), xp.zeros_like(x)
         else:
             found = xp.bitwise_right_shift(x, by)
-            beyond = xp.astype(x < 0, kind) * xp.astype(xp.asarray(-1), kind) if kind.kind == "int" else xp.zeros_like(x)
+            beyond = -xp.astype(x < 0, kind) if kind.kind == "int" else xp.zeros_like(x)
         return xp.where(possible, found, beyond)
 
 

@@ -302,7 +302,10 @@ class LogSoftmax(AlongAxis):
     """The logarithm of softmax."""
 
     def reference(self, xp: Any, x: Any) -> Any:
+        if 0 in x.shape:
+            return x
         wide = xp.wide(x)
+        wide = wide - xp.max(wide, axis=self.axis, keepdims=True)  # before the logarithm is small beside it
         return xp.astype(wide - xp.logsumexp(wide, self.axis, keepdims=True), xp.element(x))
 
 
@@ -313,6 +316,8 @@ class Hardmax(AlongAxis):
     idempotent = True
 
     def reference(self, xp: Any, x: Any) -> Any:
+        if 0 in x.shape:
+            return x
         axis = self.axis % x.ndim
         positions = xp.reshape(xp.arange(x.shape[axis]), (-1,) + (1,) * (x.ndim - axis - 1))
         return xp.astype(xp.argmax(x, axis=axis, keepdims=True) == positions, xp.element(x))

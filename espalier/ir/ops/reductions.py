@@ -340,8 +340,8 @@ class Running(Op):
         if self.reverse:
             run = xp.flip(run, along)
         if self.exclusive:
-            first = xp.full(tuple(1 if k == along else extent for k, extent in enumerate(x.shape)), self.neutral, xp.element(run))
-            run = xp.concat([first, run], axis=along)[(slice(None),) * along + (slice(0, x.shape[along]),)]
+            start = xp.full((*x.shape[:along], 1, *x.shape[along + 1 :]), self.neutral, xp.element(run))
+            run = xp.concat([start, run], axis=along)[(slice(None),) * along + (slice(0, x.shape[along]),)]
         run = xp.astype(self.run(xp, run, along), kind)
         return xp.flip(run, along) if self.reverse else run
 

@@ -223,8 +223,9 @@ def erf(array: Array) -> Array:
 
 def sigmoid(array: Array) -> Array:
     """1 / (1 + exp(−x)), without overflow."""
-    half = np.asarray(0.5, array.dtype)
-    return np.asarray(half * np.tanh(half * array) + half)
+    small = np.exp(-np.abs(array))  # e^−|x| keeps the precision of results near 0
+    one = np.ones((), array.dtype)
+    return np.asarray(np.where(array < 0, small, one) / (one + small))
 
 
 def softmax(array: Array, axis: int) -> Array:
