@@ -210,8 +210,6 @@ def integer_limits(xp: Any, bits: Any, signed: int, narrow: int) -> tuple[Any, A
 class FakeQuantize(Op):
     """Base of QONNX's quantizers: floats in, floats out, rounded to what a few bits can hold."""
 
-    rounding_mode: str = "ROUND"
-
     def equation(self, ctx: TypeContext) -> Equation | None:
         x = ctx.shape(0)
         if x is None:
@@ -230,8 +228,9 @@ class FakeQuantize(Op):
         return self.declared(ctx, f"{', '.join(parts)} -> {parts[0]}")
 
     def element(self, ctx: TypeContext) -> Element:
-        if self.rounding_mode.upper() not in ROUNDINGS:
-            ctx.fail(f"no rounding mode is called {self.rounding_mode!r}; there are {', '.join(ROUNDINGS)}")
+        mode = str(self.attributes.get("rounding_mode", "ROUND"))
+        if mode.upper() not in ROUNDINGS:
+            ctx.fail(f"no rounding mode is called {mode!r}; there are {', '.join(ROUNDINGS)}")
         return ctx.element(0)
 
 
