@@ -59,15 +59,23 @@ def load_weights(files: ArtifactFiles, section: WeightsSection) -> list[Array]:
 
 
 def aligned(array: Array) -> Array:
-    """The array itself if compiled code can take it as it is, otherwise a copy: contiguous, writable, aligned."""
-    flags = array.flags
-    if flags.c_contiguous and flags.writeable and _address(array) % ALIGNMENT == 0:
+    """The array itself if compiled code can take it as it is, otherwise a copy: compact, writable, aligned."""
+    # numpy calls arrays contiguous whatever the strides of axes of extent 0 or 1 are; compiled code checks them all.
+    compact = array.strides == _compact_strides(array) and array.flags.writeable
+    if compact and _address(array) % ALIGNMENT == 0:
         return array
     memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -_address(memory) % ALIGNMENT
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy: Array = np.ndarray(array.shape, array.dtype, memory, -_address(memory) % ALIGNMENT)
     copy[...] = array
     return copy
+
+
+def _compact_strides(array: Array) -> tuple[int, ...]:
+    strides, step = [], array.itemsize
+    for extent in reversed(array.shape):
+        strides.append(step)
+        step *= max(extent, 1)
+    return tuple(reversed(strides))
 
 
 def _address(array: Array) -> int:

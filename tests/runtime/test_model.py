@@ -75,6 +75,19 @@ def test_any_memory_layout_is_taken(artifact: Path, artifacts: ModuleType) -> No
             np.testing.assert_allclose(model({"x": array})["scores"], wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_odd_strides_of_short_axes_are_made_compact() -> None:
+    """Axes of extent 0 or 1 may have any stride in numpy, also in arrays that happen to be aligned."""
+    memory = aligned(np.zeros((64, 4), "f4"))
+    for array in (memory[::3][:1], memory[:0], memory[::16], np.empty((0, 4), "f4"), np.empty((3, 0, 4), "f4"), memory):
+        made = aligned(array)
+        assert made.shape == array.shape and made.__array_interface__["data"][0] % 64 == 0
+        step = made.itemsize
+        for extent, stride in zip(reversed(made.shape), reversed(made.strides), strict=True):
+            assert stride == step
+            step *= max(extent, 1)
+    assert aligned(memory) is memory
+
+
 def test_results_are_the_callers_own(artifact: Path) -> None:
     with espalier.runtime.load(artifact, threads=1) as model:
         first = model({"x": x()})
