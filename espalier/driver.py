@@ -228,13 +228,14 @@ def _check(path: Path, original: Graph, seed: int) -> str:
 
 
 def _sensitivity(graph: Graph, inputs: Sequence[Any], wanted: Sequence[Any], position: int, seed: int) -> float:
-    """How far an output moves when inputs change in their last bits.
+    """How far an output moves when inputs change by a few last bits.
 
     Where a model rounds, a sum in another order can land on the next step; the model itself does no better.
     """
     rng, worst = np.random.default_rng(seed), 0.0
     for _ in range(3):
-        moved = [a * (1 + 2.0**-22 * rng.standard_normal(a.shape)).astype(a.dtype) if a.dtype.kind == "f" else a for a in inputs]
+        noise = [1 + 2.0**-16 * rng.standard_normal(a.shape) for a in inputs]
+        moved = [a * e.astype(a.dtype) if a.dtype.kind == "f" else a for a, e in zip(inputs, noise, strict=True)]
         worst = max(worst, disagreement(wanted[position], reference_runner(graph)(moved)[position])[0])
     return worst
 

@@ -42,7 +42,7 @@ def pattern(graph: Graph, node: Node) -> Pattern:
     if op.contracts:
         return Pattern.CONTRACTION
     try:
-        equation = op.equation(type_context(graph, node))
+        equation = op.equation(type_context(graph, node, fresh=lambda: "unknown"))
     except TypeInferenceError:
         return Pattern.OTHER
     if equation is not None and (equation.normalized or equation.contracted()):

@@ -7,7 +7,7 @@ Scan) are graphs of their own that see outer values only as explicit operands of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -421,15 +421,15 @@ def constant_value(data: Any, element: Element | None = None, name: str = "") ->
     return value
 
 
-def type_context(graph: Graph, node: Node) -> TypeContext:
-    """What `infer` of a node's operator gets to see."""
+def type_context(graph: Graph, node: Node, fresh: Callable[[], str] | None = None) -> TypeContext:
+    """What `infer` of a node's operator gets to see; `fresh` names new symbols (by default, the graph does)."""
     return TypeContext(
         node.op,
         [None if operand is None else operand.type for operand in node.operands],
         lambda position: getattr(node.operands[position], "known", None),
         result_count=len(node.results),
         region_results=[[output.type for output in region.outputs] for region in node.regions],
-        fresh=graph.fresh_symbol,
+        fresh=fresh or graph.fresh_symbol,
     )
 
 

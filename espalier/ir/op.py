@@ -396,7 +396,7 @@ def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -
     try:
         with np.errstate(all="ignore"):
             found = operator.reference(xp, *contents)
-    except (TypeError, ValueError, ArithmeticError, AttributeError):  # a symbol where a number is needed
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError):  # a symbol where a number is needed
         return None
     found = np.asarray(found[0] if isinstance(found, tuple) else found)
     return found if found.shape == result.shape else None

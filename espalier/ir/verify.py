@@ -93,7 +93,7 @@ def _values(graph: Graph) -> Iterable[Value]:
 
 def _verify_types(graph: Graph, node: Node) -> None:
     try:
-        inferred = node.op.infer(type_context(graph, node))
+        inferred = node.op.infer(type_context(graph, node, fresh=lambda: "unknown"))
     except (TypeInferenceError, DeclarationError) as error:
         raise _fail("operands fit the operator", f"{node.op.name}: {error}", node) from None
     for result, type in zip(node.results, inferred, strict=True):
