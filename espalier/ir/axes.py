@@ -245,7 +245,7 @@ class _Solver:
 
     def _solve_product(self, extent: Dimension, others: list[Dimension], unknown: list[str]) -> None:
         rest = dims.product(others)
-        if isinstance(extent, int) and isinstance(rest, int) and (rest == 0 or extent % rest):
+        if unknown and isinstance(extent, int) and isinstance(rest, int) and (rest == 0 or extent % rest):
             raise DeclarationError(f"extent {extent} is not a multiple of {rest}")
         if unknown:
             self._set(unknown[0], dims.floor_divide(extent, rest))

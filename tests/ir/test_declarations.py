@@ -184,9 +184,26 @@ def check_counts(sample: Sample, rng: np.random.Generator) -> None:
         assert macs(node) == (sample.macs if sample.macs is not None else macs_by_running(sample)), sample.op
 
 
+def check_empty(sample: Sample, rng: np.random.Generator) -> None:
+    """Without any index of a letter, types still agree with execution, or the operator refuses such operands."""
+    equation = equation_of(sample)
+    attributes = {leaf for key, held in equation.bound.items() if key in sample.op.defaults for leaf in flat(held)}
+    for leaf in all_leaves(equation):
+        if leaf.pinned or int(leaf.extent) < 2 or id(leaf) in attributes:
+            continue
+        empty = without(sample, equation, leaf, None)
+        try:
+            types = empty.op.infer(context(empty))
+        except TypeInferenceError:
+            continue
+        for type, array in zip(types, run_sample(empty), strict=True):
+            assert stored(type) == TensorType(from_dtype(array.dtype), array.shape), empty.op
+
+
 test_types = on_samples(check_types)
 test_symbolic_types = on_samples(check_symbolic_types)
 test_deletion = on_samples(check_deletion)
+test_empty = on_samples(check_empty)
 test_zero_rules = on_samples(check_zero)
 test_counts = on_samples(check_counts)
 
@@ -227,9 +244,9 @@ def bound_contents(sample: Sample, equation: Equation, extents: dict[int, Any]) 
     return found
 
 
-def without(sample: Sample, equation: Equation, leaf: Variable, index: int) -> Sample:
-    """The sample without one index of a leaf: operands, bound attributes and bound operands follow."""
-    extents = {id(leaf): int(leaf.extent) - 1}
+def without(sample: Sample, equation: Equation, leaf: Variable, index: int | None) -> Sample:
+    """The sample without one index of a leaf (None: without any): operands and what is bound follow."""
+    extents = {id(leaf): 0 if index is None else int(leaf.extent) - 1}
     operands = [
         a if a is None or axes is None else cut(a, axes, leaf, index)
         for a, axes in zip(sample.operands, padded(equation, sample), strict=True)
@@ -259,11 +276,12 @@ def feeds_back(equation: Equation, leaf: Variable) -> bool:
     return any(sum(id(leaf) in leaves_of([axis]) for axis in axes or ()) > 1 for axes in equation.operands)
 
 
-def cut(array: Array, terms: list[Any], leaf: Variable, index: int) -> Array:
-    """The array without the positions whose coordinate of the leaf is the index."""
+def cut(array: Array, terms: list[Any], leaf: Variable, index: int | None) -> Array:
+    """The array without the positions whose coordinate of the leaf is the index (None: is any)."""
     for axis, term in enumerate(terms):
         if id(leaf) in leaves_of([term]):
-            array = np.compress(coordinates(term, leaf) != index, array, axis)
+            there = coordinates(term, leaf)
+            array = np.compress(there < 0 if index is None else there != index, array, axis)
     return array
 
 

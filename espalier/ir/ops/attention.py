@@ -78,6 +78,8 @@ class Attention(Op):
         found = self.declared(ctx, f"{', '.join(parts)} -> {', '.join(results)}", known)
         if found is None:
             return None
+        if 0 in (found.letters["g"][0].extent, found.letters["r"][0].extent):
+            ctx.fail("there are no heads")
         if self.is_causal or self.left_window_size >= 0 or self.right_window_size >= 0 or ctx.has("nonpad_kv_seqlen"):
             for letter in "stp":
                 for variable in found.letters.get(letter, []):

@@ -92,6 +92,8 @@ class Recurrent(Op):
         found = self.declared(ctx, f"{text} -> {', '.join([y, state, state][: len(self.results)])}", known)
         if found is None:
             return None
+        if found.letters["h"][0].extent == 0:
+            ctx.fail("there are no hidden units")
         for letter, reason in (("q", "gates"), ("two", "two biases"), ("peepholes", "peepholes"), ("n", "directions")):
             for variable in found.letters.get(letter, []):
                 pin(variable, reason)

@@ -133,7 +133,7 @@ class Resize(Op):
             region = xp.to_numpy(roi).astype(np.float64).tolist()
         if sizes is not None and 0 not in sizes.shape:
             wanted = [int(size) for size in xp.to_numpy(sizes)]
-            factors: list[Any] = [size / extent for size, extent in zip(wanted, extents, strict=True)]
+            factors: list[Any] = [s / extent if extent else 1.0 for s, extent in zip(wanted, extents, strict=True)]
             if self.keep_aspect_ratio_policy != "stretch":
                 scale, wanted = self._kept_ratio(wanted, extents)
                 factors = [scale] * len(axes)

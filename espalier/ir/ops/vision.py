@@ -185,14 +185,14 @@ class DeformConv(Op):
             base = np.asarray(start.reshape((-1,) + (1,) * (spatial - 1 - axis)), np.float64)
             step = np.indices(kernel)[axis].reshape((taps,) + (1,) * spatial) * dilations[axis]
             moved = xp.astype(xp.asarray(base + step), xp.element(offset))
-            grids.append(xp.reshape(offset[:, :, :, axis] + moved, (n, groups, -1)))
+            grids.append(xp.reshape(offset[:, :, :, axis] + moved, (n, groups, taps * math.prod(counts))))
         values = xp.reshape(xp.wide(x), (n * groups, channels // groups, *x.shape[2:]))
-        neighbours = [linear_taps(xp, xp.reshape(grid, (n * groups, -1))) for grid in grids]
+        neighbours = [linear_taps(xp, xp.reshape(grid, (n * groups, taps * math.prod(counts)))) for grid in grids]
         sampled = xp.reshape(gather(xp, values, neighbours), (n, groups, channels // groups, taps, *counts))
         if mask is not None:
             sampled = sampled * xp.reshape(xp.wide(mask), (n, groups, 1, taps, *counts))
         per_group = channels // self.group
-        sampled = xp.reshape(sampled, (n, self.group, per_group * taps, -1))
+        sampled = xp.reshape(sampled, (n, self.group, per_group * taps, math.prod(counts)))
         weight = xp.reshape(xp.wide(w), (1, self.group, w.shape[0] // self.group, per_group * taps))
         y = xp.reshape(xp.matmul(weight, sampled), (n, w.shape[0], *counts))
         return xp.astype(y if b is None else y + xp.reshape(xp.wide(b), (1, -1) + (1,) * spatial), kind)

@@ -331,13 +331,13 @@ def conv(
             slice(k * dilation, k * dilation + (count - 1) * stride + 1, stride)
             for k, dilation, count, stride in zip(offset, dilations, counts, strides, strict=True)
         )
-        part = x[(slice(None), slice(None), slice(None), *spans)].reshape(n, groups, per_group, -1)
+        part = x[(slice(None), slice(None), slice(None), *spans)].reshape(n, groups, per_group, total.shape[3])
         tap: tuple[Any, ...] = (..., *offset)
         weight = w[tap]
         if 0 in part.shape:
             continue
         total += weight * part if per_group == 1 else np.matmul(weight, part)
-    return total.reshape(n, -1, *counts).astype(out_type)
+    return total.reshape(n, groups * w.shape[1], *counts).astype(out_type)
 
 
 def scatter(
