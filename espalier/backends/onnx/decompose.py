@@ -203,4 +203,3 @@ class EmittingPrimitives:
     def sum(self, array: Emitted, axis: int) -> Emitted:
         axes = constant_value(np.array([axis], np.int64))
         return Emitted(self.builder, self.builder.reduce_sum(array.value, axes, keepdims=0))
-

@@ -50,6 +50,8 @@ class Exporter:
         self.model = ModelProto()
         self._plans: dict[Any, Plan | Graph] = {}
         self._expansions: dict[Any, Graph | None] = {}
+        self._kept: list[Graph | None] = []
+        """Every expansion, also those that were dropped: keys hold identities."""
         self._assumed = set(graph.metadata.get("assumed_types", ()))
 
     def run(self) -> ModelProto:
@@ -140,6 +142,7 @@ class Exporter:
         key = (*_key(node, True), tuple(bool(result.uses) for result in node.results))
         if key not in self._expansions:
             found = expand(node)
+            self._kept.append(found)
             try:
                 for inner in found or ():
                     self._plan(inner, self._key(inner))
@@ -168,7 +171,9 @@ class Exporter:
             hint = (
                 wanted[position] if position < len(wanted) and wanted[position] else value.name or f"output_{position}"
             )
-            if not region and hint in self.taken and self.names.get(value) == hint:  # an input that is an output of the same name
+            if (
+                not region and hint in self.taken and self.names.get(value) == hint
+            ):  # an input that is an output of the same name
                 name = hint
             else:
                 name = self._reserve(hint)
@@ -314,14 +319,15 @@ class Plan:
 
 
 def _key(node: Node, contents: bool) -> Any:
-    """What decides how a node is written: nodes with equal keys are written alike."""
-    operands = tuple(
-        [
-            None if v is None else (v.type, (id(v.constant) if contents else 1) if v.constant is not None else 0)
-            for v in node.operands
-        ]
-    )
-    return node.op, operands, tuple([v.type for v in node.results])
+    """What decides how a node is written: nodes with equal keys are written alike.
+
+    Operators and types count by identity, which is quick; the graph that holds them must outlive the key.
+    """
+    operands = [
+        0 if v is None else (id(v.type), (id(v.constant) if contents else 1) if v.constant is not None else 0)
+        for v in node.operands
+    ]
+    return (id(node.op), *operands, *[id(result.type) for result in node.results])
 
 
 def _slot(value: Value) -> Value:

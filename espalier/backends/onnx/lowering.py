@@ -88,7 +88,9 @@ def lower_attention(node: Node, rewriter: Rewriter) -> Replacement:
     scale = node.scale if node.scale is not None else q.shape[3] ** -0.5
     scores = rewriter.matmul(rewriter.mul(q, scale) if scale != 1 else q, rewriter.transpose(k, perm=(0, 1, 3, 2)))
     if mask is not None:
-        rewriter.require(mask.element in (BOOL, q.element) and mask.shape[-1] == k.shape[2], "the mask is short or narrow")
+        rewriter.require(
+            mask.element in (BOOL, q.element) and mask.shape[-1] == k.shape[2], "the mask is short or narrow"
+        )
         scores = rewriter.where(mask, scores, -math.inf) if mask.element == BOOL else rewriter.add(scores, mask)
     weights = rewriter.softmax(scores)
     if mask is not None and not sees_something(mask):  # where nothing is seen, attention gives zero

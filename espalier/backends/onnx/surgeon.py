@@ -66,7 +66,5 @@ def _surgeon() -> Any:
     try:
         import onnx_graphsurgeon
     except ImportError as error:
-        raise InputError(
-            "E205", "this needs onnx-graphsurgeon", hint="pip install 'espalier[graphsurgeon]'"
-        ) from error
+        raise InputError("E205", "this needs onnx-graphsurgeon", hint="pip install 'espalier[graphsurgeon]'") from error
     return onnx_graphsurgeon

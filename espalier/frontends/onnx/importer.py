@@ -15,7 +15,7 @@ from espalier.frontends.onnx.site import ADAPTERS, Absent, Refused, Results, Sit
 from espalier.frontends.onnx.types import TypeReader
 from espalier.ir.axes import DeclarationError
 from espalier.ir.elements import F32
-from espalier.ir.graph import Graph, Location, Node, Value, constant_value, infer_node, refine_type
+from espalier.ir.graph import _INFERRED, Graph, Location, Node, Value, constant_value, infer_node, refine_type
 from espalier.ir.op import Op, TypeInferenceError, onnx_operators
 from espalier.ir.types import TensorType, Type
 
@@ -82,6 +82,9 @@ class Importer:
         self.operators = onnx_operators()
         self._prepared: dict[Any, Op | None] = {}
         """The operator instance of nodes that today's operators take as they are, by opset, type and attributes."""
+        self._constant_types: dict[tuple[str, tuple[int, ...]], Type] = {}
+        self._inferred: dict[tuple[int, ...], tuple[Op, list[Type | None], list[Type]]] = {}
+        """Result types by the identity of operator and operand types, which are kept here so that they stay the same."""
         written = len(model.graph.node) + sum(len(f.node) for f in model.functions)
         self.nodes_left = 100_000 + _EXPANSION * written
         self.assumed: list[str] = []
@@ -103,8 +106,15 @@ class Importer:
         """Fill a scope and its graph. `inputs` are the types of a region's inputs as its node's operands have them."""
         graph, where = scope.graph, proto.name or "the graph"
         for tensor in proto.initializer:
+            name = tensor.name
             constant = tensors.read_tensor(tensor, self.folder)
-            scope.define(tensor.name, constant_value(constant, name=tensor.name), where)
+            key = (constant.element.name, constant.shape)
+            type = self._constant_types.get(key)
+            if type is None:
+                type = self._constant_types[key] = TensorType(constant.element, constant.shape)
+            value = Value(type, name)
+            value.constant = constant
+            scope.define(name, value, where)
         for sparse in proto.sparse_initializer:
             name = sparse.values.name
             scope.define(name, constant_value(tensors.read_sparse(sparse, self.folder), name=name), where)
@@ -199,6 +209,13 @@ class Importer:
         ports = op.operands
         if len(node.operands) != len(ports):
             _check_arity(node)
+        types = [None if operand is None else operand.type for operand in node.operands]
+        key = (id(op), len(node.results), *map(id, types))
+        known = self._inferred.get(key)
+        if known is not None:
+            for result, found in zip(node.results, known[2], strict=True):
+                result.type = found
+            return graph.insert(node)
         try:
             infer_node(graph, node)
         except (
@@ -210,6 +227,10 @@ class Importer:
             ZeroDivisionError,
         ) as error:
             raise InputError("E110", f"{op.name}: {error}", node=node.location, source=_operand_types(node)) from error
+        if node.regions or op.symbolic or type(op).content is not Op.content:
+            return graph.insert(node)  # what it holds may matter
+        if (op, tuple(types), len(node.results)) in _INFERRED:
+            self._inferred[key] = op, types, [result.type for result in node.results]
         return graph.insert(node)
 
     # ---- one node ------------------------------------------------------------------------------------------

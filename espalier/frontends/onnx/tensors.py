@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx import SparseTensorProto, TensorProto, numpy_helper
 
 from espalier.errors import InputError
-from espalier.frontends.onnx.elements import from_code
+from espalier.frontends.onnx.elements import BY_CODE, from_code
 from espalier.ir import constants, elements
-from espalier.ir.constants import Constant
+from espalier.ir.constants import ArraySource, Constant
 from espalier.ir.elements import Element
 
 DENSE_LIMIT = 1 << 28
@@ -65,11 +65,25 @@ def _code(element: Element) -> int:
     return code_of(element)
 
 
+_PLAIN = {
+    code: (element, element.dtype.newbyteorder("<"), element.dtype.itemsize)
+    for code, element in BY_CODE.items()
+    if element.bits >= 8 and element is not elements.STRING
+}
+"""Elements of whole bytes by their code, with numpy's type of their little-endian form."""
+
+
 def read_tensor(tensor: TensorProto, folder: Path | None, name: str = "") -> Constant:
     """The constant that a TensorProto holds or points to; `folder` is where external data lie.
 
     Raises InputError: E104, E105, E106 for external data, E111 where bytes and type don't agree.
     """
+    plain = _PLAIN.get(tensor.data_type)
+    if plain is not None and tensor.HasField("raw_data") and not tensor.data_location:  # most of a large model
+        raw, shape = tensor.raw_data, tuple(tensor.dims)
+        element, dtype, size = plain
+        if math.prod(shape) * size == len(raw) and raw:
+            return Constant(ArraySource(np.frombuffer(raw, dtype).reshape(shape)), element, shape)
     name = name or tensor.name or "a tensor"
     element = from_code(tensor.data_type, name)
     shape = tuple(tensor.dims)
