@@ -28,10 +28,10 @@ NEAREST: dict[str, Callable[[Floats], Floats]] = {
 
 @op("resize", onnx="Resize")
 class Resize(Op):
-    """x interpolated to other extents, given by `scales` or `sizes` of `axes` (all by default); ONNX Resize.
+    """x interpolated to other extents, given by `scales` or `sizes` of some axes (all by default); ONNX Resize.
 
-    `roi` (begins, then ends, as fractions) counts for tf_crop_and_resize only, and then with `sizes` only: ONNX's text
-    and its implementations disagree about what it means with `scales`.
+    `resized_axes` is ONNX's `axes`. `roi` (begins, then ends, as fractions) counts for tf_crop_and_resize only, and
+    then with `sizes` only: ONNX's text and its implementations disagree about what it means with `scales`.
     """
 
     x: In
@@ -39,7 +39,7 @@ class Resize(Op):
     scales: In | None
     sizes: In | None
     antialias: int = 0
-    axes: tuple[int, ...] | None = None  # type: ignore[assignment, misc]
+    resized_axes: tuple[int, ...] | None = None
     coordinate_transformation_mode: str = "half_pixel"
     cubic_coeff_a: float = -0.75
     exclude_outside: int = 0
@@ -48,13 +48,16 @@ class Resize(Op):
     mode: str = "nearest"
     nearest_mode: str = "round_prefer_floor"
 
+    onnx_names = {"resized_axes": "axes"}
+
     def zero_at(self, ctx: TypeContext, states: zeros.States) -> bool:
         extrapolates = self.coordinate_transformation_mode == "tf_crop_and_resize" and self.extrapolation_value != 0
         return states[0] is True and not extrapolates
 
     def chosen(self, rank: int) -> list[int]:
         """The axes that scales and sizes are for."""
-        return list(range(rank)) if self.axes is None else [axis + rank if axis < 0 else axis for axis in self.axes]
+        axes = range(rank) if self.resized_axes is None else self.resized_axes
+        return [axis + rank if axis < 0 else axis for axis in axes]
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         x = ctx.shape("x")

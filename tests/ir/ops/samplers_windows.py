@@ -90,11 +90,11 @@ def resize(rng: Generator) -> Sample:
     some = rng.random() < 0.5
     extents = [int(size) for size in rng.integers(2, 9, 2)]
     if some:
-        options["axes"] = (2, -1)
+        options["resized_axes"] = (2, -1)
     roi = np.array([0.1, 0.2, 0.9, 1.1]) if some else np.array([0, 0, 0.1, 0.2, 1, 1, 0.9, 1.1])
     crop = coordinates == "tf_crop_and_resize"
     if crop:
-        options |= {"extrapolation_value": float(rng.integers(2)), "axes": (2, 3)}
+        options |= {"extrapolation_value": float(rng.integers(2)), "resized_axes": (2, 3)}
         roi, some = np.array([0.1, 0.2, 0.9, 1.1]), True
     if crop or rng.random() < 0.5:
         sizes = np.array(extents if some else [*x.shape[:2], *extents])

@@ -162,7 +162,7 @@ def test_resize_of_symbolic_extents() -> None:
 
 def test_resize_refuses_what_is_ambiguous() -> None:
     x, roi = random(1, 4, 4), np.array([0, 0.1, 1, 0.9], np.float32)
-    op = Resize(coordinate_transformation_mode="tf_crop_and_resize", axes=(1, 2))
+    op = Resize(coordinate_transformation_mode="tf_crop_and_resize", resized_axes=(1, 2))
     with pytest.raises(ValueError, match="ambiguous"):
         op.reference(xp, x, roi, np.array([2, 2], np.float32))
     graph = Graph()
