@@ -176,6 +176,8 @@ class Op:
     """Whether nodes on constants may be computed at compile time (dequantize may not: quantized weights stay so)."""
     moves: ClassVar[bool] = False
     """Whether it only moves elements: values come out as they went in, whatever their element type."""
+    reshapes: ClassVar[bool] = False
+    """Whether the result is the first operand's elements in the same row-major order."""
     monotone: ClassVar[bool] = False
     idempotent: ClassVar[bool] = False
 
@@ -236,9 +238,7 @@ class Op:
         """
         return None if self.axes is None else self.declared(ctx, self.axes)
 
-    def declared(
-        self, ctx: TypeContext, text: str, known: Mapping[str, Dimension] | None = None
-    ) -> Equation | None:
+    def declared(self, ctx: TypeContext, text: str, known: Mapping[str, Dimension] | None = None) -> Equation | None:
         """The equation of a declaration, for `equation` of operators whose declaration depends on attributes or ranks.
 
         `known` gives letters extents beforehand, besides `bound`. None if a rank is unknown.
@@ -269,7 +269,7 @@ class Op:
     def zero_at(self, ctx: TypeContext, states: zeros.States) -> bool:
         """Is the result zero at an index where the operands are as `states` say?
 
-        The default asks `zero`; operators for which known operands or attributes decide (the bounds of a clip) override.
+        The default asks `zero`; operators for which operands or attributes decide (the bounds of a clip) override.
         """
         return self.zero(states)
 
@@ -329,7 +329,9 @@ def _collect(cls: type[Op]) -> None:
     bodies: list[str] = []
     defaults: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)
-    own = [key for base in reversed(cls.__mro__) if issubclass(base, Op) and base is not Op for key in base.__annotations__]
+    own = [
+        key for base in reversed(cls.__mro__) if issubclass(base, Op) and base is not Op for key in base.__annotations__
+    ]
     for key in dict.fromkeys(own):
         hint = hints[key]
         if typing.get_origin(hint) is ClassVar:

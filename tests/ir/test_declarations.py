@@ -87,6 +87,8 @@ def check_types(sample: Sample, rng: np.random.Generator) -> None:
     for result, array in zip(node.results, execute(graph, inputs), strict=True):
         assert isinstance(array, np.ndarray | np.generic), f"{sample.op} gives {type(array)}"
         assert stored(result.type) == TensorType(from_dtype(array.dtype), array.shape), sample.op
+    if sample.op.reshapes:
+        np.testing.assert_array_equal(array.reshape(-1), np.reshape(sample.operands[0], -1))
 
 
 def check_symbolic_types(sample: Sample, rng: np.random.Generator) -> None:

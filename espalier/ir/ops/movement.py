@@ -76,6 +76,7 @@ class Reshape(Op):
     zero = zeros.passed
     symbolic = True
     moves = True
+    reshapes = True
 
     def target(self, ctx: TypeContext) -> Shape | None:
         """The result shape, as far as the shape operand's content tells; None if that is unknown."""
@@ -172,6 +173,7 @@ class Squeeze(Op):
     zero = zeros.passed
     symbolic = True
     moves = True
+    reshapes = True
 
     def dropped(self, ctx: TypeContext, shape: Shape) -> tuple[int, ...] | None:
         """The axes that go; None if only the data or run-time extents tell."""
@@ -223,6 +225,7 @@ class Unsqueeze(Op):
     zero = zeros.passed
     symbolic = True
     moves = True
+    reshapes = True
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         shape, axes = ctx.shape("data"), ctx.numbers("axes_")
@@ -258,6 +261,7 @@ class Flatten(Op):
     zero = zeros.passed
     symbolic = True
     moves = True
+    reshapes = True
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         shape = ctx.shape("x")

@@ -75,8 +75,8 @@ def astype(array: Array, kind: Element) -> Array:
 def cast(array: Array, kind: Element, saturate: bool, round_mode: str) -> Array:
     """Convert as ONNX's Cast does: to integers of any width by dropping high bits, to 8-bit floats by its tables.
 
-    `saturate` limits 8-bit floats to their largest number; `round_mode` ("up", "down", "nearest") is for f8e8m0. Text is
-    read, and numbers written, as Python does.
+    `saturate` limits 8-bit floats to their largest number; `round_mode` ("up", "down", "nearest") is for f8e8m0. Text
+    is read, and numbers written, as Python does.
     """
     if array.dtype == object and kind != elements.STRING:
         entries = array.reshape(-1).tolist()
@@ -210,7 +210,8 @@ def divide(a: Array, b: Array) -> Array:
         if np.any(np.asarray(b) == 0):
             raise ZeroDivisionError("an integer is divided by zero")
         quotient = np.floor_divide(a, b)
-        return np.asarray(quotient + ((quotient * b != a) & ((np.asarray(a) < 0) != (np.asarray(b) < 0))).astype(quotient.dtype))
+        below = (quotient * b != a) & ((np.asarray(a) < 0) != (np.asarray(b) < 0))
+        return np.asarray(quotient + below.astype(quotient.dtype))
 
 
 _ERF = np.frompyfunc(math.erf, 1, 1)
@@ -265,7 +266,9 @@ def cumprod(array: Array, axis: int) -> Array:
 def matmul(a: Array, b: Array) -> Array:
     """Matrix product over the last two axes, broadcasting the others; narrow floats accumulate in f32."""
     result = np.result_type(a, b)
-    return np.asarray(np.matmul(wide(a), wide(b))).astype(result) if element(a).bits < 32 else np.asarray(np.matmul(a, b))
+    if element(a).bits < 32:
+        return np.asarray(np.matmul(wide(a), wide(b))).astype(result)
+    return np.asarray(np.matmul(a, b))
 
 
 def einsum(text: str, *arrays: Array) -> Array:
@@ -340,9 +343,7 @@ def conv(
     return total.reshape(n, groups * w.shape[1], *counts).astype(out_type)
 
 
-def scatter(
-    array: Array, index: tuple[Any, ...], updates: Array, reduction: str = "none"
-) -> Array:
+def scatter(array: Array, index: tuple[Any, ...], updates: Array, reduction: str = "none") -> Array:
     """A copy with `updates` written (or added, multiplied, min, max) at the positions of an index tuple."""
     result = np.array(array)
     if reduction == "none":
@@ -356,7 +357,8 @@ def scatter(
 def fft(array: Array, axis: int, length: int | None = None, inverse: bool = False) -> Array:
     """The (inverse) discrete Fourier transform of complex numbers along an axis, in their own precision."""
     transform = np.fft.ifft if inverse else np.fft.fft
-    return transform(array, n=length, axis=axis).astype(np.complex128 if array.dtype in (np.float64, np.complex128) else np.complex64)
+    kind = np.complex128 if array.dtype in (np.float64, np.complex128) else np.complex64
+    return transform(array, n=length, axis=axis).astype(kind)
 
 
 def complex_of(real: Array, imaginary: Array) -> Array:
@@ -371,7 +373,9 @@ def det(array: Array) -> Array:
 
 def unique(array: Array, axis: int | None, in_order: bool) -> tuple[Array, Array, Array, Array]:
     """Distinct entries (sorted, or in order of first occurrence), their first indices, inverse indices, counts."""
-    values, first, inverse, counts = np.unique(array, return_index=True, return_inverse=True, return_counts=True, axis=axis)
+    values, first, inverse, counts = np.unique(
+        array, return_index=True, return_inverse=True, return_counts=True, axis=axis
+    )
     inverse = inverse.reshape(-1)
     if in_order:
         order = np.argsort(first, kind="stable")
