@@ -77,7 +77,8 @@ def _load_file(path: Path, example_inputs: Any, options: dict[str, Any]) -> Grap
 def _onnx(source: Any, options: dict[str, Any]) -> Graph:
     from espalier.frontends import onnx
 
-    return onnx.load(source, **options)
+    # Reading an ONNX model runs no code, so there is nothing to trust.
+    return onnx.load(source, **{name: value for name, value in options.items() if name != "trust"})
 
 
 def _module(module: Any, example_inputs: Any, options: dict[str, Any]) -> Graph:
