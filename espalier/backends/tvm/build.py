@@ -92,6 +92,27 @@ def host_target(threads: int) -> Any:
     return tvm.target.Target({"kind": "llvm", "mcpu": str(cpu), "mtriple": str(triple), "num-cores": threads})
 
 
+KNOWN_SETS = (
+    "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe",
+    "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16", "avx512fp16", "avxvnni",
+    "amx-tile", "amx-int8", "amx-bf16", "neon", "dotprod", "fullfp16", "bf16", "i8mm", "sve", "sve2",
+)  # fmt: skip
+"""Instruction sets, by LLVM's names, that the code generator may use; the rest of LLVM's features are tuning."""
+
+
+def instruction_sets(target: Any) -> tuple[str, ...]:
+    """The instruction sets without which code for a target does not run."""
+    present = tvm.get_global_func("target.llvm_get_cpu_features")(target)
+    return tuple(name for name in KNOWN_SETS if name in present)
+
+
+def target_with(sets: Sequence[str]) -> dict[str, Any]:
+    """A target for this host's architecture with the named instruction sets only."""
+    triple = str(tvm.get_global_func("target.llvm_get_system_triple")())
+    base = {"mcpu": "x86-64"} if triple.startswith("x86_64") else {}
+    return {"kind": "llvm", "mtriple": triple, **base, "mattr": [f"+{name}" for name in sets]}
+
+
 def _relax_pipeline() -> Any:
     steps = relax.transform
     return tvm.transform.Sequential([

@@ -20,10 +20,10 @@ from espalier.backends.tvm.tensor import At, Expr, Fold, Index, Tensor
 
 
 def product_element(kind: Element) -> Element:
-    """What products of an element are added up in."""
+    """What products of an element are added up in: integers in their own, since all that is lost is what wraps around."""
     if kind.is_float and kind.bits < 32:
         return elements.F32
-    return elements.I64 if kind.is_integer or kind.kind == "bool" else kind
+    return elements.I64 if kind.kind == "bool" or kind.bits not in (8, 16, 32, 64) else kind
 
 
 def _accumulator(kind: Element, count: Dimension) -> str:
@@ -55,6 +55,11 @@ def matmul(a: Any, b: Any) -> Tensor:
 def batched(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension, kind: Element) -> Tensor:
     """The product of two stacks of matrices, whose leading axes broadcast to those of `shape`."""
     shape = tuple(shape)
+    from espalier.backends.tvm import products
+
+    tiled = products.matrices(left, right, shape, count, kind)
+    if tiled is not None:
+        return tiled
     state = _accumulator(kind, count)
     lead = shape[:-2]
 

@@ -12,7 +12,7 @@ from espalier.errors import UnsupportedError
 from espalier.ir import dims
 from espalier.ir.dims import Dim, Dimension
 from espalier.backends.tvm import numbers
-from espalier.backends.tvm.tensor import Expr, Fold, Index, Literal_, Map, Tensor
+from espalier.backends.tvm.tensor import Expr, Fold, Index, Literal_, Map, Product, Tensor
 
 Statement = Any
 
@@ -150,7 +150,7 @@ class Scope:
             return numbers.load(tensor.element, tirx.BufferLoad(buffer, list(index)), self.bind)
         if isinstance(tensor, Literal_):
             return numbers.immediate(_only(tensor), numbers.expression_type(tensor.element))
-        if isinstance(tensor, Fold):
+        if isinstance(tensor, Fold | Product):
             return self.bind(self.kernel.folds[tensor](self, index))
         assert isinstance(tensor, Map), tensor
         found = tensor.body(Reader(self, tensor), index)
