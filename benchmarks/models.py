@@ -100,7 +100,9 @@ def difference(wanted: Arrays, found: Arrays) -> float:
     return worst
 
 
-def right_decisions(name: str, data: Path, run: Callable[[Arrays], Arrays], like: Arrays, quick: bool) -> dict[str, Any]:
+def right_decisions(
+    name: str, data: Path, run: Callable[[Arrays], Arrays], like: Arrays, quick: bool
+) -> dict[str, Any]:
     """How many decisions of an artifact are right, and how many should be."""
     task = TASKS[name]
     samples, labels = task.samples(data)
@@ -111,9 +113,8 @@ def right_decisions(name: str, data: Path, run: Callable[[Arrays], Arrays], like
 
     fixed = load(data / "models" / f"{name}.onnx").inputs[0].shape[0]
     batch = fixed if isinstance(fixed, int) else 250
-    outputs = []
-    for k in range(0, len(samples), batch):
-        outputs.append(next(iter(run({key: samples[k : k + batch].astype(array.dtype)}).values())))
+    feeds = ({key: samples[k : k + batch].astype(array.dtype)} for k in range(0, len(samples), batch))
+    outputs = [next(iter(run(feed).values())) for feed in feeds]
     right = int(np.sum(decisions(np.concatenate(outputs)) == labels))
     return {"right": right, "of": len(labels), "expected": None if quick else task.right}
 
@@ -207,7 +208,7 @@ def main() -> None:
     for backend in BACKENDS:
         bad = [name for name, row in rows.items() if not fine(row, backend)]
         benchmark.bar(
-            f"agreement_{backend}", f"{len(rows) - len(bad)} of {len(rows)}", "every model agrees with the reference to 1e-4",
+            f"agreement_{backend}", f"{len(rows) - len(bad)} of {len(rows)}", "agreement to 1e-4 on every model",
             not bad, f"not {', '.join(bad)}" if bad else None,
         )  # fmt: skip
     off = [
@@ -218,7 +219,9 @@ def main() -> None:
     ]
     known = sum(row.get(b, {}).get("expected") is not None for row in rows.values() for b in BACKENDS)
     if known:
-        benchmark.bar("accuracy", f"{known - len(off)} of {known}", "within one prediction", not off, "; ".join(off) or None)
+        benchmark.bar(
+            "accuracy", f"{known - len(off)} of {known}", "within one prediction", not off, "; ".join(off) or None
+        )
     else:
         benchmark.bar("accuracy", None, "within one prediction", None, "--quick uses 500 samples; no whole test set")
     benchmark.finish()

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 import espalier
 from espalier import frontends, runtime
-from espalier.backends.base import Emission, backend as find_backend
-from espalier.cost.device import Device, device as find_device
+from espalier.backends.base import Emission
+from espalier.backends.base import backend as find_backend
+from espalier.cost.device import Device
+from espalier.cost.device import device as find_device
 from espalier.errors import EspalierError, InputError, VerificationError
 from espalier.ir import Graph, TensorType, Value, structural_hash
 from espalier.ir.clone import clone
@@ -79,7 +81,9 @@ class Artifact:
         lines += [f"passes: the model {self.report.whole_model}", f"artifact: {self.agreement}"]
         if self.score is not None:
             s = self.score
-            lines.append(f"{s.metric}: {s.original:.4f} → {s.compiled:.4f} on {s.samples} samples ({s.drop:+.2f} points lost)")
+            lines.append(
+                f"{s.metric}: {s.original:.4f} → {s.compiled:.4f} on {s.samples} samples ({s.drop:+.2f} points lost)"
+            )
         return lines
 
 
@@ -126,7 +130,9 @@ def compile(
         VerificationError: a check failed, or more accuracy was lost than `max_drop` allows (4).
     """
     if budget is not None:
-        raise InputError("E211", "a budget needs a planner, which this version does not have", hint="Leave --budget out.")
+        raise InputError(
+            "E211", "a budget needs a planner, which this version does not have", hint="Leave --budget out."
+        )
     if max_drop is not None and data is None:
         raise InputError("E212", "max_drop needs data to measure the accuracy on", hint="Give some with --data.")
     if max_drop is not None and not 0 <= max_drop <= 100:
@@ -173,9 +179,7 @@ def _manifest(graph: Graph, emission: Emission, device: Device, report: Report, 
     return Manifest(
         engine=emission.engine,
         inputs=tuple(tensor_spec(value.name, value) for value in graph.inputs),
-        outputs=tuple(
-            tensor_spec(name, value) for name, value in zip(graph.output_names, graph.outputs, strict=True)
-        ),
+        outputs=tuple(tensor_spec(name, value) for name, value in zip(graph.output_names, graph.outputs, strict=True)),
         device=DeviceSpec(
             device.name,
             platform.machine() if emission.instruction_sets or emission.native else "",

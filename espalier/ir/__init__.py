@@ -17,7 +17,7 @@ from espalier.ir.types import OptionalType, SequenceType, TensorType, Type
 from espalier.ir.verify import verify
 
 __all__ = [
-    "Builder", "Constant", "Dim", "Dimension", "Element", "Graph", "Location", "Node", "Op", "OptionalType", "Quantized",
-    "SequenceType", "TensorType", "Type", "TypeInferenceError", "Value", "constant_value", "lookup", "parse",
-    "structural_hash", "to_text", "verify",
+    "Builder", "Constant", "Dim", "Dimension", "Element", "Graph", "Location", "Node", "Op", "OptionalType",
+    "Quantized", "SequenceType", "TensorType", "Type", "TypeInferenceError", "Value", "constant_value", "lookup",
+    "parse", "structural_hash", "to_text", "verify",
 ]  # fmt: skip

@@ -311,7 +311,7 @@ class _Solver:
 
 
 def broadcast_extent(a: Dimension, b: Dimension) -> Dimension:
-    """The extent that two axes broadcast to. Raises DeclarationError if they are different numbers, neither of them 1."""
+    """The extent that two axes broadcast to. Raises DeclarationError for different numbers, neither of them 1."""
     if a == b or b == 1:
         return a
     if a == 1:

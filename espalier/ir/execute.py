@@ -51,7 +51,9 @@ def check_inputs(graph: Graph, arrays: Sequence[Any]) -> None:
             raise InputError("E207", f"input {value.name!r} has rank {len(array.shape)}, the model wants {value.type}")
         for declared, given in zip(shape, array.shape, strict=True):
             if isinstance(declared, int) and declared != given:
-                raise InputError("E207", f"input {value.name!r} has shape {tuple(array.shape)}, the model wants {value.type}")
+                raise InputError(
+                    "E207", f"input {value.name!r} has shape {tuple(array.shape)}, the model wants {value.type}"
+                )
             name = symbol_name(declared) if isinstance(declared, Dim) else None
             if name is not None and symbols.setdefault(name, (given, value.name))[0] != given:
                 other, where = symbols[name]

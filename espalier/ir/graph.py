@@ -112,7 +112,7 @@ class Value:
 
 
 class Node:
-    """One use of an operator. Operands, results and attributes can be read by their declared names: `node.x`, `node.axis`."""
+    """One use of an operator. Operands, results and attributes are read by their names: `node.x`, `node.axis`."""
 
     __slots__ = ("graph", "location", "next", "op", "operands", "position", "previous", "regions", "results")
 
@@ -478,6 +478,6 @@ def as_value(operand: Any, like: Value | None = None) -> Value:
         return operand
     if isinstance(operand, Constant):
         return constant_value(operand)
-    if isinstance(operand, bool | int | float) and like is not None and not like.element.storage.kind == "string":
+    if isinstance(operand, bool | int | float) and like is not None and like.element.storage.kind != "string":
         return constant_value(np.asarray(operand, like.element.dtype), like.element.storage)
     return constant_value(operand)

@@ -1,4 +1,4 @@
-"""Structural hashes: equal graphs have equal hashes, whatever their values are called and whatever order ran them in."""
+"""Structural hashes: equal graphs have equal hashes, whatever names and order they have."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier.errors import InputError
 from espalier.ir import zeros
 from espalier.ir.axes import DeclarationError, Equation, declare, shape_of, undescribed
 from espalier.ir.constants import SMALL
@@ -311,8 +312,9 @@ def op(name: str, *, onnx: str | None = None, domain: str = "") -> Callable[[typ
     """Register an operator class under a name (and the ONNX operator that it is)."""
 
     def register(cls: type[Op]) -> type[Op]:
-        if name in OPS and OPS[name].__qualname__ != cls.__qualname__:
-            raise ValueError(f"two operators are called {name!r}: {OPS[name]} and {cls}")
+        known = OPS.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError("E204", f"two operators are called {name!r}: {known.__module__} and {cls.__module__}")
         cls.name, cls.onnx, cls.onnx_domain = name, onnx, domain
         _collect(cls)
         OPS[name] = cls
@@ -368,7 +370,12 @@ def load_builtin_operators() -> None:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"espalier.ir.ops.{module.name}")
     for entry in importlib.metadata.entry_points(group="espalier.ops"):
-        entry.load()
+        try:
+            entry.load()
+        except InputError:
+            raise
+        except Exception as error:  # the fault is in somebody else's package, whatever it is
+            raise InputError("E208", f"the plug-in {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
 
 
 def lookup(name: str) -> type[Op]:
@@ -382,7 +389,12 @@ def lookup(name: str) -> type[Op]:
 def onnx_operators() -> Mapping[tuple[str, str], type[Op]]:
     """(domain, ONNX operator type) → operator class."""
     load_builtin_operators()
-    return {(cls.onnx_domain, cls.onnx): cls for cls in OPS.values() if cls.onnx}
+    found: dict[tuple[str, str], type[Op]] = {}
+    for cls in OPS.values():
+        if cls.onnx and (first := found.setdefault((cls.onnx_domain, cls.onnx), cls)) is not cls:
+            where = f"{first.__module__} and {cls.__module__}"
+            raise InputError("E204", f"two classes are the ONNX operator {cls.onnx_domain}::{cls.onnx}: {where}")
+    return found
 
 
 def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -> NDArray[Any] | None:

@@ -12,9 +12,7 @@ from onnx import TensorProto, helper
 from espalier.errors import UnsupportedError
 
 
-def run_onnx_node(
-    serialized: bytes, opsets: Mapping[str, int], arrays: Sequence[Any], result_count: int
-) -> list[Any]:
+def run_onnx_node(serialized: bytes, opsets: Mapping[str, int], arrays: Sequence[Any], result_count: int) -> list[Any]:
     """Run a serialized NodeProto on arrays (None for absent inputs) and return its results.
 
     onnxruntime runs it if it is installed and knows the operator, else ONNX's reference evaluator. Raises
@@ -42,7 +40,8 @@ def run_onnx_node(
             reasons.append(f"{type(error).__name__}: {str(error)[:200]}")
     raise UnsupportedError(
         "E403",
-        f"neither onnxruntime nor ONNX's evaluator can run {node.domain or 'ai.onnx'}::{node.op_type} ({'; '.join(reasons)})",
+        f"neither onnxruntime nor ONNX's evaluator can run {node.domain or 'ai.onnx'}::{node.op_type}"
+        f" ({'; '.join(reasons)})",
         node=node.op_type,
         source=node.name or None,
         hint="Register an operator of this meaning (entry-point group espalier.ops), or export the model without it.",

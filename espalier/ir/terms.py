@@ -13,7 +13,7 @@ splitting the longer. What cannot be aligned is pinned, with the reason.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 from espalier.ir import dims
 from espalier.ir.dims import Dimension
@@ -54,7 +54,7 @@ class Sum:
             self.extent = self.extent + part.extent
 
 
-Term: TypeAlias = Union[Variable, Product, Sum]
+Term: TypeAlias = Variable | Product | Sum
 
 
 def product(*parts: Term) -> Term:
@@ -242,9 +242,7 @@ def _unify_factors(a: Term, b: Term, todo: list[tuple[Term, Term]]) -> None:
         pin(term, "misaligned reshape")
 
 
-def _peel(
-    term: Term, parts: list[Term], extent: Dimension, minor_end: bool, todo: list[tuple[Term, Term]]
-) -> Term:
+def _peel(term: Term, parts: list[Term], extent: Dimension, minor_end: bool, todo: list[tuple[Term, Term]]) -> Term:
     """Split off a factor of this extent at one end; what remains goes back to the parts."""
     if term.extent == extent:
         return term

@@ -49,8 +49,7 @@ class _Printer:
     def graph(self, graph: Graph, indent: str) -> list[str]:
         inner = indent + "  "
         lines = [f"{indent}graph {json.dumps(graph.name)} {{"]
-        for value in graph.inputs:
-            lines.append(f"{inner}input {self.define(value)} {json.dumps(value.name)}: {value.type}")
+        lines += [f"{inner}input {self.define(v)} {json.dumps(v.name)}: {v.type}" for v in graph.inputs]
         for node in graph:
             for operand in node.operands:
                 if operand is not None:

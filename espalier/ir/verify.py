@@ -98,7 +98,9 @@ def _verify_types(graph: Graph, node: Node) -> None:
         raise _fail("operands fit the operator", f"{node.op.name}: {error}", node) from None
     for result, type in zip(node.results, inferred, strict=True):
         if not compatible(result.type, type):
-            raise _fail("types follow from operators", f"{node.op.name} makes {type}, but its result says {result.type}", node)
+            raise _fail(
+                "types follow from operators", f"{node.op.name} makes {type}, but its result says {result.type}", node
+            )
 
 
 def compatible(a: Type, b: Type) -> bool:

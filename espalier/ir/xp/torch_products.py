@@ -49,11 +49,12 @@ def _pad_axis(array: Array, axis: int, before: int, after: int, value: Any) -> A
     return torch.cat(parts, axis)
 
 
-
 def _native(array: Array) -> bool:
     """Whether torch multiplies such numbers accurately by itself (it accumulates 16-bit floats in f32 on GPUs)."""
-    return array.dtype.is_complex or array.dtype.is_floating_point and (
-        array.itemsize >= 4 or (array.device.type != "cpu" and array.itemsize == 2)
+    return (
+        array.dtype.is_complex
+        or array.dtype.is_floating_point
+        and (array.itemsize >= 4 or (array.device.type != "cpu" and array.itemsize == 2))
     )
 
 
