@@ -25,7 +25,7 @@ from espalier.ir.execute import run
 from espalier.passes.base import parse_spec
 from espalier.passes.manager import PassManager, Report, VerifyLevel
 from espalier.passes.pipelines import pipeline as find_pipeline
-from espalier.passes.samples import NoSample, sample_inputs
+from espalier.passes.samples import NoSample, sample_inputs, sensitivity
 from espalier.runtime.files import check_output, write_artifact
 from espalier.runtime.manifest import DeviceSpec, Manifest, PassRecord, TensorSpec, artifact_hash
 from espalier.train.agreement import disagreement
@@ -220,7 +220,7 @@ def _check(path: Path, original: Graph, seed: int) -> str:
         difference, limit = disagreement(a, b)
         worst = max(worst, difference)
         if difference > limit:
-            limit = max(limit, 2 * _sensitivity(original, inputs, wanted, position, seed))
+            limit = max(limit, 2 * sensitivity(original, inputs, wanted, position, seed))
         if not difference <= limit:
             raise VerificationError(
                 "E603",
@@ -229,19 +229,6 @@ def _check(path: Path, original: Graph, seed: int) -> str:
                 hint="Nothing was written. Please report it with the model.",
             )
     return f"agrees with the original (largest difference {worst:.2g} of the largest output)"
-
-
-def _sensitivity(graph: Graph, inputs: Sequence[Any], wanted: Sequence[Any], position: int, seed: int) -> float:
-    """How far an output moves when inputs change by a few last bits.
-
-    Where a model rounds, a sum in another order can land on the next step; the model itself does no better.
-    """
-    rng, worst = np.random.default_rng(seed), 0.0
-    for _ in range(3):
-        noise = [1 + 2.0**-16 * rng.standard_normal(a.shape) for a in inputs]
-        moved = [a * e.astype(a.dtype) if a.dtype.kind == "f" else a for a, e in zip(inputs, noise, strict=True)]
-        worst = max(worst, disagreement(wanted[position], reference_runner(graph)(moved)[position])[0])
-    return worst
 
 
 def reference_runner(graph: Graph) -> Runner:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from espalier.ir import TensorType, Value
+from espalier.ir import Graph, TensorType, Value
 from espalier.ir.dims import Dimension, substitute, symbols
 from espalier.ir.elements import Element
+from espalier.ir.execute import run
+from espalier.train.agreement import disagreement
 
 Mode = Literal["normal", "zero", "large", "extreme"]
 MODES: tuple[Mode, ...] = ("normal", "zero", "large", "extreme")
@@ -64,3 +66,17 @@ def _numbers(element: Element, shape: list[int], rng: np.random.Generator, mode:
         return np.zeros(shape, element.dtype)
     top = min(high, 2 if mode == "normal" else 100)
     return rng.integers(max(low, 0), top + 1, shape).astype(element.dtype)
+
+
+def sensitivity(graph: Graph, inputs: Sequence[Any], wanted: Sequence[Any], position: int, seed: int) -> float:
+    """How far an output moves, relative to its largest element, when the inputs change by a few last bits.
+
+    Where a model rounds, a sum in another order can land on the next step; the model itself does no better.
+    """
+    rng, worst = np.random.default_rng(seed), 0.0
+    for _ in range(3):
+        noise = [1 + 2.0**-16 * rng.standard_normal(a.shape) for a in inputs]
+        moved = [a * e.astype(a.dtype) if a.dtype.kind == "f" else a for a, e in zip(inputs, noise, strict=True)]
+        with np.errstate(all="ignore"):
+            worst = max(worst, disagreement(wanted[position], run(graph, moved)[position])[0])
+    return worst

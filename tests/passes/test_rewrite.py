@@ -9,7 +9,7 @@ from espalier.errors import InternalError, VerificationError
 from espalier.ir import Builder, Graph, Node, constant_value, to_text, verify
 from espalier.ir.execute import execute
 from espalier.ir.graph import Location
-from espalier.ir.ops import Add, Neg, Relu, Sub
+from espalier.ir.ops import Neg, Relu, Sub
 from espalier.ir.types import parse as type_of
 from espalier.passes import BITEXACT, REASSOCIATES, PassManager, parse_spec
 from espalier.passes.base import PASSES, Context
@@ -151,3 +151,12 @@ def test_tied_constant_stays_one():
     graph.set_outputs([builder.matmul(builder.matmul(x, weight), weight)])
     PassManager([parse_spec("fold_constants"), parse_spec("common_subexpressions")]).run(graph)
     assert graph.constants() == [weight]
+
+
+def test_a_disagreement_of_the_whole_model_is_bisected(monkeypatch, wrong_rule):
+    """Replays switched off, only the whole-model comparison can see the wrong rewrite; it finds its number."""
+    monkeypatch.setattr("espalier.passes.manager.Replayer.__call__", lambda self, change: None)
+    graph = chain(4)
+    with pytest.raises(VerificationError) as caught:
+        PassManager([parse_spec("drop_double_negation"), parse_spec("wrong_relu")]).run(graph)
+    assert "number 3" in str(caught.value.hint)
