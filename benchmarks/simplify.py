@@ -253,7 +253,8 @@ def report(benchmark: Benchmark, rows: dict[str, dict[str, Any]]) -> None:
         "node_counts", f"{counted - len(more)} of {counted}", "≤ onnxslim's and onnxsim's on every model",
         not more, f"more on {', '.join(more)}" if more else None,
     )  # fmt: skip
-    benchmark.bar("agreement", f"{counted - len(wrong)} of {counted}", "outputs equal to 1e-4 on every model", not wrong)
+    agreeing = f"{counted - len(wrong)} of {counted}"
+    benchmark.bar("agreement", agreeing, "outputs equal to 1e-4 on every model", not wrong)
     peers = min(times["onnxslim"], times["onnxsim"])
     benchmark.bar(
         "time", {tool: round(seconds, 2) for tool, seconds in times.items()}, "total CPU time ≤ each of theirs",

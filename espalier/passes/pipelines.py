@@ -33,7 +33,8 @@ def pipeline(name: str) -> list[Pass]:
         return [parse_spec(spec) for spec in PIPELINES[name]]
     path = Path(name)
     if path.suffix != ".toml":
-        raise InputError("E202", f"no pipeline is called {name!r}", hint=f"There are {', '.join(PIPELINES)}, or a .toml file.")
+        hint = f"There are {', '.join(PIPELINES)}, or a .toml file."
+        raise InputError("E202", f"no pipeline is called {name!r}", hint=hint)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -42,7 +42,9 @@ class Rewriter(Builder):
         self.root = root
         self.created: list[Node] = []
 
-    def node(self, op: Op, operands: Sequence[Any], *, results: int | None = None, regions: Sequence[Graph] = ()) -> Node:
+    def node(
+        self, op: Op, operands: Sequence[Any], *, results: int | None = None, regions: Sequence[Graph] = ()
+    ) -> Node:
         node = super().node(op, operands, results=results, regions=regions)
         self.created.append(node)
         return node
@@ -92,7 +94,9 @@ def rewrite(
         name = getattr(function, "__name__", "rewrite")
         rule = RewriteRule(name, _root_test(root), semantics, function)
         RULES[name] = rule
-        rule_pass = type(name, (RewritePass,), {"rules": (rule,), "__doc__": function.__doc__, "__module__": function.__module__})
+        rule_pass = type(
+            name, (RewritePass,), {"rules": (rule,), "__doc__": function.__doc__, "__module__": function.__module__}
+        )
         graph_pass(name, semantics=semantics, requires=requires, establishes=establishes, breaks=breaks)(rule_pass)
         return rule
 
@@ -147,7 +151,9 @@ class _Driver:
                     break
             if count > limit:
                 names = ", ".join(rule.name for rule in self.rules)
-                raise InternalError("E903", f"the rewrites {names} do not come to an end", node=node, source=node.location)
+                raise InternalError(
+                    "E903", f"the rewrites {names} do not come to an end", node=node, source=node.location
+                )
         return count
 
     def _rules_for(self, node: Node) -> list[RewriteRule]:
@@ -168,7 +174,9 @@ class _Driver:
             self.context.reasons[f"{rule.name}: {reason}"] += 1
             replacement = None
         except TypeInferenceError as error:
-            raise InternalError("E903", f"{rule.name} built a node of wrong types: {error}", node=root, source=root.location) from error
+            raise InternalError(
+                "E903", f"{rule.name} built a node of wrong types: {error}", node=root, source=root.location
+            ) from error
         if replacement is None or not self.context.may_rewrite():
             self._discard(rewriter)
             return False
@@ -190,7 +198,7 @@ class _Driver:
         removed = self._erase_dead(root)
         where = root.location.merge(*[node.location for node in removed if node is not root]).touched(rule.name)
         for node in reversed(rewriter.created):
-            if not any([result.uses for result in node.results]):
+            if not any(result.uses for result in node.results):
                 self.graph.erase(node)
         for node in rewriter.created:
             if node.graph is self.graph:
@@ -203,11 +211,15 @@ class _Driver:
 
     def _check(self, rule: RewriteRule, root: Node, news: Sequence[Value | None]) -> None:
         if len(news) != len(root.results):
-            raise InternalError("E903", f"{rule.name} gives {len(news)} values for {len(root.results)} results", node=root)
+            raise InternalError(
+                "E903", f"{rule.name} gives {len(news)} values for {len(root.results)} results", node=root
+            )
         for old, new in zip(root.results, news, strict=True):
             if new is None:
                 if old.uses:
-                    raise InternalError("E903", f"{rule.name} gives nothing for a result in use", node=root, source=root.location)
+                    raise InternalError(
+                        "E903", f"{rule.name} gives nothing for a result in use", node=root, source=root.location
+                    )
             elif old.type == new.type:
                 continue
             elif not compatible(old.type, new.type):
@@ -223,7 +235,7 @@ class _Driver:
             node = stack.pop()
             if node.graph is not self.graph:
                 continue
-            if any([result.uses for result in node.results]):
+            if any(result.uses for result in node.results):
                 for result in node.results:
                     if result.has_one_use:  # the last neighbour may match now
                         for user in result.users:
@@ -231,9 +243,7 @@ class _Driver:
                 continue
             self.graph.erase(node)
             removed.append(node)
-            for operand in node.operands:
-                if operand is not None and operand.producer is not None:
-                    stack.append(operand.producer)
+            stack += [operand.producer for operand in node.inputs if operand.producer is not None]
         return removed
 
     def _discard(self, rewriter: Rewriter) -> None:

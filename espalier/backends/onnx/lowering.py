@@ -123,7 +123,7 @@ LOWERINGS = (
 
 
 def lowered(graph: Graph, version: int) -> Graph:
-    """The graph without the operators above that a version of ai.onnx lacks; itself if it has none. It is not changed."""
+    """The graph without the operators above that a version of ai.onnx lacks: a copy, or itself if it has none."""
     lacking = {kind for kind, node in _first_nodes(graph).items() if not _printable(node, version)}
     rules = tuple(rule for rule in LOWERINGS if any(rule.matches(kind) for kind in lacking))
     if not rules:

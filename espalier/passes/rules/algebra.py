@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from espalier.ir import Node, Value
@@ -58,9 +56,9 @@ def drop_double_negation(node: Node, rewriter: Rewriter) -> Replacement:
 @rewrite(lambda kind: kind.idempotent and len(kind.operands) == 1)
 def drop_repeated_idempotent(node: Node, rewriter: Rewriter) -> Replacement:
     """f(f(x)) is f(x) where f says that it is idempotent."""
-    inner = node.operand(0).defined_by(type(node.op))
-    rewriter.require(inner is not None and inner.op == node.op, "its input is not the same operator")
-    return node.operand(0)
+    inner = node.operand(0).defined_by(type(node.op)) or rewriter.why("its input is not the same operator")
+    rewriter.require(inner.op == node.op, "its input has other attributes")
+    return rewriter.node(node.op, inner.operands).results[0]
 
 
 @rewrite((Max, Min))
@@ -138,7 +136,7 @@ def reshaped_matmul_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
             continue
         (x, weight), inner = matmul.inputs, matmul.operand(0).producer
         rewriter.require(inner is not None and inner.is_a(*movement.RESHAPES), "the first factor is no reshape")
-        rewriter.require(weight.is_constant and weight.rank == 2 and x.element.is_float, "the second factor is no matrix")
+        rewriter.require(weight.is_constant and weight.rank == 2 and x.element.is_float, "no constant matrix of floats")
         rewriter.require(bias.shape in ((weight.shape[1],), (1,), ()), "the bias varies along other axes")
         assert inner is not None
         rows = rewriter.reshape(inner.operand(0), np.array([-1, weight.shape[0]], np.int64))
@@ -146,7 +144,7 @@ def reshaped_matmul_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.why("no term is a product of its own")
 
 
-@rewrite(Gemm)
+@rewrite(Gemm, semantics=REASSOCIATES)
 def fold_transpose_into_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     """A gemm on a transposed factor transposes by itself."""
     for position, flag in ((0, "transA"), (1, "transB")):

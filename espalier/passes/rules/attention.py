@@ -11,8 +11,8 @@ from espalier.ir.elements import BOOL
 from espalier.ir.ops import Add, IsNan, MatMul, Softmax, Transpose, Where
 from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, rewrite
-from espalier.passes.rules.movement import permutation
 from espalier.passes.rules.matching import is_finite, scaled_input, splat
+from espalier.passes.rules.movement import permutation
 
 
 def sees_something(mask: Value) -> bool:

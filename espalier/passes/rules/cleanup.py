@@ -73,8 +73,9 @@ class _Constants:
         if found is None and value.constant is not None:
             shape = (value.constant.element.name, value.constant.shape, _fingerprint(value))
             other = self.first.setdefault(shape, value)
-            same = other is value or other.constant is value.constant
-            found = id(other) if same or (other.constant and other.constant.digest == value.constant.digest) else id(value)
+            held = other.constant
+            same = held is value.constant or (held is not None and held.digest == value.constant.digest)
+            found = id(other) if same else id(value)
             self.keys[id(value)] = found
             self.held.append(value)
         return found
@@ -148,7 +149,8 @@ def _numbers(result: Value) -> Value | None:
     flat = result.content.reshape(-1).tolist()
     if any(isinstance(entry, Dim) for entry in flat):
         return None
-    return constant_value(np.array(flat, result.element.dtype).reshape(result.content.shape), result.element, result.name)
+    array = np.array(flat, result.element.dtype).reshape(result.content.shape)
+    return constant_value(array, result.element, result.name)
 
 
 @graph_pass("infer_types")

@@ -26,7 +26,7 @@ def inline_single_pass(node: Node, rewriter: Rewriter) -> Replacement:
     allowed = node.cond is None or numbers(node.cond) == [1]
     rewriter.require(numbers(node.trip_count) == [1] and allowed, "it is not known to make one pass")
     rewriter.require(len(node.results) == node.carried, "it stacks results")
-    first = [constant_value(np.array(number, v.element.dtype)) for number, v in zip((0, 1), node.body.inputs, strict=False)]
+    first = [constant_value(np.array(0, np.int64)), constant_value(np.array(True))]
     return inlined(node.body, [*first, *node.values], rewriter)[1:]
 
 

@@ -52,9 +52,9 @@ def factors(value: Value, *, root: bool = True) -> tuple[list[Value], float]:
     return found, scale
 
 
-def scaled_input(value: Value, *, root: bool = True) -> tuple[Value, float]:
-    """(x, c), where the value is c · x; c is 1 if nothing multiplies x, or only what others use too (not at the root)."""
-    parts, scale = factors(value, root=root)
+def scaled_input(value: Value) -> tuple[Value, float]:
+    """(x, c), where the value is c · x; c is 1 if no number multiplies x."""
+    parts, scale = factors(value)
     return (parts[0], scale) if len(parts) == 1 and parts[0].shape == value.shape else (value, 1.0)
 
 
@@ -85,8 +85,8 @@ def is_finite(value: Value) -> bool:
     if value.constant is not None:
         return bool(np.all(np.isfinite(value.array.astype(np.float64))))
     node = value.producer
-    if node is None or not value.element.is_float:
-        return node is not None and value.element.is_integer
+    if node is None:
+        return False
     if node.is_a(Where):
         return is_finite(node.x) and is_finite(node.y)
-    return node.op.moves and all(is_finite(v) for v in node.inputs if v.element == value.element)
+    return bool(node.op.moves) and all(is_finite(v) for v in node.inputs if v.element == value.element)

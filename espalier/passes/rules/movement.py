@@ -10,7 +10,23 @@ from espalier.analysis.patterns import is_elementwise
 from espalier.ir import Node, Value
 from espalier.ir.dims import Dimension, Shape, product
 from espalier.ir.ops import (
-    AveragePool, Cast, CastLike, Concat, Conv, Dropout, Expand, Flatten, Identity, Pad, Reshape, Slice, Split, Squeeze, Tile, Transpose, Unsqueeze,
+    AveragePool,
+    Cast,
+    CastLike,
+    Concat,
+    Conv,
+    Dropout,
+    Expand,
+    Flatten,
+    Identity,
+    Pad,
+    Reshape,
+    Slice,
+    Split,
+    Squeeze,
+    Tile,
+    Transpose,
+    Unsqueeze,
 )  # fmt: skip
 from espalier.passes.rewrite import Replacement, Rewriter, rewrite
 from espalier.passes.rules.matching import numbers
@@ -70,8 +86,8 @@ def drop_noop_cast(node: Node, rewriter: Rewriter) -> Replacement:
 @rewrite(CastLike)
 def cast_like_to_cast(node: Node, rewriter: Rewriter) -> Replacement:
     """A cast to the type of something, whose values don't matter."""
-    rewriter.require(node.op.replace(saturate=1, round_mode="up") == CastLike(), "it is no plain cast")
-    return rewriter.cast(node.operand(0), to=node.results[0].element, saturate=node.saturate, round_mode=node.round_mode)
+    to = node.results[0].element
+    return rewriter.cast(node.operand(0), to=to, saturate=node.saturate, round_mode=node.round_mode)
 
 
 @rewrite(Cast)
@@ -95,12 +111,13 @@ def drop_noop_movement(node: Node, rewriter: Rewriter) -> Replacement:
 
 @rewrite((Reshape, Expand))
 def fix_shape_operand(node: Node, rewriter: Rewriter) -> Replacement:
-    """A computed shape that can be written down (with 0 for copied extents, −1 for the one that follows) is constant."""
+    """A computed shape that can be written with numbers, 0 for copied extents and −1 for the one that follows."""
     x, shape = node.operand(0), node.results[0].shape
     rewriter.require(node.operand(1).constant is None and shape is not None, "the shape is constant, or not known")
     if node.is_a(Reshape):
         return reshape(rewriter, x, shape)
-    source = (1,) * (len(shape) - x.rank) + x.shape
+    rewriter.require(x.shape is not None, "the rank is not known")
+    source = (1,) * (len(shape) - len(x.shape)) + x.shape
     kept = [1 if extent == source[axis] else extent for axis, extent in enumerate(shape)]
     rewriter.require(all(isinstance(extent, int) for extent in kept), "unknown extents grow")
     return rewriter.expand(x, np.array(kept, np.int64))
@@ -134,7 +151,7 @@ def unwrap_transpose(node: Node, rewriter: Rewriter) -> Replacement:
 
 
 def merged_runs(source: Shape | None, merged: Shape | None) -> list[list[int]] | None:
-    """For each axis of a reshape's result, the source axes that it merges (but those of extent 1); None if it splits."""
+    """For each axis of a reshape's result, the source axes (but of extent 1) that it merges; None if it splits any."""
     if source is None or merged is None or 0 in source:
         return None
     axes, runs = [axis for axis, extent in enumerate(source) if extent != 1], []
@@ -192,13 +209,15 @@ def sink_transpose(node: Node, rewriter: Rewriter) -> Replacement:
         rewriter.why("its operands are not all transposed")
     perms = {permutation(source, rewriter) for source in sources if source is not None}
     rewriter.require(len(perms) == 1, "its operands are transposed differently")
-    rewriter.require(all(s.results[0].has_one_use for s in sources if s is not None), "the transposed operand is shared")
+    alone = all(source.results[0].has_one_use for source in sources if source is not None)
+    rewriter.require(alone, "a transposed operand is shared")
     perm = perms.pop()
     inverse = tuple(int(axis) for axis in np.argsort(perm))
     operands: list[Any] = []
     for operand in node.operands:
         if operand is None or operand.constant is None:
-            operands.append(None if operand is None else operand.producer.operand(0))
+            source = None if operand is None else operand.defined_by(Transpose)
+            operands.append(None if source is None else source.operand(0))
             continue
         rank = operand.constant.array.ndim
         if operand.constant.size == 1:
@@ -337,7 +356,8 @@ def split_to_gather(node: Node, rewriter: Rewriter) -> Replacement:
     extents = [None if shape is None else shape[axis] for shape in shapes[: part.index + 1]]
     rewriter.require(extents[-1] == 1 and all(isinstance(extent, int) for extent in extents), "not one known position")
     rewriter.require(node.results[0].shape == part.shape[:axis] + part.shape[axis + 1 :], "another shape")
-    return rewriter.gather(split.operand(0), np.array(sum(extents[:-1]), np.int64), axis=axis)
+    position = sum(shape[axis] for shape in shapes[: part.index])
+    return rewriter.gather(split.operand(0), np.array(position, np.int64), axis=axis)
 
 
 @rewrite((Squeeze, Reshape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -15,7 +16,6 @@ from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
 from espalier.passes.rules.matching import scaled_input
 from espalier.passes.rules.movement import RESHAPES
-
 
 Affine: TypeAlias = Callable[[], tuple[Any, Any]]
 """Computes a scale and a shift per channel, in f64."""
@@ -107,9 +107,10 @@ def fold_affine_into_conv(node: Node, rewriter: Rewriter) -> Replacement:
         vector = channel_constant(operand, x.rank, x.shape[1] if x.rank else None)
         rewriter.require(vector is not None, "the constant does not vary per channel only")
         number = np.asarray(vector, np.float64)
-        if node.is_a(Mul):
-            return scaled(found[0], lambda: (number, np.zeros_like(number)), found[1], rewriter)
-        return shifted(found[0], number, rewriter)
+        if node.is_a(Add):
+            return shifted(found[0], number, rewriter)
+        affine = functools.partial(_plain_scale, number)
+        return scaled(found[0], affine, found[1], rewriter)
     rewriter.why("no convolution and a constant")
 
 
@@ -117,7 +118,8 @@ def fold_affine_into_conv(node: Node, rewriter: Rewriter) -> Replacement:
 def fold_scale_into_matmul(node: Node, rewriter: Rewriter) -> Replacement:
     """A number that multiplies a product with a constant matrix, through movements and a bias, is taken into both."""
     x, scale = scaled_input(node.results[0])
-    rewriter.require(x is not node.results[0] and x.element.is_float and x.element.bits >= 32, "no number is multiplied")
+    rewriter.require(x is not node.results[0], "no number is multiplied")
+    rewriter.require(x.element.is_float and x.element.bits >= 32, "narrow floats, or none")
     return scaled_copy(x, scale, rewriter)
 
 
@@ -125,8 +127,8 @@ def scaled_copy(value: Value, scale: float, rewriter: Rewriter) -> Value:
     """scale · value, by constants that the scale is taken into; no match where the scale would have to stay."""
     node = value.producer
     if value.constant is not None:
-        source = value.constant
-        return constant_value(computed(lambda: source.array * value.element.dtype.type(scale), value.element, value.shape))
+        source, factor = value.constant, value.element.dtype.type(scale)
+        return constant_value(computed(lambda: source.array * factor, value.element, value.shape))
     if node is None or not value.has_one_use or not node.is_a(*RESHAPES, Transpose, Add, MatMul):
         rewriter.why("it is no product with constants behind movements")
     operands = list(node.operands)
@@ -136,6 +138,11 @@ def scaled_copy(value: Value, scale: float, rewriter: Rewriter) -> Value:
         rewriter.require(operand.is_constant or not last, "the matrix is no constant")
         operands[position] = scaled_copy(operand, scale, rewriter)
     return rewriter.node(node.op, operands).results[0]
+
+
+def _plain_scale(scale: NDArray[Any]) -> tuple[Any, Any]:
+    """A scale without a shift."""
+    return scale, np.zeros_like(scale)
 
 
 def shifted(layer: Node, shift: NDArray[Any], rewriter: Rewriter) -> Value:

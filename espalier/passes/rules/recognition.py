@@ -10,7 +10,22 @@ import numpy as np
 
 from espalier.ir import Node, Value
 from espalier.ir.ops import (
-    Add, Clip, Div, Erf, HardSigmoid, LayerNorm, Mul, Pow, Reciprocal, ReduceMean, RmsNorm, Sigmoid, Softplus, Sqrt, Sub, Tanh,
+    Add,
+    Clip,
+    Div,
+    Erf,
+    HardSigmoid,
+    LayerNorm,
+    Mul,
+    Pow,
+    Reciprocal,
+    ReduceMean,
+    RmsNorm,
+    Sigmoid,
+    Softplus,
+    Sqrt,
+    Sub,
+    Tanh,
 )  # fmt: skip
 from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
@@ -99,9 +114,9 @@ def recognize_gated(node: Node, rewriter: Rewriter) -> Replacement:
                 return rewriter.swish(x)
             if argument[0] is x:
                 return rewriter.swish(x, alpha=argument[1])
-        if (hard := gate.defined_by(HardSigmoid)) is not None and hard.operand(0) is x:
-            if near(hard.alpha, 1 / 6) and near(hard.beta, 0.5):
-                return rewriter.hard_swish(x)
+        hard = gate.defined_by(HardSigmoid)
+        if hard is not None and hard.operand(0) is x and near(hard.alpha, 1 / 6) and near(hard.beta, 0.5):
+            return rewriter.hard_swish(x)
         if (tanh := gate.defined_by(Tanh)) is not None:
             softplus = tanh.operand(0).defined_by(Softplus)
             if softplus is not None and softplus.operand(0) is x:
@@ -249,6 +264,14 @@ def shift_norm(node: Node, rewriter: Rewriter) -> Replacement:
 
 recognize = group(
     "recognize",
-    [recognize_gelu, recognize_hard_swish, recognize_gated, recognize_norm, scale_norm, shift_norm, recognize_attention],
+    [
+        recognize_gelu,
+        recognize_hard_swish,
+        recognize_gated,
+        recognize_norm,
+        scale_norm,
+        shift_norm,
+        recognize_attention,
+    ],
     "Recognise activations and normalisations that are spelled out in smaller operators.",
 )
