@@ -28,9 +28,8 @@ def load(model: Any, example_inputs: Any = None, **options: Any) -> Graph:
         example_inputs: For a module: its positional arguments, a tuple, or keyword arguments, a dict.
         options: For the frontend: `name`, `folder` (ONNX), `kwargs`, `dynamic_shapes` (modules), `trust` (.pt2).
 
-    A plug-in's entry point is named after a file suffix without its dot, or after the class `module.Class` of the
-    models that it reads; it is called as `read(model, **options)`, with `example_inputs` if there are any, and returns a
-    Graph.
+    A plug-in's entry point is named after a file suffix without its dot, or after the class `module.Class` of what it
+    reads; it is called as `read(model, **options)`, with `example_inputs` if there are any, and returns a Graph.
 
     Raises:
         InputError: E101 to E119; E102 if no frontend reads models of this kind.

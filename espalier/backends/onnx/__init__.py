@@ -54,7 +54,7 @@ def save(
     opset: int | None = None,
     external_threshold: int = PROTOBUF_LIMIT - MARGIN,
 ) -> None:
-    """Write the graph as an .onnx file, with the weights in `<name>.data` beside it if they exceed the threshold (bytes).
+    """Write the graph as an .onnx file, with the weights in `<name>.data` beside it if they exceed the threshold.
 
     They are copied in pieces, straight from the files that they are mapped from. Both files appear whole or not at all.
 

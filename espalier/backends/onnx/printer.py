@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, TensorProto, defs, helper
+from onnx import AttributeProto, TensorProto, helper
 
 from espalier.errors import UnsupportedError
 from espalier.frontends.onnx import schemas
@@ -106,7 +106,7 @@ def _signed(value: Any, default: Any) -> bool:
 
 
 def _at(
-    schema: defs.OpSchema, op: Op, operands: list[Value | None], attributes: dict[str, Any], version: int
+    schema: schemas.Schema, op: Op, operands: list[Value | None], attributes: dict[str, Any], version: int
 ) -> tuple[list[Value | None], dict[str, Any]]:
     """Operands and attributes as a schema has them. Raises CannotPrint."""
     assert op.onnx is not None
@@ -114,7 +114,7 @@ def _at(
     if newest is not None and newest.since_version != schema.since_version:
         for name, place in schemas.moved_attributes("", op.onnx, version).items():
             if place.position < len(operands) and operands[place.position] is not None:
-                attributes[name] = _constant(operands[place.position], place, op.onnx, name)
+                attributes[name] = _constant(operands[place.position], schema.attributes[name].type.name, op.onnx, name)
                 operands[place.position] = None
         places = schemas.renumbered_operands("", op.onnx, version) or tuple(range(len(schemas.input_names(schema))))
         if not (schema.inputs and schema.inputs[-1].option.name == "Variadic"):
@@ -143,15 +143,15 @@ def _at(
 
 
 @functools.cache
-def _required_inputs(schema: defs.OpSchema) -> tuple[tuple[int, str], ...]:
+def _required_inputs(schema: schemas.Schema) -> tuple[tuple[int, str], ...]:
     return tuple((k, formal.name) for k, formal in enumerate(schema.inputs) if formal.option.name == "Single")
 
 
-def _constant(operand: Value | None, place: schemas.Operand, op_type: str, name: str) -> Any:
+def _constant(operand: Value | None, kind: str, op_type: str, name: str) -> Any:
     if operand is None or operand.constant is None:
         raise CannotPrint(f"{op_type} of this opset needs {name} to be constant")
     numbers = operand.array.reshape(-1).tolist()
-    if place.kind in ("ints", "floats"):
+    if kind in ("INTS", "FLOATS"):
         return tuple(numbers)
     if len(numbers) != 1:
         raise CannotPrint(f"{op_type} of this opset needs one {name}")
@@ -159,7 +159,7 @@ def _constant(operand: Value | None, place: schemas.Operand, op_type: str, name:
 
 
 def _check_types(
-    schema: defs.OpSchema, op_type: str, operands: list[Value | None], results: Sequence[Value], version: int
+    schema: schemas.Schema, op_type: str, operands: list[Value | None], results: Sequence[Value], version: int
 ) -> None:
     """Raise CannotPrint if a schema does not take the elements of these values."""
     for values, allowed in ((operands, _allowed(schema, "inputs")), (results, _allowed(schema, "outputs"))):
@@ -175,7 +175,7 @@ def _check_types(
 _ALLOWED: dict[tuple[str, str, int, str], list[frozenset[int]]] = {}
 
 
-def _allowed(schema: defs.OpSchema, side: str) -> list[frozenset[int]]:
+def _allowed(schema: schemas.Schema, side: str) -> list[frozenset[int]]:
     """For each operand or result of a schema, the element codes that it may have."""
     key = (schema.domain, schema.name, schema.since_version, side)
     if key not in _ALLOWED:
@@ -189,7 +189,8 @@ def _allowed(schema: defs.OpSchema, side: str) -> list[frozenset[int]]:
 @functools.cache
 def _code(text: str) -> int:
     name = text.removeprefix("tensor(").removesuffix(")")
-    return TensorProto.DataType.Value({"float": "FLOAT", "double": "DOUBLE"}.get(name, name.upper()))
+    code: int = TensorProto.DataType.Value({"float": "FLOAT", "double": "DOUBLE"}.get(name, name.upper()))
+    return code
 
 
 # ---- messages ----------------------------------------------------------------------------------------------

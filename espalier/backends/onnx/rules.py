@@ -136,6 +136,16 @@ def resize(node: Node, version: int, attributes: Attributes, operands: Operands)
     return Printed("", "Upsample", [operands[0]], {"mode": mode, "scales": factors})
 
 
+@rule("scatter_elements")
+def scatter_elements(node: Node, version: int, attributes: Attributes, operands: Operands) -> Printed | None:
+    """Called Scatter before opset 11."""
+    if version >= 11:
+        return None
+    if "reduction" in attributes:
+        raise CannotPrint(f"Scatter of opset {version} does not reduce")
+    return Printed("", "Scatter", operands, attributes)
+
+
 @rule("roi_align")
 def roi_align(node: Node, version: int, attributes: Attributes, operands: Operands) -> None:
     if version < 16 and attributes.pop("coordinate_transformation_mode", "half_pixel") != "output_half_pixel":

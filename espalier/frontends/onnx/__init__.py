@@ -18,7 +18,7 @@ from typing import Any
 from espalier.errors import InputError
 from espalier.frontends.onnx import control, microsoft, qlinear, qonnx, upgrade
 from espalier.frontends.onnx.importer import Importer
-from espalier.frontends.onnx.reader import opsets, read_model
+from espalier.frontends.onnx.reader import not_utf8, opsets, read_model
 from espalier.ir.graph import Graph
 
 __all__ = ["load"]
@@ -43,6 +43,10 @@ def load(source: Any, *, name: str | None = None, folder: str | os.PathLike[str]
         model, place = read_model(source, Path(folder) if folder is not None else None)
         try:
             versions = opsets(model)
+            texts = (model.graph.name, model.producer_name, model.producer_version, *versions)
+            for text in texts:
+                if not isinstance(text, str):
+                    raise not_utf8(text)
             importer = Importer(model, place, versions, name or model.graph.name or "main")
             graph = importer.run()
             graph.metadata.update(

@@ -32,7 +32,7 @@ def from_code(code: int, where: str) -> Element:
 
 
 def code_of(element: Element) -> int:
-    """The `TensorProto.DataType` that stores an element; bipolar numbers are int8, integers of odd width the next wider.
+    """The `TensorProto.DataType` that stores an element; bipolar is int8, integers of odd width are the next wider.
 
     Raises UnsupportedError E404 if ONNX has none.
     """

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from onnx import AttributeProto, FunctionProto, ModelProto, TypeProto, defs
+from onnx import AttributeProto, FunctionProto, ModelProto, TypeProto
 
 from espalier.errors import InputError
 from espalier.frontends.onnx import schemas
@@ -69,7 +69,7 @@ def inline_schema(site: Site) -> Results | None:
     return _inline(site, function, opsets, references, f"{site.location.names[0]}/", site.location)
 
 
-def body(schema: defs.OpSchema, site: Site) -> FunctionProto | None:
+def body(schema: schemas.Schema, site: Site) -> FunctionProto | None:
     """The function that a schema gives for a node of these operand types."""
     versions = [
         version for version in schema.all_function_opset_versions if version <= max(site.version, schema.since_version)
@@ -98,7 +98,8 @@ def _plain_body(domain: str, op_type: str, version: int, body_version: int) -> F
     schema = schemas.schema_of(domain, op_type, version)
     if schema is None:
         return None
-    return FunctionProto.FromString(schema.get_function_with_opset_version(body_version))
+    found: FunctionProto = FunctionProto.FromString(schema.get_function_with_opset_version(body_version))
+    return found
 
 
 def _inline(

@@ -10,7 +10,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 
 from espalier.errors import InputError
 from espalier.frontends.onnx import functions, opaque, schemas, tensors
-from espalier.frontends.onnx.reader import BROADCASTING, NEWEST, OLDEST
+from espalier.frontends.onnx.reader import BROADCASTING, NEWEST, OLDEST, not_utf8
 from espalier.frontends.onnx.site import ADAPTERS, Absent, Refused, Results, Site
 from espalier.frontends.onnx.types import TypeReader
 from espalier.ir.axes import DeclarationError
@@ -48,7 +48,9 @@ class Scope:
         self.later: set[str] | None = None
 
     def define(self, name: str, value: Value | Absent, where: str) -> None:
-        """Bind a name. Raises InputError E109 if it is bound already in this scope."""
+        """Bind a name. Raises InputError E109 if it is bound already in this scope, E112 if it is no text."""
+        if name.__class__ is not str:
+            raise not_utf8(name)
         if name in self.names:
             raise InputError("E109", f"{name!r} is defined twice", node=where)
         self.names[name] = value
@@ -84,7 +86,7 @@ class Importer:
         """The operator instance of nodes that today's operators take as they are, by opset, type and attributes."""
         self._constant_types: dict[tuple[str, tuple[int, ...]], Type] = {}
         self._inferred: dict[tuple[int, ...], tuple[Op, list[Type | None], list[Type]]] = {}
-        """Result types by the identity of operator and operand types, which are kept here so that they stay the same."""
+        """Result types by the identity of operator and operand types; kept here, so that identities stay theirs."""
         written = len(model.graph.node) + sum(len(f.node) for f in model.functions)
         self.nodes_left = 100_000 + _EXPANSION * written
         self.assumed: list[str] = []
@@ -179,6 +181,8 @@ class Importer:
             )  # fmt: skip
             op = prepared.get(key)
             label = proto.name or (results[0] if results else proto.op_type)
+            if label.__class__ is not str:
+                raise not_utf8(label)
             location = place or Location((prefix + label if prefix else label,))
             if op is not None and (references is None or not any(a.ref_attr_name for a in attributes)):
                 node = Node(op, operands, [unknown] * len(results), (), location)
@@ -196,6 +200,8 @@ class Importer:
                     continue
                 if name in names:
                     raise InputError("E109", f"{name!r} is defined twice", node=location)
+                if name.__class__ is not str:
+                    raise not_utf8(name)
                 names[name] = value
                 if not value.name:
                     value.name = prefix + name
@@ -238,6 +244,8 @@ class Importer:
     def _operand(self, scope: Scope, name: str, where: str) -> Value | None:
         value = scope.find(name)
         if value is None:
+            if name.__class__ is not str:
+                raise not_utf8(name)
             if scope.later and name in scope.later:
                 raise InputError("E108", f"{name!r} is used before it is computed", node=where)
             raise InputError("E109", f"nothing defines {name!r}", node=where)
@@ -246,11 +254,16 @@ class Importer:
     def _site(
         self, proto: NodeProto, scope: Scope, operands: list[Value | None], results: int, location: Location
     ) -> Site:
+        for text in (proto.op_type, proto.domain):
+            if text.__class__ is not str:
+                raise not_utf8(text)
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         attributes: dict[str, Any] = {}
         raw: dict[str, AttributeProto] = {}
         for attribute in proto.attribute:
             name = attribute.name
+            if name.__class__ is not str:
+                raise not_utf8(name)
             if attribute.ref_attr_name:
                 referred = (scope.references or {}).get(attribute.ref_attr_name)
                 if referred is None:

@@ -76,7 +76,7 @@ def fused_gemm(site: Site) -> Sequence[Value]:
 @adapter("FusedConv", domain=DOMAIN)
 def fused_conv(site: Site) -> Sequence[Value]:
     addend = site.operand(3)
-    activation = {
+    activation: dict[str, Any] = {
         name: site.attributes.pop(name) for name in ("activation", "activation_params") if name in site.attributes
     }
     site.operands = site.operands[:3]

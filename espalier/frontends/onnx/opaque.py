@@ -35,7 +35,7 @@ def opaque(site: Site) -> Sequence[Value]:
             free = _free_names(body)
             if free:
                 raise UnsupportedError(
-                    "E407", f"the unknown operator {site.domain}::{site.op_type} has a body that uses {free[0]!r} from outside",
+                    "E407", f"the body of the unknown operator {site.op_type} uses {free[0]!r} from outside",
                     node=site.location,
                 )  # fmt: skip
     inferred = _infer(site)

@@ -161,7 +161,7 @@ def microsoft_quantization(site: Site) -> Sequence[Value]:
     keywords = {name: site.attributes[name] for name in ("axis", "block_size") if name in site.attributes}
     if site.op_type == "DequantizeLinear":
         return [site.build.dequantize(*site.operands, **keywords)]
-    operands = [*site.operands]
+    operands: list[Any] = [*site.operands]
     if site.operand(2) is None:
         operands = [site.required(0), site.required(1), np.zeros(site.required(1).shape or (), np.uint8)]
     return [site.build.quantize(*operands, **keywords)]

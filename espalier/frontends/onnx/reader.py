@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
 from espalier.errors import InputError
@@ -41,7 +41,7 @@ def read_model(source: Any, folder: Path | None = None) -> tuple[ModelProto, Pat
 
 def _parse(data: bytes, where: str) -> ModelProto:
     try:
-        model = ModelProto.FromString(data)
+        model: ModelProto = ModelProto.FromString(data)
     except (DecodeError, RecursionError) as error:
         raise InputError("E103", f"{where} is not a whole ONNX file: {error}") from None
     if not model.HasField("graph"):
@@ -62,3 +62,8 @@ def opsets(model: ModelProto) -> dict[str, int]:
     if model.ir_version > onnx.IR_VERSION:
         raise InputError("E107", f"the model's IR version {model.ir_version} is newer than {onnx.IR_VERSION}")
     return found
+
+
+def not_utf8(text: object) -> InputError:
+    """The error for text that protobuf gives as bytes, since it is not UTF-8."""
+    return InputError("E112", f"a name in the model is not UTF-8: {text!r}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from onnx import AttributeProto, defs
@@ -18,10 +18,25 @@ from espalier.ir.elements import Element
 from espalier.ir.op import REQUIRED, Op
 
 Attributes = dict[str, Any]
+Schema: TypeAlias = Any
+"""An `onnx.defs.OpSchema`, of which the package declares only a part."""
+Found = TypeVar("Found")
+
+
+def by_kind(function: Callable[[type[Op]], Found]) -> Callable[[type[Op]], Found]:
+    """Remember a function of an operator class."""
+    known: dict[str, Found] = {}
+
+    def look_up(kind: type[Op]) -> Found:
+        if kind.name not in known:
+            known[kind.name] = function(kind)
+        return known[kind.name]
+
+    return look_up
 
 
 @functools.cache
-def schema_of(domain: str, op_type: str, version: int) -> defs.OpSchema | None:
+def schema_of(domain: str, op_type: str, version: int) -> Schema | None:
     """The schema that is in force at a version of an operator set; None if ONNX has none."""
     try:
         return defs.get_schema(op_type, version, domain)
@@ -30,7 +45,7 @@ def schema_of(domain: str, op_type: str, version: int) -> defs.OpSchema | None:
 
 
 @functools.cache
-def newest_schema(domain: str, op_type: str) -> defs.OpSchema | None:
+def newest_schema(domain: str, op_type: str) -> Schema | None:
     """The newest schema of an operator; None if ONNX has none."""
     try:
         return defs.get_schema(op_type, domain=domain)
@@ -39,7 +54,7 @@ def newest_schema(domain: str, op_type: str) -> defs.OpSchema | None:
 
 
 @functools.cache
-def input_names(schema: defs.OpSchema) -> tuple[str, ...]:
+def input_names(schema: Schema) -> tuple[str, ...]:
     return tuple(formal.name for formal in schema.inputs)
 
 
@@ -62,7 +77,7 @@ def shortest(value: float) -> float:
 
 
 def attribute_value(proto: AttributeProto) -> Any:
-    """The Python value of an attribute; tensors, graphs and types stay messages. None for an attribute without value."""
+    """The Python value of an attribute, None if it has none; tensors, graphs and types stay messages."""
     reader = _READERS.get(proto.type)
     return None if reader is None else reader(proto)
 
@@ -83,21 +98,21 @@ _READERS: dict[int, Any] = {
 }
 
 
-@functools.cache
+@by_kind
 def element_attributes(kind: type[Op]) -> frozenset[str]:
     """The attributes of an operator class that hold an element where ONNX has the code of one."""
     hints = typing.get_type_hints(kind)
     return frozenset(name for name in kind.defaults if Element in (hints[name], *typing.get_args(hints[name])))
 
 
-@functools.cache
+@by_kind
 def bool_attributes(kind: type[Op]) -> frozenset[str]:
     """The attributes of an operator class that are truth values where ONNX has 0 and 1."""
     hints = typing.get_type_hints(kind)
     return frozenset(name for name in kind.defaults if hints[name] is bool)
 
 
-@functools.lru_cache(None)
+@by_kind
 def ir_names(kind: type[Op]) -> Mapping[str, str]:
     """Attribute by its name in ONNX → its name in the operator class."""
     return {kind.onnx_names.get(name, name): name for name in kind.defaults}
@@ -187,10 +202,3 @@ def changed_defaults(domain: str, op_type: str, version: int) -> Mapping[str, An
 def missing_attributes(kind: type[Op], attributes: Mapping[str, Any]) -> list[str]:
     """Required attributes that are not given."""
     return [name for name, default in kind.defaults.items() if default is REQUIRED and name not in attributes]
-
-
-__all__ = [
-    "Attributes", "Operand", "attribute_value", "changed_defaults", "input_names", "missing_attributes",
-    "moved_attributes", "newest_schema", "operand_array", "renumbered_operands", "schema_defaults", "schema_of",
-    "shortest", "to_ir",
-]  # fmt: skip

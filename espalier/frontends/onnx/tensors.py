@@ -148,7 +148,7 @@ def _typed(tensor: TensorProto, name: str, element: Element, count: int) -> NDAr
         raise InputError("E111", f"the data do not fit {element}{list(tensor.dims)} ({error})", node=name) from None
 
 
-_FIELDS = {
+_FIELDS: dict[int, str] = {
     TensorProto.FLOAT: "float_data", TensorProto.COMPLEX64: "float_data", TensorProto.DOUBLE: "double_data",
     TensorProto.COMPLEX128: "double_data", TensorProto.INT64: "int64_data", TensorProto.UINT32: "uint64_data",
     TensorProto.UINT64: "uint64_data",

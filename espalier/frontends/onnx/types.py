@@ -8,6 +8,7 @@ from onnx import TensorShapeProto, TypeProto, ValueInfoProto
 
 from espalier.errors import UnsupportedError
 from espalier.frontends.onnx.elements import from_code
+from espalier.frontends.onnx.reader import not_utf8
 from espalier.ir import dims
 from espalier.ir.dims import Dimension
 from espalier.ir.graph import Graph
@@ -28,7 +29,7 @@ class TypeReader:
             dimension.dim_param
             for info in inputs
             for dimension in info.type.tensor_type.shape.dim
-            if dimension.dim_param.isidentifier()
+            if isinstance(dimension.dim_param, str) and dimension.dim_param.isidentifier()
         }
         self._unnamed_count = 0
 
@@ -63,7 +64,10 @@ class TypeReader:
     def _dimension(self, proto: TensorShapeProto.Dimension) -> Dimension:
         if proto.HasField("dim_value"):
             return proto.dim_value if proto.dim_value >= 0 else self._unnamed()
-        text = proto.dim_param.strip()
+        text = proto.dim_param
+        if text.__class__ is not str:
+            raise not_utf8(text)
+        text = text.strip()
         if text in _UNNAMED:
             return self._unnamed()
         if text not in self._dimensions:
