@@ -115,10 +115,10 @@ class MaxPool(WindowPool):
         if kind.is_float:
             hit = xp.logical_or(hit, xp.isnan(windows))
         first = xp.argmax(xp.astype(xp.logical_and(hit, places >= 0), elements.I8), axis=-1)
-        places = xp.broadcast_to(places, windows.shape)
+        places = xp.where(hit, places, places)  # one for each entry of each window
         indices = xp.squeeze(xp.take_along_axis(places, xp.expand_dims(first, -1), axis=-1), axis=-1)
-        planes = np.arange(x.shape[0] * x.shape[1], dtype=np.int64) * math.prod(spatial)
-        return largest, indices + xp.asarray(planes.reshape(x.shape[0], x.shape[1], *(1,) * len(spatial)))
+        planes = xp.arange(x.shape[0] * x.shape[1]) * math.prod(spatial)
+        return largest, indices + xp.reshape(planes, (x.shape[0], x.shape[1], *(1,) * len(spatial)))
 
 
 @op("average_pool", onnx="AveragePool")
