@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -66,9 +67,9 @@ def compile_(
     from espalier.driver import compile as compile_model
 
     artifact = compile_model(
-        model, device=device, backend=backend, output=output, pipeline=pipeline, passes=passes, data=data, budget=budget,
-        max_drop=max_drop, verify=verify, seed=seed, stop_after=stop_after, print_after=print_after, dump=dump, trust=trust,
-        printer=lambda text: print(text, file=sys.stderr),
+        model, device=device, backend=backend, output=output, pipeline=pipeline, passes=passes, data=data,
+        budget=budget, max_drop=max_drop, verify=verify, seed=seed, stop_after=stop_after, print_after=print_after,
+        printer=lambda text: print(_plain(text), file=sys.stderr), dump=dump, trust=trust,
     )  # fmt: skip
     _show(artifact.to_json(), json, artifact.summary())
 
@@ -96,7 +97,8 @@ def run(
     found = runner(read_inputs(inputs, runner))
     write_outputs(output, found)
     shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in found.items()}
-    _show({"outputs": shapes, "file": str(output)}, json, [f"{name}: {s['dtype']}{s['shape']}" for name, s in shapes.items()])
+    lines = [f"{name}: {s['dtype']}{s['shape']}" for name, s in shapes.items()]
+    _show({"outputs": shapes, "file": str(output)}, json, lines)
 
 
 @app.command
@@ -134,9 +136,11 @@ def verify(
 
     rows = compare(a, b, data=data, tolerance=tolerance, seed=seed)
     lines = [f"{row['output']}: off by {row['difference']:.3g} (limit {row['limit']:g})" for row in rows]
-    agree = all(row["agrees"] for row in rows)
-    _show({"agree": agree, "outputs": rows}, json, [*lines, "They agree." if agree else "They do not agree."])
-    if not agree:
+    apart = [row for row in rows if not row["agrees"]]
+    _show({"agree": not apart, "outputs": rows}, json, [*lines, *([] if apart else ["They agree."])])
+    if apart:
+        worst = max(apart, key=lambda row: float(row["difference"]))
+        print(f"E605: {a} and {b} do not agree: output {_plain(worst['output'])!r} differs most", file=sys.stderr)
         raise SystemExit(4)
 
 
@@ -159,19 +163,30 @@ def inspect(
 
 
 @app.command
-def passes(*, json: Json = False) -> None:
-    """The passes that there are, with their promises and options."""
-    from espalier.passes.base import PASSES, load_passes
+def passes(name: str | None = None, /, *, json: Json = False) -> None:
+    """The passes that there are, with their promises and options.
+
+    Parameters
+    ----------
+    name: of one pass, whose options are listed.
+    """
+    from espalier.passes.base import PASSES, load_passes, lookup
     from espalier.passes.pipelines import PIPELINES
 
     load_passes()
+    chosen = sorted(PASSES.items()) if name is None else [(name, lookup(name))]
     rows = [
-        {"name": name, "semantics": str(cls.semantics), "summary": cls.summary(), "options": cls().options}
-        for name, cls in sorted(PASSES.items())
+        {"name": key, "semantics": str(cls.semantics), "summary": cls.summary(), "options": cls.option_types()}
+        for key, cls in chosen
     ]
     lines = [f"{row['name']:28} {row['semantics']:13} {row['summary']}" for row in rows]
-    lines += [f"pipeline {name}: {' '.join(specs)}" for name, specs in PIPELINES.items()]
-    _show({"passes": rows, "pipelines": PIPELINES}, json, lines)
+    if name is None:
+        lines += [f"pipeline {key}: {' '.join(specs)}" for key, specs in PIPELINES.items()]
+        _show({"passes": rows, "pipelines": PIPELINES}, json, lines)
+    else:
+        options = chosen[0][1].option_types()
+        lines += [f"  {key}: {o['type']}, {o['default']} by default" for key, o in options.items()] or ["  no options"]
+        _show({"passes": rows}, json, lines)
 
 
 @app.command
@@ -180,7 +195,8 @@ def devices(*, json: Json = False) -> None:
     from espalier.cost.device import devices as known
 
     rows = [device.model_dump(mode="json") for device in known().values()]
-    _show({"devices": rows}, json, [f"{row['name']:12} {row['kind']:5} {row['backend']:9} {row['description']}" for row in rows])
+    lines = [f"{row['name']:12} {row['kind']:5} {row['backend']:9} {row['description']}" for row in rows]
+    _show({"devices": rows}, json, lines)
 
 
 @app.command
@@ -207,12 +223,20 @@ def explain(subject: str, *, json: Json = False) -> None:
 
 
 def _show(found: Any, as_json: bool, lines: Sequence[str]) -> None:
-    print(json.dumps(found, default=str) if as_json else "\n".join(lines))
+    print(json.dumps(found, default=str) if as_json else "\n".join(map(_plain, lines)))
+
+
+def _plain(text: str) -> str:
+    """Without control characters: names of a model may hold any, and terminals obey them."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code that says how it went."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names that the terminal's encoding lacks are no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(_guard(lambda: app(arguments, exit_on_error=False, print_error=False), "--json" in arguments))
 
 
@@ -221,34 +245,32 @@ def _guard(action: Callable[[], Any], as_json: bool) -> int:
 
     try:
         action()
+        sys.stdout.flush()
     except EspalierError as error:
-        _report(error.to_json(), str(error), as_json)
-        return error.exit_code
+        return _report(error.to_json(), str(error), as_json, error.exit_code)
     except CycloptsError as error:
-        _report({"code": "E201", "message": str(error)}, f"{error}\nSee espalier --help.", as_json)
-        return 2
+        return _report({"code": "E201", "message": str(error)}, f"E201: {error}\nSee espalier --help.", as_json, 2)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
-    except (KeyboardInterrupt, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader may be gone
+    except KeyboardInterrupt:
+        return _report({"code": None, "message": "interrupted"}, "interrupted", as_json, 130)
+    except BrokenPipeError:  # whoever read our output is gone: so that the interpreter can flush it, send it nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 130
     except MemoryError as error:
-        _report({"code": "E117", "message": str(error)}, f"E117: there is not enough memory: {error}", as_json)
-        return 2
+        message = f"there is not enough memory: {error}"
+        return _report({"code": "E117", "message": message}, f"E117: {message}", as_json, 2)
     except Exception as error:  # a fault of ours, whatever it is: the details go to a file
         with tempfile.NamedTemporaryFile("w", prefix="espalier-", suffix=".log", delete=False, encoding="utf-8") as log:
             traceback.print_exc(file=log)
         message = f"{type(error).__name__}: {error}"
-        _report(
-            {"code": "E901", "message": message, "traceback": log.name},
-            f"E901: a fault of espalier ({message[:200]}); the traceback is in {log.name}",
-            as_json,
-        )
-        return 1
+        line = f"E901: a fault of espalier ({' '.join(message.split())[:200]}); the traceback is in {log.name}"
+        return _report({"code": "E901", "message": message, "traceback": log.name}, line, as_json, 1)
     return 0
 
 
-def _report(found: dict[str, Any], text: str, as_json: bool) -> None:
-    print(text, file=sys.stderr)
+def _report(found: dict[str, Any], text: str, as_json: bool, exit_code: int) -> int:
+    print(_plain(text), file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": found}))
+        print(json.dumps({"error": {**found, "exit_code": exit_code}}))
+    return exit_code

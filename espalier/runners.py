@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from espalier.ir import Graph, Type, Value, to_text
 from espalier.ir.execute import execute
 from espalier.ir.types import parse as parse_type
 from espalier.passes.samples import NoSample, sample_inputs
-from espalier.runtime.manifest import TensorSpec, to_json as manifest_json
+from espalier.runtime.manifest import TensorSpec
+from espalier.runtime.manifest import to_json as manifest_json
 from espalier.train.agreement import disagreement
 from espalier.train.data import Data
 
@@ -52,6 +54,8 @@ def open_runner(path: Path, *, threads: int | None = None, native: bool = False)
 
     Raises InputError or ArtifactError if the path can't be opened.
     """
+    if threads is not None and threads < 1:
+        raise InputError("E201", f"threads must be at least 1, not {threads}")
     if is_artifact(path):
         loaded = runtime.load(path, threads=threads)
         inputs = tuple(Value(type_of(spec), spec.name) for spec in loaded.inputs)
@@ -63,9 +67,13 @@ def open_runner(path: Path, *, threads: int | None = None, native: bool = False)
 
 
 def run_graph(graph: Graph, arrays: Arrays) -> Arrays:
-    """Reference execution by name."""
-    with np.errstate(all="ignore"):
-        found = execute(graph, arrays)
+    """Reference execution by name. Raises InputError for inputs that the model does not take."""
+    try:
+        with np.errstate(all="ignore"):
+            found = execute(graph, arrays)
+    except (ValueError, LookupError, ArithmeticError, TypeError) as error:
+        message = f"the model does not run on these inputs: {error}"
+        raise InputError("E207", message, hint="Give inputs that it takes, with --data or --inputs.") from error
     return dict(zip(graph.output_names, found, strict=True))
 
 
@@ -82,9 +90,11 @@ def _onnxruntime(path: Path, threads: int | None) -> Runner:
     except Exception as error:  # onnxruntime has its own exceptions for models that it does not take
         raise InputError("E103", f"onnxruntime does not take {path}: {error}") from error
     names = [output.name for output in session.get_outputs()]
-    return Runner(
-        str(path), "onnxruntime", tuple(graph.inputs), lambda arrays: dict(zip(names, session.run(names, arrays), strict=True))
-    )
+
+    def call(arrays: Arrays) -> Arrays:
+        return dict(zip(names, session.run(names, arrays), strict=True))
+
+    return Runner(str(path), "onnxruntime", tuple(graph.inputs), call)
 
 
 def read_inputs(path: Path, runner: Runner) -> Arrays:
@@ -94,13 +104,15 @@ def read_inputs(path: Path, runner: Runner) -> Arrays:
 
 
 def write_outputs(path: Path, arrays: Arrays) -> None:
-    """Write an .npz file at once: a crash leaves the old file or the new one."""
+    """Write an .npz file at once: a crash leaves the old file or the new one. Raises InputError E209."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        with zipfile.ZipFile(temporary, "w") as archive:  # numpy.savez takes no array called "file"
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError("E209", f"{path} cannot be written: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -117,9 +129,9 @@ def made_up(inputs: Sequence[Value], seed: int) -> Arrays:
 def bench(
     paths: Sequence[Path], *, threads: int | None = None, rounds: int = 15, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Interleaved timing of whole calls: median milliseconds of each, and ratios to the first."""
-    if not paths:
-        raise InputError("E201", "bench needs at least one model or artifact")
+    """Interleaved timing of whole calls: median milliseconds of each, and ratios to the first. Raises InputError."""
+    if not paths or rounds < 1:
+        raise InputError("E201", "bench needs at least one model or artifact, and one round")
     runners = [open_runner(path, threads=threads, native=True) for path in paths]
     inputs = [made_up(runner.inputs, seed) for runner in runners]
     repeats = []
@@ -146,7 +158,11 @@ def compare(
     a: Path, b: Path, *, data: str | None = None, tolerance: float | None = None, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Largest difference per output over all data (or made-up inputs), relative to the largest element."""
+    if tolerance is not None and not tolerance >= 0:
+        raise InputError("E201", f"the tolerance must be at least 0, not {tolerance}")
     first, second = open_runner(a), open_runner(b)
+    if len(first.inputs) != len(second.inputs):
+        raise InputError("E201", f"{a} has {len(first.inputs)} inputs, {b} has {len(second.inputs)}")
     batches = [batch.inputs for batch in Data(data, first.inputs)] if data else None
     feeds = [dict(zip((v.name for v in first.inputs), batch, strict=True)) for batch in batches or []]
     feeds = feeds or [made_up(first.inputs, seed + k) for k in range(2)]
@@ -175,7 +191,7 @@ def describe(path: Path, *, text: bool = False, trust: bool = False) -> tuple[di
     weights = [value.constant for value in graph.constants() if value.constant is not None]
     total = [macs(node) for node in graph]
     known = [m for m in total if isinstance(m, int)]
-    found = {
+    found: dict[str, Any] = {
         "name": graph.name,
         "inputs": {value.name: str(value.type) for value in graph.inputs},
         "outputs": {name: str(value.type) for name, value in zip(graph.output_names, graph.outputs, strict=True)},
@@ -186,10 +202,10 @@ def describe(path: Path, *, text: bool = False, trust: bool = False) -> tuple[di
         "macs": sum(known),
         "macs_unknown_nodes": len(total) - len(known),
         "opaque": sorted({f"{n.domain}::{n.op_type}" for n in graph if n.op.name == "opaque"}),
-        **graph.metadata,
+        "metadata": dict(graph.metadata),
     }
     lines = [f"{key}: {value}" for key, value in found.items() if not isinstance(value, dict)]
-    for key in ("inputs", "outputs", "operators"):
+    for key in ("metadata", "inputs", "outputs", "operators"):
         lines += [f"{key}:", *(f"  {name}: {value}" for name, value in found[key].items())]
     return found, lines
 

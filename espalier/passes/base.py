@@ -121,6 +121,17 @@ class Pass:
         return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
 
     @classmethod
+    def option_types(cls) -> dict[str, dict[str, Any]]:
+        """Option → its type in words, and its default (None for one that must be given)."""
+        return {
+            f.name: {
+                "type": f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type)),
+                "default": None if f.default is dataclasses.MISSING else f.default,
+            }
+            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        }
+
+    @classmethod
     def search_space(cls) -> Mapping[str, Sequence[Any]]:
         """Option → values worth trying, for the planner; from the fields' metadata."""
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
@@ -133,7 +144,9 @@ PASSES: dict[str, type[Pass]] = {}
 def register(cls: type[Pass]) -> type[Pass]:
     """Make a pass class known under its name. Raises InputError if the name is taken."""
     if cls.name in PASSES and PASSES[cls.name].__module__ != cls.__module__:
-        raise InputError("E204", f"two passes are called {cls.name!r}: {PASSES[cls.name].__module__} and {cls.__module__}")
+        raise InputError(
+            "E204", f"two passes are called {cls.name!r}: {PASSES[cls.name].__module__} and {cls.__module__}"
+        )
     PASSES[cls.name] = cls
     return cls
 
@@ -177,7 +190,9 @@ def lookup(name: str) -> type[Pass]:
     load_passes()
     if name not in PASSES:
         near = difflib.get_close_matches(name, PASSES, 3)
-        raise InputError("E202", f"no pass is called {name!r}", hint=f"Did you mean {', '.join(near)}?" if near else None)
+        raise InputError(
+            "E202", f"no pass is called {name!r}", hint=f"Did you mean {', '.join(near)}?" if near else None
+        )
     return PASSES[name]
 
 
@@ -191,7 +206,9 @@ def parse_spec(spec: str) -> Pass:
         key, equals, value = item.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or key not in fields:
-            raise InputError("E203", f"the pass {cls.name} has no option {key!r}", hint=f"It has {sorted(fields) or 'none'}.")
+            raise InputError(
+                "E203", f"the pass {cls.name} has no option {key!r}", hint=f"It has {sorted(fields) or 'none'}."
+            )
         options[key] = _parse_option(cls.name, fields[key], value.strip())
     try:
         return cls(**options)

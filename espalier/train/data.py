@@ -8,7 +8,10 @@ DataLoader, for one). Inputs are arrays by name, or in the model's order; the fi
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 
 from espalier.errors import InputError
 from espalier.ir import TensorType, Value
+from espalier.ir.elements import Element
 
 LABELS = "labels"
 
@@ -72,7 +76,8 @@ class Data:
 
     def _batch(self, pair: Any) -> Batch:
         labels = None
-        if isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Mapping | tuple | list | np.ndarray):
+        several = Mapping | tuple | list | np.ndarray
+        if isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], several):
             pair, labels = pair
         elif hasattr(pair, "numpy") or isinstance(pair, np.ndarray):
             pair = [pair]
@@ -97,9 +102,8 @@ class Data:
         for position, value in enumerate(self.inputs):
             key = value.name if value.name in named else f"input_{position}"
             if key not in named:
-                raise InputError(
-                    "E206", f"the data have no array {value.name!r}", hint=f"They hold {', '.join(sorted(named)) or 'nothing'}."
-                )
+                hint = f"They hold {', '.join(sorted(named)) or 'nothing'}."
+                raise InputError("E206", f"the data have no array {value.name!r}", hint=hint)
             arrays.append(named[key])
         unknown = set(named) - {v.name for v in self.inputs} - {f"input_{k}" for k in range(len(self.inputs))}
         if unknown:
@@ -118,28 +122,48 @@ def _fit(array: Any, value: Value) -> NDArray[Any]:
         # a fixed batch of 1 is fed sample by sample, so the first extent may be larger
         fits = fits and all(not isinstance(d, int) or d == n for d, n in zip(shape[1:], array.shape[1:], strict=True))
         if not fits:
-            raise InputError("E206", f"the array for {value.name!r} has shape {array.shape}, the model wants {value.type}")
+            message = f"the array for {value.name!r} has shape {array.shape}, the model wants {value.type}"
+            raise InputError("E206", message)
     if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
         raise InputError("E206", f"the array for {value.name!r} holds NaN or infinite numbers")
-    if array.dtype != element.dtype:
-        if array.dtype.kind == "f" and element.is_integer:
-            raise InputError("E206", f"the array for {value.name!r} holds {array.dtype}, the model wants {element}")
-        array = array.astype(element.dtype)
-    return array
+    return array if array.dtype == element.dtype else _cast(array, element, value.name)
+
+
+def _cast(array: NDArray[Any], element: Element, name: str) -> NDArray[Any]:
+    """The array in another element type. Raises InputError where that would change numbers by more than rounding."""
+    kind = array.dtype.kind
+    takes = {"int": "biu", "uint": "biu", "bool": "b", "float": "biufV", "complex": "biufcV"}.get(element.kind, "")
+    if kind not in takes:
+        raise InputError("E206", f"the array for {name!r} holds {array.dtype}, the model wants {element}")
+    if element.is_integer and array.size:
+        low, high = element.range
+        if int(array.min()) < low or int(array.max()) > high:
+            message = f"the array for {name!r} holds {array.min()} to {array.max()}, more than {element} can"
+            raise InputError("E206", message)
+    with np.errstate(over="ignore"):
+        found = array.astype(element.dtype)
+    if element.kind == "float" and not np.all(np.isfinite(found)):
+        raise InputError("E206", f"the array for {name!r} holds numbers that are too large for {element}")
+    return found
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, NotImplementedError) as error:
         raise InputError("E206", f"{path} cannot be read as .npz: {error}") from None
 
 
 def _call(text: str) -> Iterator[Any]:
+    """What a function of the user's yields; its module may lie in the working directory. Raises InputError E206."""
     module_name, _, function_name = text.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise InputError("E206", f"the data function {text!r} cannot be found: {error}") from None
-    yield from function()
+        yield from getattr(importlib.import_module(module_name), function_name)()
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        what = f"{type(error).__name__}: {error}"
+        raise InputError("E206", f"the data function {text!r} cannot be used: {what}") from error
