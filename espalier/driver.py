@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,13 @@ def compile(
     sequence = [*find_pipeline(pipeline), *map(parse_spec, passes)]
 
     options = {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes, "trust": trust or None}
+    made_by = {
+        "backend": chosen,
+        "passes": [each.spec for each in sequence],
+        "seed": seed,
+        "stop_after": stop_after,
+        "max_drop": max_drop,
+    }
     graph = frontends.load(model, **{key: value for key, value in options.items() if value is not None})
     original = clone(graph)
     dataset = None if data is None else Data(data, tuple(original.inputs))
@@ -152,7 +159,7 @@ def compile(
 
     with tempfile.TemporaryDirectory(prefix="espalier-") as work:
         emission = emitter.emit(clone(graph), target, Path(work))
-        manifest = _manifest(original, emission, target, report, seed)
+        manifest = _manifest(original, emission, target, report, made_by)
         staged = Path(work) / "artifact.staged"
         manifest = write_artifact(staged, manifest, dict(emission.files))
         agreement = "not checked" if verify == "none" else _check(staged, original, seed)
@@ -170,7 +177,7 @@ def compile(
     return Artifact(Path(output), manifest, report, score, agreement)
 
 
-def _manifest(graph: Graph, emission: Emission, device: Device, report: Report, seed: int) -> Manifest:
+def _manifest(graph: Graph, emission: Emission, device: Device, report: Report, made_by: Mapping[str, Any]) -> Manifest:
     """Everything that reproduces the artifact; no time and no place in it."""
     records = [
         PassRecord(p.spec, p.semantics, p.rewrites, {"nodes_before": p.nodes_before, "nodes_after": p.nodes_after})
@@ -189,7 +196,8 @@ def _manifest(graph: Graph, emission: Emission, device: Device, report: Report, 
         backend=dict(emission.section),
         passes=tuple(records),
         source={"graph": structural_hash(graph), "name": graph.name},
-        seeds={"seed": seed},
+        options=dict(made_by),
+        seeds={"seed": made_by["seed"]},
         versions={"espalier": espalier.__version__, **emission.versions},
     )
 
