@@ -282,9 +282,12 @@ def pad(array: Array, pads: Sequence[tuple[int, int]], mode: str = "constant", v
     Modes: constant, edge, reflect (without repeating the border), wrap.
     """
     grow = [(max(0, before), max(0, after)) for before, after in pads]
-    keywords = {"constant_values": value} if mode == "constant" else {}
-    if any(map(any, grow)):
-        array = np.pad(array, grow, mode=mode, **keywords)  # type: ignore[call-overload]
+    if any(map(any, grow)) and mode == "constant":
+        shape = [before + extent + after for (before, after), extent in zip(grow, array.shape, strict=True)]
+        inner, array = array, np.full(shape, value, array.dtype)  # much faster than numpy's own on small arrays
+        array[tuple(slice(before, before + n) for (before, _), n in zip(grow, inner.shape, strict=True))] = inner
+    elif any(map(any, grow)):
+        array = np.pad(array, grow, mode=mode)  # type: ignore[call-overload]
     if any(before < 0 or after < 0 for before, after in pads):
         array = array[
             tuple(
@@ -314,6 +317,10 @@ def windows(
     )
 
 
+_UNROLLED = 1 << 22
+"""Largest number of elements that a convolution copies its windows to."""
+
+
 def conv(
     x: Array, w: Array, strides: Sequence[int], pads: Sequence[tuple[int, int]], dilations: Sequence[int], groups: int
 ) -> Array:
@@ -328,7 +335,14 @@ def conv(
     n, per_group = x.shape[0], w.shape[1]
     x = x.reshape(n, groups, per_group, *x.shape[2:])
     w = w.reshape(groups, w.shape[0] // groups, per_group, *kernel)
-    total = np.zeros((n, groups, w.shape[1], math.prod(counts)), np.result_type(x, w))
+    places, taps = math.prod(counts), math.prod(kernel)
+    if per_group > 1 and taps > 1 and n * groups * per_group * places * taps <= _UNROLLED:  # one product for all taps
+        spatial = range(3 + len(kernel), 3 + 2 * len(kernel))
+        moved = windows(x, kernel, strides, dilations, counts).transpose(0, 1, 2, *spatial, *range(3, 3 + len(kernel)))
+        unrolled = moved.reshape(n, groups, per_group * taps, places)
+        found = np.matmul(w.reshape(groups, w.shape[1], per_group * taps), unrolled)
+        return found.reshape(n, groups * w.shape[1], *counts).astype(out_type)
+    total = np.zeros((n, groups, w.shape[1], places), np.result_type(x, w))
     for offset in itertools.product(*map(range, kernel)):
         spans = tuple(
             slice(k * dilation, k * dilation + (count - 1) * stride + 1, stride)
