@@ -6,7 +6,16 @@ packages by the entry-point group `espalier.passes`.
 """
 
 from espalier.passes.base import (
-    BITEXACT, GROWS, REASSOCIATES, Context, Pass, Predicate, Semantics, approximates, graph_pass, parse_spec,
+    BITEXACT,
+    GROWS,
+    REASSOCIATES,
+    Context,
+    Pass,
+    Predicate,
+    Semantics,
+    approximates,
+    graph_pass,
+    parse_spec,
 )  # fmt: skip
 from espalier.passes.manager import PassManager, PassReport, Report
 from espalier.passes.rewrite import Rewriter, group, rewrite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -59,6 +60,8 @@ def _line(error: Exception) -> str:
 
 def decompose(program: ExportedProgram) -> ExportedProgram:
     """The program without in-place operators, in which what has a lowering is kept whole."""
+    program = copy.copy(program)
+    program._example_inputs = None  # only for guards, which torch can't generate for complex inputs
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return program.run_decompositions(decomposition_table())

@@ -175,3 +175,16 @@ def pairwise_distances(s: Scope, x: Value, p: float = 2) -> Value:
     first, second = np.triu_indices(rows, 1)
     a, b = (s.b.gather(x, constant_value(index.astype(np.int64)), axis=0) for index in (first, second))
     return row_norms(s, s.b.abs(s.b.sub(a, b)), p)
+
+
+@lowers("aten._trilinear.default")
+def trilinear(
+    s: Scope, a: Value, b: Value, c: Value, expand_a: Sequence[int], expand_b: Sequence[int], expand_c: Sequence[int],
+    sums: Sequence[int], unroll: int = 1,
+) -> Value:  # fmt: skip
+    """The sum over axes of the product of three tensors, each with axes inserted: one einsum."""
+    rank = s.rank_of(a) + len(expand_a)
+    letters = "abcdefghijklmnopqrstuvwxyz"[:rank]
+    texts = ["".join(x for k, x in enumerate(letters) if k not in inserted) for inserted in (expand_a, expand_b, expand_c)]
+    result = "".join(letter for k, letter in enumerate(letters) if k not in sums)
+    return s.b.einsum(a, b, c, subscripts=f"{','.join(texts)}->{result}")

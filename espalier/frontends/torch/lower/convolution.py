@@ -124,7 +124,7 @@ def col2im(
     batched = s.rank_of(x) == 3
     if not batched:
         x = s.unsqueeze(x, 0)
-    y = s.b.col2_im(
+    y = s.b.col2im(
         x, s.sizes([s.dim(extent) for extent in size]), s.sizes(each(kernel, 2)), strides=each(stride, 2),
         dilations=each(dilation, 2), pads=(ph, pw, ph, pw),
     )  # fmt: skip

@@ -314,7 +314,9 @@ def unique(
 ) -> tuple[Value, ...]:
     numbers = s.cast(x, I32) if x.element == BOOL else x
     values, _, inverse, counts = s.many.unique(numbers, sorted=1, results=4)
-    return s.cast(values, x.element), s.reshape(inverse, s.shape_of(x)), counts
+    nothing = s.full((0,), 0, I64)  # what torch gives for results that were not asked for
+    inverse = s.reshape(inverse, s.shape_of(x)) if return_inverse else nothing
+    return s.cast(values, x.element), inverse, counts if return_counts else nothing
 
 
 @lowers("aten.histc.default")

@@ -32,7 +32,7 @@ def resize(
     if align:
         attributes["coordinate_transformation_mode"] = "align_corners"
     if antialias:  # torch's antialiased cubic has another constant than its plain one
-        attributes |= {"antialias": 1} | ({"cubic_coeff_a": -0.5} if mode == "cubic" else {})
+        attributes |= {"antialias": 1, "exclude_outside": 1} | ({"cubic_coeff_a": -0.5} if mode == "cubic" else {})
     if scales is not None and not align:
         factors = constant_value(np.array([1.0, 1.0, *scales], np.float32), F32)
         found = s.b.resize(x, None, factors, None, **attributes)
@@ -95,4 +95,15 @@ def grid_sampler(s: Scope, x: Value, grid: Value, interpolation: int, padding: i
 
 @lowers("aten.affine_grid_generator.default")
 def affine_grid(s: Scope, theta: Value, size: Sequence[Any], align: bool) -> Value:
-    return s.b.affine_grid(theta, s.sizes([s.dim(extent) for extent in size]), align_corners=int(align))
+    """The places of a regular grid over [−1, 1] in all axes, each as (x, y, …, 1), times the matrices."""
+    extents = [s.dim(extent) for extent in size][2:]
+    if not dims.is_static(extents):
+        s.refuse("an affine grid of dynamic size", code="E405")
+    lines = []
+    for extent in extents:
+        line = np.linspace(-1, 1, int(extent)) if extent != 1 else np.zeros(1)  # type: ignore[arg-type]
+        lines.append(line if align else line * ((int(extent) - 1) / int(extent)))  # type: ignore[arg-type]
+    axes = np.meshgrid(*lines, indexing="ij")
+    places = np.stack([*reversed(axes), np.ones_like(axes[0])], axis=-1).reshape(-1, len(extents) + 1)
+    base = constant_value(places.astype(theta.element.dtype), theta.element)
+    return s.reshape(s.b.matmul(base, s.swap(theta, 1, 2)), s.shape)
