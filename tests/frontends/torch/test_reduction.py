@@ -51,13 +51,13 @@ CONTRACTIONS = Family(
     mm=(torch.mm, M, M.T.contiguous()), bmm=(torch.bmm, X, X.transpose(1, 2).contiguous()), matmul=(torch.matmul, X, M.T.contiguous()),
     matmul_vector=(lambda x, v: x @ v, X, normal(5)), vector_matmul=(lambda v, x: v @ x, normal(4), M), dot=(torch.dot, normal(5), normal(5)), mv=(torch.mv, M, normal(5)),
     matmul_broadcast=(torch.matmul, normal(2, 1, 3, 4), normal(5, 4, 2)), matmul_int=(torch.matmul, I, I.T.contiguous()), matmul_int8=(torch.matmul, I.to(torch.int8), I.T.contiguous().to(torch.int8)),
-    addmm=(lambda c, a: torch.addmm(c, a, a.T, beta=0.5, alpha=2), normal(4, 4), M), baddbmm=(lambda x: torch.baddbmm(normal(3, 4, 4), x, x.mT, beta=2, alpha=0.5), X),
+    addmm=(lambda c, a: torch.addmm(c, a, a.T, beta=0.5, alpha=2), normal(4, 4), M), baddbmm=(lambda x: torch.baddbmm(x[:, :, :4], x, x.mT, beta=2, alpha=0.5), X),
     linear=(F.linear, X, normal(6, 5), normal(6)), linear_matrix=(F.linear, M, normal(6, 5), normal(6)), linear_no_bias=(F.linear, M, normal(6, 5)),
     linear_vector=(F.linear, normal(5), normal(6, 5), normal(6)), einsum=(lambda x, m: torch.einsum("bij,kj->bik", x, m), X, M),
     einsum_dots=(lambda x: torch.einsum("...ij, ...ij -> ...i", x, x), X), einsum_three=(lambda x, m: torch.einsum("bij,ij,bj->i", x, m, x[:, 0]), X, M),
     einsum_implicit=(lambda m: torch.einsum("ij,jk", m, m.T), M), einsum_trace=(lambda m: torch.einsum("ii->i", m[:, :4]), M), outer=(torch.outer, normal(3), normal(4)), inner=(torch.inner, M, M),
     tensordot=(lambda x, m: torch.tensordot(x, m, dims=([1, 2], [0, 1])), X, M), kron=(torch.kron, normal(2, 2), M), bilinear=(F.bilinear, M, M, normal(3, 5, 5), normal(3)),
-    chain=(lambda m: torch.linalg.multi_dot([m, m.T, m]), M), det=(torch.det, normal(4, 4)), addr=(lambda c: torch.addr(c, normal(4), normal(5)), M),
+    chain=(lambda m: torch.linalg.multi_dot([m, m.T, m]), M), det=(torch.det, normal(4, 4)), addr=(lambda c: torch.addr(c, c[:, 0], c[0]), M),
     cross=(lambda a: torch.linalg.cross(a, a.flip(1)), normal(4, 3)), bfloat_linear=(F.linear, normal(3, 4, dtype=torch.bfloat16), normal(5, 4, dtype=torch.bfloat16)),
 )  # fmt: skip
 

@@ -361,7 +361,7 @@ def unit(s: Scope, z: Pair) -> Pair:
     return Pair(s.b.div(z.real, safe), s.b.div(z.imag, safe))
 
 
-@lowers_complex("aten.where.self")
+@lowers_complex("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
 def where(s: Scope, condition: Value, x: Any, y: Any) -> Pair:
     a, b = pair(s, x), pair(s, y)
     condition = s.cast(condition, BOOL)
