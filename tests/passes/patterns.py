@@ -428,6 +428,13 @@ def spelled_rms_norm(m: Maker) -> Value:
     return forms[m.extent(0, 2)]()
 
 
+@pattern("absorb_casts_into_norm")
+def wide_norm(m: Maker) -> Value:
+    x, k = m.x("n", 4, element="f16"), 4
+    wide = m.cast(x, to=type_of("f32[1]").element)
+    return m.cast(m.rms_norm(wide, np.ones(k, np.float32)), to=x.element)
+
+
 @pattern("recognize_attention")
 def spelled_attention(m: Maker) -> Value:
     b, h, t, s, d = 2, m.extent(), m.extent(), m.extent(), m.extent()

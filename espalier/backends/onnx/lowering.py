@@ -15,7 +15,7 @@ import numpy as np
 from espalier.backends.onnx.printer import CannotPrint, print_node
 from espalier.ir import Graph, Node, Value
 from espalier.ir.clone import clone
-from espalier.ir.elements import BOOL
+from espalier.ir.elements import BOOL, F32
 from espalier.ir.op import Op
 from espalier.ir.ops import Attention, Gelu, HardSwish, LayerNorm, Mish, RmsNorm, Swish
 from espalier.passes.base import REASSOCIATES, Context, parse_spec
@@ -27,7 +27,7 @@ from espalier.passes.rules.matching import splat
 @rewrite(Gelu, semantics=REASSOCIATES)
 def lower_gelu(node: Node, rewriter: Rewriter) -> Replacement:
     """x·½·(1 + erf(x/√2)); the approximation as x·sigmoid(2·√(2/π)·(x + 0.044715·x³)), which is the same."""
-    x = single(node.operand(0), rewriter)
+    x = node.operand(0)
     if node.approximate == "none":
         gate = rewriter.add(rewriter.erf(rewriter.mul(x, math.sqrt(0.5))), 1.0)
         return rewriter.mul(rewriter.mul(x, 0.5), gate)
@@ -39,7 +39,7 @@ def lower_gelu(node: Node, rewriter: Rewriter) -> Replacement:
 @rewrite(Swish, semantics=REASSOCIATES)
 def lower_swish(node: Node, rewriter: Rewriter) -> Replacement:
     """x·sigmoid(alpha·x)."""
-    x = single(node.operand(0), rewriter)
+    x = node.operand(0)
     scaled = x if node.alpha == 1 else rewriter.mul(x, node.alpha)
     return rewriter.mul(x, rewriter.sigmoid(scaled))
 
@@ -47,32 +47,32 @@ def lower_swish(node: Node, rewriter: Rewriter) -> Replacement:
 @rewrite(HardSwish, semantics=REASSOCIATES)
 def lower_hard_swish(node: Node, rewriter: Rewriter) -> Replacement:
     """x·hard_sigmoid(x)."""
-    x = single(node.operand(0), rewriter)
+    x = node.operand(0)
     return rewriter.mul(x, rewriter.hard_sigmoid(x, alpha=1 / 6, beta=0.5))
 
 
 @rewrite(Mish, semantics=REASSOCIATES)
 def lower_mish(node: Node, rewriter: Rewriter) -> Replacement:
     """x·tanh(softplus(x))."""
-    x = single(node.operand(0), rewriter)
+    x = node.operand(0)
     return rewriter.mul(x, rewriter.tanh(rewriter.softplus(x)))
 
 
 @rewrite(RmsNorm, semantics=REASSOCIATES)
 def lower_rms_norm(node: Node, rewriter: Rewriter) -> Replacement:
     """x / √(mean(x²) + ε) · scale."""
-    x = single(node.x, rewriter)
-    made = rewriter.div(x, root_mean_square(x, node, rewriter))
+    x = widened(node.x, rewriter)
+    made = narrowed(rewriter.div(x, root_mean_square(x, node, rewriter)), node.x, rewriter)
     return made if splat(node.scale) == 1 else rewriter.mul(made, node.scale)
 
 
 @rewrite(LayerNorm, semantics=REASSOCIATES)
 def lower_layer_norm(node: Node, rewriter: Rewriter) -> Replacement:
     """(x − mean) / √(mean((x − mean)²) + ε) · scale + shift."""
-    x = single(node.x, rewriter)
+    x = widened(node.x, rewriter)
     rewriter.require(len(node.results) == 1, "its statistics are used")
     centred = rewriter.sub(x, rewriter.reduce_mean(x, trailing(node, rewriter)))
-    made = rewriter.div(centred, root_mean_square(centred, node, rewriter))
+    made = narrowed(rewriter.div(centred, root_mean_square(centred, node, rewriter)), node.x, rewriter)
     made = made if splat(node.scale) == 1 else rewriter.mul(made, node.scale)
     return made if node.shift is None else rewriter.add(made, node.shift)
 
@@ -80,7 +80,7 @@ def lower_layer_norm(node: Node, rewriter: Rewriter) -> Replacement:
 @rewrite(Attention, semantics=REASSOCIATES)
 def lower_attention(node: Node, rewriter: Rewriter) -> Replacement:
     """softmax(q·kᵀ·scale + mask)·v, for as many key heads as query heads and nothing else asked for."""
-    q, k, v = (single(operand, rewriter) for operand in (node.q, node.k, node.v))
+    q, k, v = node.q, node.k, node.v
     plain = node.op.replace(scale=None) == Attention() and not any(result.uses for result in node.results[1:])
     rewriter.require(plain and all(operand is None for operand in node.operands[4:]), "it does more")
     rewriter.require(q.rank == 4 and q.shape[1] == k.shape[1] and isinstance(q.shape[3], int), "heads are shared")
@@ -98,10 +98,14 @@ def lower_attention(node: Node, rewriter: Rewriter) -> Replacement:
     return [rewriter.matmul(weights, v), *[None] * (len(node.results) - 1)]
 
 
-def single(x: Value, rewriter: Rewriter) -> Value:
-    """An operand in f32 or f64: narrower ones would round after every step, and are left to ONNX's definition."""
-    rewriter.require(x.element.name in ("f32", "f64"), "narrow floats")
-    return x
+def widened(x: Value, rewriter: Rewriter) -> Value:
+    """x in f32 if it is narrower: statistics are taken in f32."""
+    return rewriter.cast(x, to=F32) if x.element.bits < 32 else x
+
+
+def narrowed(made: Value, x: Value, rewriter: Rewriter) -> Value:
+    """What was made of widened x in x's own element."""
+    return rewriter.cast(made, to=x.element) if made.element != x.element else made
 
 
 def trailing(node: Node, rewriter: Rewriter) -> Any:

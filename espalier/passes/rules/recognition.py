@@ -11,6 +11,7 @@ import numpy as np
 from espalier.ir import Node, Value
 from espalier.ir.ops import (
     Add,
+    Cast,
     Clip,
     Div,
     Erf,
@@ -237,6 +238,20 @@ def recognize_norm(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.rms_norm(t, ones, axis=axis - len(shape), epsilon=epsilon)
 
 
+@rewrite(Cast, semantics=REASSOCIATES)
+def absorb_casts_into_norm(node: Node, rewriter: Rewriter) -> Replacement:
+    """A norm of unit scale in f32 between casts from and to a narrower float does that by itself."""
+    made = node.operand(0)
+    norm = made.defined_by(LayerNorm) or made.defined_by(RmsNorm) or rewriter.why("its input is no norm")
+    plain = made.has_one_use and splat(norm.scale) == 1 and len(norm.inputs) == 2
+    rewriter.require(plain, "the norm is shared, or not of unit scale")
+    inner = norm.operand(0).defined_by(Cast) or rewriter.why("the norm is not of a cast")
+    x = inner.operand(0)
+    narrow = x.element == node.to and x.element.is_float and x.element.bits < inner.to.bits == 32
+    rewriter.require(narrow and norm.stash_type == 1, "the casts don't widen a float to f32 and back")
+    return rewriter.node(norm.op, [x, np.ones(norm.scale.shape, x.element.dtype)]).results[0]
+
+
 @rewrite(Mul, semantics=REASSOCIATES)
 def scale_norm(node: Node, rewriter: Rewriter) -> Replacement:
     """A norm of unit scale times a constant takes it as its scale."""
@@ -269,6 +284,7 @@ recognize = group(
         recognize_hard_swish,
         recognize_gated,
         recognize_norm,
+        absorb_casts_into_norm,
         scale_norm,
         shift_norm,
         recognize_attention,
