@@ -103,7 +103,7 @@ def cond(s: Scope, converter: Any, predicate: Any, true: Any, false: Any, operan
         regions.append(region)
     condition = s.cast(s.scalar(s.number(predicate, BOOL)), BOOL)
     count = len(regions[0].outputs)
-    found = s.builder.add(_operator("if"), [condition, *captures], results=count, regions=regions).results
+    found = s.builder.node(_operator("if"), [condition, *captures], results=count, regions=regions).results
     return converter._settle(s, tuple(found))
 
 
@@ -140,7 +140,7 @@ def while_loop(
     goes_on = scope.cast(scope.scalar(scope.number(goes_on, BOOL)), BOOL)
     _outputs(s, region, results, [inner.builder.identity(goes_on) if goes_on.producer is None else goes_on])
     loop = _operator("loop", carried=len(states))
-    found = s.builder.add(loop, [None, first, *states, *captures], results=len(states), regions=[region]).results
+    found = s.builder.node(loop, [None, first, *states, *captures], results=len(states), regions=[region]).results
     return converter._settle(s, tuple(found))
 
 
@@ -164,7 +164,7 @@ def scan(
     region, values, inner = _region(s, converter, body, "body", types)
     _outputs(s, region, inner.run(body, values))
     operator = _operator("scan", carried=len(states), num_scan_inputs=len(inputs))
-    found = s.builder.add(
+    found = s.builder.node(
         operator, [*states, *inputs, *captures], results=len(region.outputs), regions=[region]
     ).results
     return converter._settle(s, tuple(found))
