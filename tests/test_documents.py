@@ -13,17 +13,11 @@ import onnx
 import pytest
 
 from benchmarks.artifact import network
+from tests.documents import FILE, ROOT, blocks, files, lay_out
 
-ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = ("make ", "pip install ")
 """Commands that set up environments; continuous integration runs them."""
-
-
-def blocks(page: str) -> list[tuple[str, str]]:
-    """(language, text) of the code blocks of a page."""
-    return FENCE.findall((ROOT / page).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -38,11 +32,15 @@ def test_documented_blocks_run(page: str, tmp_path: Path) -> None:
     onnx.save(network(seed=0), tmp_path / "model.onnx")
     np.savez(tmp_path / "inputs.npz", image=np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype("f4"))
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = str(tmp_path)
+    lay_out(files(page), tmp_path)
     if page != "README.md":
         compile_model = ["espalier", "compile", "model.onnx", "-o", "artifact"]
         subprocess.run(compile_model, cwd=tmp_path, env=environment, check=True, capture_output=True)
     for language, text in blocks(page):
         commands = []
+        if FILE.match(text):
+            continue
         if language == "python":
             commands = [[sys.executable, "-c", text]]
         elif language == "sh":

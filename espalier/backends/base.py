@@ -66,8 +66,10 @@ def backend(name: str) -> Backend:
     module, _, attribute = known[name].partition(":")
     try:
         made: Backend = getattr(importlib.import_module(module), attribute)()
-    except ImportError as error:
-        if (error.name or "").startswith("espalier"):
+    except Exception as error:
+        if name not in BUILT_IN:  # the fault is in somebody else's package, whatever it is
+            raise InputError("E208", f"the plug-in {name!r} ({known[name]}) cannot be loaded: {error}") from error
+        if not isinstance(error, ImportError) or (error.name or "").startswith("espalier"):
             raise  # a fault of ours, not a missing package
         raise InputError(
             "E205", f"the backend {name} needs a package that is not installed: {error.name or error}",

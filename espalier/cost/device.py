@@ -32,11 +32,16 @@ class Device(BaseModel):
 def devices() -> dict[str, Device]:
     """All known devices by name: the built-in ones, and those of the entry-point group `espalier.devices`.
 
-    An entry point names a package that holds .toml files. Raises InputError E213 for a broken description.
+    An entry point names a package that holds .toml files. Raises InputError E213 for a broken description, E204 for a
+    name that is taken, E208 for a package that can't be imported.
     """
     found: dict[str, Device] = {}
     folders = [resources.files("espalier.cost") / "devices"]
-    folders += [resources.files(entry.value) for entry in importlib.metadata.entry_points(group="espalier.devices")]
+    for entry in importlib.metadata.entry_points(group="espalier.devices"):
+        try:
+            folders.append(resources.files(entry.value))
+        except Exception as error:  # the fault is in somebody else's package, whatever it is
+            raise InputError("E208", f"the plug-in {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
     for folder in folders:
         for file in sorted(folder.iterdir(), key=lambda item: item.name):
             if file.name.endswith(".toml"):
@@ -56,7 +61,8 @@ def device(name: str) -> Device:
             raise InputError("E213", f"the device file {name!r} cannot be read: {error}") from None
     known = devices()
     if name not in known:
-        raise InputError("E202", f"no device is called {name!r}", hint=f"There are {', '.join(known)}, or a .toml file.")
+        there = f"There are {', '.join(known)}, or a .toml file."
+        raise InputError("E202", f"no device is called {name!r}", hint=there)
     return known[name]
 
 

@@ -1,0 +1,178 @@
+"""The package of docs/extending.md, laid out as if it were installed: it works, and its mistakes are found."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import espalier.runtime
+from espalier.backends.base import backend, backends
+from espalier.cost.device import devices
+from espalier.errors import InputError
+from espalier.frontends import load
+from espalier.ir import op as operators
+from espalier.passes import base as passes
+from tests.documents import FILE, blocks, files, install, lay_out
+
+PAGE = "docs/extending.md"
+OPERATORS, REWRITES, TEST = "channelwise/operators.py", "channelwise/rewrites.py", "tests/test_channel_gate.py"
+
+
+@pytest.fixture
+def package(tmp_path: Path):
+    """Lay the documented package out, with texts exchanged in one of its files, and run Python in its folder."""
+
+    def lay(path: str = OPERATORS, old: str = "", new: str = ""):
+        shown = files(PAGE)
+        assert {"pyproject.toml", OPERATORS, REWRITES, TEST} == set(shown)
+        assert old in shown[path]
+        shown[path] = shown[path].replace(old, new) if old else shown[path]
+        lay_out(shown, tmp_path)
+        x = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
+        np.savez(tmp_path / "inputs.npz", image=x)
+        return run
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    return lay
+
+
+def make_model() -> str:
+    """The documented program that makes a model with the operator."""
+    (program,) = [text for language, text in blocks(PAGE) if language == "python" and not FILE.match(text)]
+    return program
+
+
+COMPILE = "espalier.cli.main('compile gated.onnx -o gated --backend onnx --passes lower_channel_gate'.split())"
+
+
+def test_an_operator_is_one_class_and_a_rewrite_takes_thirty_lines() -> None:
+    shown = files(PAGE)
+    classes = [part for part in ast.parse(shown[OPERATORS]).body if not isinstance(part, ast.ImportFrom)]
+    assert [type(part) for part in classes] == [ast.ClassDef]
+    assert len(shown[REWRITES].splitlines()) <= 30
+
+
+def test_the_documented_package_compiles_a_model(package, tmp_path: Path) -> None:
+    run = package()
+    done = run("-c", f"{make_model()}\nimport espalier.cli\n{COMPILE}")
+    assert done.returncode == 0, done.stderr
+    assert "lower_channel_gate" in done.stdout
+    x = np.load(tmp_path / "inputs.npz")["image"]
+    factor = 1 / (1 + np.exp(-2 * np.linspace(-1, 1, 3)))
+    found = espalier.runtime.load(tmp_path / "gated")({"image": x})["gated"]
+    np.testing.assert_allclose(found, x * factor[:, None, None], rtol=1e-5)
+
+
+def test_a_wrong_rewrite_is_caught(package, tmp_path: Path) -> None:
+    run = package(REWRITES, "rewriter.mul(gate, node.sharpness)", "gate")
+    done = run("-c", f"{make_model()}\nimport espalier.cli\n{COMPILE}")
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.startswith("E602: rewrite 1 (lower_channel_gate, reassociates): ")
+    assert "--stop-after 0" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "gated").exists()
+
+
+def test_without_the_rewrite_the_artifact_is_refused(package, tmp_path: Path) -> None:
+    run = package()
+    done = run("-c", f"{make_model()}\nimport espalier.cli\n{COMPILE.replace('--passes lower_channel_gate', '')}")
+    assert done.returncode == 2, done.stderr
+    assert "ChannelGate" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "gated").exists()
+
+
+def test_the_documented_test_passes(package) -> None:
+    done = package()("-m", "pytest", "-q", "-p", "no:cacheprovider", TEST)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new"), [('"n c X?, c -> n c X?"', '"n c X?, d -> n c X?"'), ("* self.sharpness", "* 1.0")]
+)
+def test_the_documented_test_finds_mistakes(package, old: str, new: str) -> None:
+    done = package(OPERATORS, old, new)("-m", "pytest", "-q", "-p", "no:cacheprovider", TEST)
+    assert done.returncode == 1, done.stdout
+
+
+def test_an_operator_of_onnx_that_is_taken_is_refused(package) -> None:
+    run = package(OPERATORS, 'onnx="ChannelGate", domain="com.example"', 'onnx="Relu"')
+    done = run("-c", f"{make_model()}\nimport espalier.cli\nespalier.cli.main(['inspect', 'gated.onnx'])")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("E204: ") and "channelwise.operators" in done.stderr
+
+
+def plug_in(folder: Path, monkeypatch: pytest.MonkeyPatch, group: str, name: str, text: str | None) -> None:
+    """Install a distribution with one entry point, whose module holds a text (or is missing)."""
+    module = f"plugin_of_{folder.name}".replace("-", "_")
+    if text is not None:
+        (folder / f"{module}.py").write_text(text)
+    install(folder, module, {group: {name: f"{module}:Thing" if group == "espalier.backends" else module}})
+    monkeypatch.syspath_prepend(folder)
+
+
+CLASH = {
+    "espalier.ops": """
+from espalier.ir.op import In, Op, op
+@op("relu")
+class Relu(Op):
+    x: In
+    axes = "... -> ..."
+""",
+    "espalier.passes": """
+from espalier.passes import graph_pass
+@graph_pass("dead_code")
+class DeadCode:
+    def run(self, graph, context):
+        return 0
+""",
+}
+LOADERS = {
+    "espalier.ops": operators.load_builtin_operators.__wrapped__,
+    "espalier.passes": passes.load_passes.__wrapped__,
+    "espalier.backends": lambda: backend("mine"),
+    "espalier.devices": devices,
+    "espalier.frontends": lambda: load(Path("model.mine")),
+}
+
+
+def refusal(group: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        LOADERS[group]()
+    return caught.value
+
+
+@pytest.mark.parametrize("group", CLASH)
+def test_a_name_that_is_taken_is_refused(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LOADERS[group]()
+    before = dict(operators.OPS), dict(passes.PASSES)
+    plug_in(tmp_path, monkeypatch, group, "mine", CLASH[group])
+    error = refusal(group)
+    assert error.code == "E204" and f"plugin_of_{tmp_path.name}" in error.message
+    assert before == (operators.OPS, passes.PASSES)
+
+
+def test_a_backend_of_a_built_in_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(tmp_path, monkeypatch, "espalier.backends", "onnx", "class Thing: pass")
+    with pytest.raises(InputError) as caught:
+        backends()
+    assert caught.value.code == "E204"
+
+
+@pytest.mark.parametrize("text", [None, "import a_module_that_nobody_has", "1 / 0"])
+@pytest.mark.parametrize("group", LOADERS)
+def test_a_broken_plug_in_is_named(
+    group: str, text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plug_in(tmp_path, monkeypatch, group, "mine", text)
+    error = refusal(group)
+    assert error.code == "E208" and "plugin_of_" in error.message and error.exit_code == 2
