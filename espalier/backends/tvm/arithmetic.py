@@ -353,7 +353,7 @@ def _shift(function: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Exp
 
 _bitwise("bitwise_and", lambda x, y: x & y, tirx.And)
 _bitwise("bitwise_or", lambda x, y: x | y, tirx.Or)
-_bitwise("bitwise_xor", lambda x, y: x ^ y, tirx.NE)
+_bitwise("bitwise_xor", lambda x, y: x ^ y, lambda x, y: tirx.NE(*_comparable(x, y)))
 _bitwise("bitwise_left_shift", _shift(tirx.shift_left), None)
 _bitwise("bitwise_right_shift", _shift(tirx.shift_right), None)
 
@@ -368,7 +368,7 @@ def _logical(name: str, function: Callable[[Expr, Expr], Expr]) -> None:
 
 _logical("logical_and", tirx.And)
 _logical("logical_or", tirx.Or)
-_logical("logical_xor", tirx.NE)
+_logical("logical_xor", lambda x, y: tirx.NE(*_comparable(x, y)))
 
 
 @primitive
@@ -477,7 +477,7 @@ def is_floating(array: Any) -> bool:
 def to_numpy(array: Any) -> Any:
     if isinstance(array, Literal_):
         return array.array
-    raise Untraceable("numbers are needed that are not known before run time")
+    raise Untraceable("numbers are needed that are not known before run time", array)
 
 
 @primitive

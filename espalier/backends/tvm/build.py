@@ -19,7 +19,7 @@ from tvm import relax, tirx  # noqa: E402
 from espalier.ir.execute import check_inputs  # noqa: E402
 from espalier.ir.graph import Graph, constant_value, infer_node  # noqa: E402
 from espalier.ir.types import TensorType  # noqa: E402
-from espalier.errors import InputError  # noqa: E402
+from espalier.errors import InputError, UnsupportedError  # noqa: E402
 from espalier.backends.tvm import lowerings, module, numbers, trace  # noqa: E402
 
 Array = np.ndarray[Any, Any]
@@ -149,6 +149,9 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
     Raises UnsupportedError, naming node and source, for what can't be emitted.
     """
     chosen = tvm.target.Target(dict(target)) if target is not None else host_target(threads or os.cpu_count() or 1)
+    for value in graph.outputs:
+        if not isinstance(value.type, TensorType):
+            raise UnsupportedError("E410", f"output {value.name!r} is a {value.type}, not a tensor")
     inputs, outputs = trace.trace(graph)
     made = module.write(inputs, outputs)
     with chosen:
@@ -157,28 +160,31 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
     return Compiled(executable, chosen, weights, graph)
 
 
-FREEZABLE = 64
-"""Entries of an integer input that may say shapes, axes, repetitions."""
-
-
 def freeze(graph: Graph, inputs: Sequence[Any]) -> bool:
-    """Make constants of small integer inputs, which may carry shapes and axes; whether there were any.
+    """Make constants of the inputs whose numbers decide shapes, axes and the like; whether there were any.
 
     The inputs stay in the signature, unused. For measuring: a model compiled so only serves these very numbers.
     """
     changed = False
-    for value, array in zip(graph.inputs, inputs, strict=True):
-        kind = value.type
-        if not isinstance(kind, TensorType) or kind.element.is_float or not value.uses or np.size(array) > FREEZABLE:
-            continue
-        graph.replace(value, constant_value(np.asarray(array), kind.element, value.name))
+    while (position := _asked_for(graph)) is not None:
+        value = graph.inputs[position]
+        graph.replace(value, constant_value(np.asarray(inputs[position]), value.element, value.name))
+        for node in graph:
+            infer_node(graph, node)
         changed = True
-    for node in graph:
-        infer_node(graph, node)
     return changed
+
+
+def _asked_for(graph: Graph) -> int | None:
+    """The input whose numbers would have to be known to lower the graph."""
+    try:
+        trace.trace(graph)
+    except UnsupportedError as error:
+        for note in getattr(error, "__notes__", ()):
+            return int(note.removeprefix("input "))
+    return None
 
 
 def run(graph: Graph, inputs: Sequence[Any] | Mapping[str, Any]) -> list[Array]:
     """Compile a graph and run it once in this process: arrays in, by name or in order, arrays out."""
-    assert all(isinstance(value.type, TensorType) for value in graph.inputs)
     return build(graph)(inputs)

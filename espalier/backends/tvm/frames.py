@@ -102,7 +102,7 @@ class Scope:
     """Writes expressions of entries at one place of a kernel; values bound here are computed before the statement.
 
     A bound value is kept in a local buffer of one entry rather than in a variable: TVM's simplifier looks through
-    variables and grows exponentially, and LLVM makes a register of either. Inside an expression (a branch that may not
+    variables and grows exponentially, and LLVM makes a register of either (in TVM's scope "local" it would be heap). Inside an expression (a branch that may not
     be evaluated) there are only variables.
     """
 
@@ -123,7 +123,7 @@ class Scope:
             variable = self.kernel.names.variable("v", dtype)
             self.bound.append((variable, value))
             return variable
-        cell = tirx.decl_buffer([integer(1)], dtype, self.kernel.names.variable("v").name, scope="local")
+        cell = tirx.decl_buffer([integer(1)], dtype, self.kernel.names.variable("v").name)
         self.bound.append((cell, value))
         found = tirx.BufferLoad(cell, [integer(0)])
         self.kernel.cells[id(found)] = found

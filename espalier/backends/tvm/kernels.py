@@ -186,7 +186,7 @@ def _tile(
     states: dict[Fold, list[Expr]] = {}
     allocations: list[Statement] = []
     for fold in folds:
-        states[fold] = [tirx.decl_buffer([integer(max(extent, 1))], dtype, function.names.variable("s").name, scope="local") for dtype in fold.types]
+        states[fold] = [tirx.decl_buffer([integer(max(extent, 1))], dtype, function.names.variable("s").name) for dtype in fold.types]
         allocations += [tirx.AllocBuffer(state) for state in states[fold]]
 
     def here(lane: Expr) -> list[Expr]:
@@ -268,7 +268,7 @@ def _along_rows(
     variable = function.names.variable("l")
     where = place(variable)
     target = [variable if tiled else integer(0)]
-    parts = [tirx.decl_buffer([integer(LANES)], dtype, function.names.variable("s").name, scope="local") for dtype in fold.types]
+    parts = [tirx.decl_buffer([integer(LANES)], dtype, function.names.variable("s").name) for dtype in fold.types]
     first = function.names.variable("k")
     statements = [
         *(tirx.AllocBuffer(part) for part in parts),

@@ -307,7 +307,7 @@ def getitem(array: Tensor, key: Any) -> Any:
     """numpy's indexing by integers, slices, None, … and integer arrays."""
     keys = list(key) if isinstance(key, tuple) else [key]
     if any(isinstance(k, Tensor) and k.element.kind == "bool" for k in keys):
-        raise Untraceable("a mask selects a number of entries that is not known before run time")
+        raise Untraceable("a mask selects a number of entries that is not known before run time", next(k for k in keys if isinstance(k, Tensor)))
     expanded: list[Any] = []
     for k in keys:
         if isinstance(k, np.ndarray) and k.dtype == np.bool_:

@@ -74,12 +74,12 @@ def write(function: Function, product: Product) -> Statement:
         return found
 
     size = [integer(lanes)]
-    sums = [[tirx.decl_buffer(size, dtype, names.variable("s").name, scope="local") for _ in range(blocks)] for _ in range(height)]
+    sums = [[tirx.decl_buffer(size, dtype, names.variable("s").name) for _ in range(blocks)] for _ in range(height)]
     whole = [tirx.Ramp(integer(0), integer(1), lanes)]
     none = tirx.Broadcast(immediate(0, dtype), lanes)
     positions = [names.variable("r") for _ in plan.extents]
     scope = Scope(function)
-    vectors = [tirx.decl_buffer(size, dtype, names.variable("w").name, scope="local") for _ in range(blocks)]
+    vectors = [tirx.decl_buffer(size, dtype, names.variable("w").name) for _ in range(blocks)]
     steps: list[Statement] = []
     for block in range(blocks):
         start = place(first_row, first_column + integer(block * lanes))
@@ -99,7 +99,7 @@ def write(function: Function, product: Product) -> Statement:
         body = loop(variable, function.dim(extent), body)
     buffers = [buffer for each in sums for buffer in each]
     # what is stored is read with computed lanes, so it must not be the registers themselves
-    tile = [tirx.decl_buffer([integer(lanes * height)], dtype, names.variable("t").name, scope="local") for _ in range(blocks)]
+    tile = [tirx.decl_buffer([integer(lanes * height)], dtype, names.variable("t").name) for _ in range(blocks)]
     spill = [
         tirx.BufferStore(tile[block], tirx.BufferLoad(sums[k][block], whole), [tirx.Ramp(integer(k * lanes), integer(1), lanes)])
         for k in range(height) for block in range(blocks)

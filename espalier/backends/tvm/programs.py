@@ -22,9 +22,9 @@ from espalier.backends.tvm.scalars import dtype_of, maximum, minimum
 from espalier.backends.tvm.tensor import Expr, Program, Tensor
 
 
-def local(scope: Scope, extent: Expr, dtype: str, where: str = "local") -> Expr:
+def local(scope: Scope, extent: Expr, dtype: str) -> Expr:
     """A buffer of the kernel's own."""
-    return tirx.decl_buffer([extent], dtype, scope.kernel.names.variable("s").name, scope=where)
+    return tirx.decl_buffer([extent], dtype, scope.kernel.names.variable("s").name)
 
 
 def around(scope: Scope, extents: Sequence[Dimension], body: Callable[[list[Expr]], Statement], parallel: bool = False) -> Statement:
@@ -98,7 +98,7 @@ def argsort(array: Any, axis: int, descending: bool = False) -> Tensor:
 
     def write(scope: Scope, inputs: Sequence[Expr], outputs: Sequence[Expr]) -> Statement:
         names, size = scope.kernel.names, scope.dim(extent)
-        spare = local(scope, size, "int64", "global")
+        spare = local(scope, size, "int64")
         heads = local(scope, integer(2), "int64")
         left, right = (tirx.BufferLoad(heads, [integer(k)]) for k in (0, 1))
 
@@ -173,7 +173,7 @@ def scatter(array: Any, index: tuple[Any, ...], updates: Any, reduction: str = "
     """A copy with updates written, or combined, at the positions of an index tuple, in the order of the updates."""
     kind = promoted(array, updates)
     data, new = as_tensor(to_element(array, kind)), as_tensor(to_element(updates, kind))
-    if index == (Ellipsis,):
+    if len(index) == 1 and index[0] is Ellipsis:
         index = ()
     if any(not isinstance(k, Tensor | np.ndarray) for k in index):
         raise NotImplementedError("scatter at slices")

@@ -30,6 +30,10 @@ TRANSCENDENTAL = 8
 class Untraceable(TypeError):
     """A reference asked for numbers that are only known when the model runs."""
 
+    def __init__(self, message: str, tensor: Tensor | None = None) -> None:
+        super().__init__(message)
+        self.tensor = tensor
+
 
 class At(Protocol):
     """What the code of one entry may ask for."""
@@ -84,15 +88,15 @@ class Tensor:
         return int(self.shape[0])
 
     def __bool__(self) -> bool:
-        raise Untraceable("a decision depends on data that are not known before run time")
+        raise Untraceable("a decision depends on data that are not known before run time", self)
 
     def _number(self) -> Any:
-        raise Untraceable("a number is needed that is not known before run time")
+        raise Untraceable("a number is needed that is not known before run time", self)
 
     __int__ = __float__ = __index__ = _number
 
     def __array__(self, *_: Any, **__: Any) -> Any:
-        raise Untraceable("numbers are needed that are not known before run time")
+        raise Untraceable("numbers are needed that are not known before run time", self)
 
     def __iter__(self) -> Any:
         return (self[k] for k in range(len(self)))

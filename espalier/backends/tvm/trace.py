@@ -50,8 +50,22 @@ def trace(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
     return inputs, [as_tensor(output) for output in outputs]
 
 
-def run(graph: Graph, arguments: Sequence[Any]) -> list[Any]:
-    """Trace a graph, or a region, on given arguments."""
+class Region:
+    """A region as its operator's reference sees it: call it with tensors, get a list of tensors."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def __call__(self, *arguments: Any) -> list[Any]:
+        return run(self.graph, arguments, inside=True)
+
+    @property
+    def result_types(self) -> list[Any]:
+        return [output.type for output in self.graph.outputs]
+
+
+def run(graph: Graph, arguments: Sequence[Any], inside: bool = False) -> list[Any]:
+    """Trace a graph on given arguments; `inside` of a region, whose symbols mean nothing outside."""
     found: dict[Value, Any] = dict(zip(graph.inputs, arguments, strict=True))
     constants: dict[Value, Any] = {}
 
@@ -67,7 +81,7 @@ def run(graph: Graph, arguments: Sequence[Any]) -> list[Any]:
         raise UnsupportedError("E401", f"{value} has no tensor")
 
     for node in graph:
-        results = lower(node, [read(operand) for operand in node.operands])
+        results = lower(node, [read(operand) for operand in node.operands], inside)
         for value, result in zip(node.results, results, strict=False):
             found[value] = result
     return [read(output) for output in graph.outputs]
@@ -86,21 +100,24 @@ def constant(value: Value) -> Any:
     return array
 
 
-def lower(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
+def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[Any, ...]:
     """The tensors of a node's results. Raises UnsupportedError naming the node for what can't be lowered."""
     contents = [result.content for result in node.results]
-    if contents and all(content is not None for content in contents):
+    if contents and all(content is not None for content in contents) and not (inside and any(_symbolic(c) for c in contents)):
         return tuple(contents)
     try:
         results = _attempt(node, operands)
     except UnsupportedError as error:
         raise _named(node, error) from error
     except (Untraceable, TypeError, ValueError, ArithmeticError, AttributeError, IndexError, NotImplementedError, KeyError) as error:
-        raise UnsupportedError(
+        refused = UnsupportedError(
             "E402", f"the TVM backend can't emit this use of {node.op.name}: {error}",
             node=node.op.name, source=str(node.location),
             hint="Fix the shapes or operands it depends on in the model, or use another backend.",
-        ) from error  # fmt: skip
+        )  # fmt: skip
+        if isinstance(error, Untraceable) and isinstance(error.tensor, Input):
+            refused.add_note(f"input {error.tensor.position}")
+        raise refused from error
     return tuple(_checked(node, value, result) for value, result in zip(node.results, results, strict=False))
 
 
@@ -126,10 +143,14 @@ def _attempt(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
         raise UnsupportedError("E401", f"{node.op.name} draws random numbers, which the TVM backend does not")
     keywords: dict[str, Any] = {}
     if node.regions:
-        keywords["regions"] = [lambda *arguments, region=region: run(region, arguments) for region in node.regions]
+        keywords["regions"] = [Region(region) for region in node.regions]
     with np.errstate(all="ignore"):
         results = node.op.reference(xp, *operands, **keywords)
     return results if isinstance(results, tuple) else (results,)
+
+
+def _symbolic(content: Any) -> bool:
+    return content is not None and content.dtype == object and any(isinstance(entry, Dim) for entry in content.reshape(-1).tolist())
 
 
 def _plain(operand: Any) -> Any:

@@ -1,0 +1,61 @@
+"""Control flow: branches that both run, loops that are unrolled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor
+from espalier.backends.tvm.tensor import Tensor
+from espalier.backends.tvm.trace import Region, lowers
+from espalier.errors import UnsupportedError
+from espalier.ir.graph import Node
+
+UNROLLED = 512
+"""Passes of a loop beyond which it is refused rather than unrolled."""
+
+
+@lowers("if")
+def branches(node: Node, cond: Any, *captures: Any) -> Any:
+    """Both branches, and a choice between their results, which must have the same shapes."""
+    if not isinstance(cond, Tensor):
+        return NotImplemented
+    then, other = ([as_tensor(x) for x in Region(region)(*captures)] for region in node.regions)
+    results = []
+    for a, b in zip(then, other, strict=True):
+        if a.shape != b.shape or a.element != b.element:
+            raise UnsupportedError(
+                "E407", f"the branches of an If give {a} and {b}, and the TVM backend needs one type",
+                node=node.op.name, source=node.location, hint="Give both branches results of one shape.",
+            )  # fmt: skip
+        chosen = PRIMITIVES["reshape"](cond, (1,) * a.ndim)
+        results.append(PRIMITIVES["where"](chosen, a, b))
+    return tuple(results)
+
+
+@lowers("loop")
+def loop(node: Node, trip_count: Any = None, cond: Any = None, *values: Any) -> Any:
+    """Unrolled by the reference, if the number of passes is known and not large."""
+    if isinstance(trip_count, np.ndarray) and trip_count.dtype != object and int(trip_count.reshape(())) <= UNROLLED:
+        return NotImplemented
+    if trip_count is None and isinstance(cond, np.ndarray) and not bool(cond.reshape(())):
+        return NotImplemented
+    raise UnsupportedError(
+        "E407", "the TVM backend unrolls loops, and the number of passes of this one is not known or too large",
+        node=node.op.name, source=node.location, hint=f"Make the trip count a constant of at most {UNROLLED}.",
+    )  # fmt: skip
+
+
+@lowers("scan")
+def scan(node: Node, *values: Any) -> Any:
+    """Unrolled by the reference, if the number of entries is known and not large."""
+    first = values[node.op.carried]  # type: ignore[attr-defined]
+    axis = node.op.input_axes()[0]  # type: ignore[attr-defined]
+    count = first.shape[axis]
+    if isinstance(count, int) and count <= UNROLLED:
+        return NotImplemented
+    raise UnsupportedError(
+        "E407", f"the TVM backend unrolls scans, and this one runs over {count} entries",
+        node=node.op.name, source=node.location, hint=f"Fix the scanned axis at {UNROLLED} or fewer entries.",
+    )  # fmt: skip
