@@ -1,7 +1,8 @@
 """Simplification: node counts, agreement and time of the exact passes beside onnxslim and onnxsim.
 
 Every tool runs at its defaults, in a process of its own, on the same files: the real models that ESPALIER_DATA holds,
-and the classic families as torch.onnx exports them. Counted are the nodes of the result (constants aside) as long as it
+and the classic families as torch.onnx exports them. Models that onnxruntime refuses to run (exporters write a few that
+are invalid) and those in dialects of quantization are simplified, but not compared. Counted are the nodes of the result (constants aside) as long as it
 holds standard operators only, at the operator set version of the input; subgraphs count too.
 """
 
@@ -153,6 +154,18 @@ def feed(made: Any, seed: int) -> dict[str, Any]:
     return found
 
 
+def runs(path: Path) -> bool | None:
+    """Whether onnxruntime runs the model on random inputs; None if it refuses to load it (as it does with dialects)."""
+    made = session(path)
+    if made is None:
+        return None
+    try:
+        made.run(None, feed(made, 0))
+    except Exception:  # exporters write some models that are invalid
+        return False
+    return True
+
+
 def difference(original: Path, simplified: Path, seed: int) -> float | None:
     """Largest difference of outputs relative to the largest output; None if the original does not run."""
     first, second = session(original), session(simplified)
@@ -187,7 +200,8 @@ def measure(benchmark: Benchmark, folder: Path, quick: bool) -> dict[str, dict[s
     paths = models(folder, quick)
     rows: dict[str, dict[str, Any]] = {}
     for path in paths:
-        rows[path.stem] = {"before": node_count(onnx.load(path)), "standard": standard(onnx.load(path))}
+        model = onnx.load(path)
+        rows[path.stem] = {"before": node_count(model), "standard": standard(model), "runs": runs(path)}
     for tool in TOOLS:
         targets = folder / tool
         targets.mkdir()
@@ -237,8 +251,8 @@ def report(benchmark: Benchmark, rows: dict[str, dict[str, Any]]) -> None:
             *(f"{tool} {row[tool].get('nodes', 'failed')}" for tool in TOOLS),
             f"difference {ours.get('difference')}",
         )
-        if not row["standard"]:
-            continue  # dialects of quantization: the other tools have no standard form for them
+        if not _counted(row):
+            continue
         fine = [row[tool]["nodes"] for tool in TOOLS[1:] if _valid(row[tool])]
         if "failed" in ours or not ours["standard"] or not ours["same opset"] or (fine and ours["nodes"] > min(fine)):
             more.append(name)
@@ -247,8 +261,9 @@ def report(benchmark: Benchmark, rows: dict[str, dict[str, Any]]) -> None:
         if all("seconds" in row[tool] for tool in TOOLS):
             for tool in TOOLS:
                 times[tool] += row[tool]["seconds"]
-    counted = sum(row["standard"] for row in rows.values())
+    counted = sum(map(_counted, rows.values()))
     benchmark.details["more nodes"], benchmark.details["wrong"] = more, wrong
+    benchmark.details["not counted"] = [name for name, row in rows.items() if not _counted(row)]
     benchmark.bar(
         "node_counts", f"{counted - len(more)} of {counted}", "≤ onnxslim's and onnxsim's on every model",
         not more, f"more on {', '.join(more)}" if more else None,
@@ -261,6 +276,11 @@ def report(benchmark: Benchmark, rows: dict[str, dict[str, Any]]) -> None:
         times["espalier"] <= peers,
     )  # fmt: skip
     benchmark.finish()
+
+
+def _counted(row: dict[str, Any]) -> bool:
+    """Dialects of quantization have no standard form in the other tools; what onnxruntime can't run has no meaning."""
+    return bool(row["standard"]) and row["runs"] is not False
 
 
 def _valid(row: dict[str, Any]) -> bool:

@@ -24,6 +24,8 @@ def extract(nodes: Iterable[Node], inputs: Sequence[Value], outputs: Sequence[Va
     """The given nodes (in an order that can run) as a graph with these inputs and outputs."""
     part = Graph(name)
     mapping = {value: part.add_input(value.type, value.name) for value in inputs}
+    for value, copy in mapping.items():
+        copy.content = value.content
     _copy_nodes(nodes, part, mapping)
     part.set_outputs([mapping.get(value, value) for value in outputs])
     return part

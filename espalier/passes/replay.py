@@ -19,6 +19,8 @@ from espalier.passes.samples import MODES, NoSample, sample_inputs
 
 LONG = 0.3
 """Seconds after which a region counts as large: it is compared on normal inputs only."""
+PULLED = 6
+"""How many steps back what only the old region reads is followed, short of contractions."""
 REGION_LIMIT = 48
 """Nodes of the old region that are followed back at most; what lies beyond becomes an input."""
 
@@ -113,12 +115,26 @@ def _old_region(change: Change) -> tuple[list[Value], list[Node]]:
     for value in change.old:
         if value.producer is not None and not visit(value.producer) and value.producer not in nodes:
             nodes.append(value.producer)  # the root belongs to the region in any case
-    inside = set(nodes)
+    pulled: dict[Node, None] = dict.fromkeys(nodes)
+
+    def pull(value: Value, depth: int) -> None:
+        """Follow what only the old region reads back to where it comes from: a rule may rest on that."""
+        producer = value.producer
+        if value.constant is not None or value in leaves or producer in pulled:
+            return
+        if producer is None or depth == 0 or producer.op.contracts or producer.regions:
+            leaves[value] = None
+            return
+        for operand in producer.inputs:
+            pull(operand, depth - 1)
+        pulled[producer] = None
+        before.append(producer)
+
+    before: list[Node] = []
     for node in nodes:
         for operand in node.inputs:
-            if operand.constant is None and operand not in leaves and operand.producer not in inside:
-                leaves[operand] = None
-    return list(leaves), nodes
+            pull(operand, PULLED)
+    return list(leaves), before + nodes
 
 
 def _kind(change: Change, leaves: Sequence[Value], old_nodes: Sequence[Node]) -> Any:

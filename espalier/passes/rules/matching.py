@@ -8,7 +8,20 @@ from typing import Any
 import numpy as np
 
 from espalier.ir import Value
-from espalier.ir.ops import Add, ConstantOfShape, Div, Expand, Mul, Reshape, Squeeze, Transpose, Unsqueeze, Where
+from espalier.ir.ops import (
+    Add,
+    ConstantOfShape,
+    Div,
+    Expand,
+    Gather,
+    Mul,
+    Reshape,
+    Slice,
+    Squeeze,
+    Transpose,
+    Unsqueeze,
+    Where,
+)
 
 
 def splat(value: Value | None) -> Any:
@@ -76,7 +89,7 @@ def is_zero(value: Value) -> bool:
         return False
     if node.is_a(ConstantOfShape):
         return bool(node.value == 0)
-    moved = node.is_a(Expand, Reshape, Squeeze, Transpose, Unsqueeze)
+    moved = node.is_a(Expand, Gather, Reshape, Slice, Squeeze, Transpose, Unsqueeze)
     return moved and is_zero(node.operand(0))
 
 
