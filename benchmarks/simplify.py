@@ -2,8 +2,9 @@
 
 Every tool runs at its defaults, in a process of its own, on the same files: the real models that ESPALIER_DATA holds,
 and the classic families as torch.onnx exports them. Models that onnxruntime refuses to run (exporters write a few that
-are invalid) and those in dialects of quantization are simplified, but not compared. Counted are the nodes of the result (constants aside) as long as it
-holds standard operators only, at the operator set version of the input; subgraphs count too.
+are invalid) and those in dialects of quantization are simplified, but not compared. Counted are the nodes of the result
+(constants aside) as long as it holds standard operators only, at the operator set version of the input; subgraphs count
+too.
 """
 
 from __future__ import annotations
