@@ -44,14 +44,14 @@ class Exporter:
         self.graph = lowered(graph, self.version)
         self.domains: dict[str, int] = {}
         self.names: dict[Value, str] = {}
-        self.taken: set[str] = set()
-        self.node_names: set[str] = set()
+        self.taken: dict[str, int] = {}
+        """Names of values, each with the number that a further one of the same hint would get."""
+        self.node_names: dict[str, int] = {}
         self.constants: dict[int, str] = {}
         self.model = ModelProto()
         self._plans: dict[Any, Plan | Graph] = {}
         self._expansions: dict[Any, Graph | None] = {}
-        self._kept: list[Graph | None] = []
-        """Every expansion, also those that were dropped: keys hold identities."""
+        self._keys = Keys()
         self._assumed = set(graph.metadata.get("assumed_types", ()))
 
     def run(self) -> ModelProto:
@@ -139,10 +139,9 @@ class Exporter:
 
     def _expanded(self, node: Node) -> Graph | None:
         """A graph of older operators, each of which has a form itself."""
-        key = (*_key(node, True), tuple(bool(result.uses) for result in node.results))
+        key = (*self._keys.of(node, True), tuple(bool(result.uses) for result in node.results))
         if key not in self._expansions:
             found = expand(node)
-            self._kept.append(found)
             try:
                 for inner in found or ():
                     self._plan(inner, self._key(inner))
@@ -152,17 +151,12 @@ class Exporter:
         return self._expansions[key]
 
     def _key(self, node: Node) -> Any:
-        return _key(node, contents_matter(node.op, self.version))
+        return self._keys.of(node, contents_matter(node.op, self.version))
 
     # ---- names ---------------------------------------------------------------------------------------------
 
     def _reserve(self, hint: str) -> str:
-        name, number = hint, 0
-        while name in self.taken:
-            number += 1
-            name = f"{hint}_{number}"
-        self.taken.add(name)
-        return name
+        return _unused(hint, self.taken)
 
     def _output_names(self, graph: Graph, wanted: list[str], region: bool = False) -> list[str]:
         """The names of a graph's outputs; those that nodes compute get them at once."""
@@ -205,12 +199,7 @@ class Exporter:
         hint = hint if len(hint) <= LONGEST_NAME else location.names[0]
         if not hint:
             return ""
-        name, number = hint, 0
-        while name in self.node_names:
-            number += 1
-            name = f"{hint}_{number}"
-        self.node_names.add(name)
-        return name
+        return _unused(hint, self.node_names)
 
     def _declare(self, info: ValueInfoProto, name: str, type: Type) -> None:
         info.name = name
@@ -306,6 +295,19 @@ class Exporter:
             self.names.pop(inner, None)
 
 
+def _unused(hint: str, taken: dict[str, int]) -> str:
+    """The hint, or the hint with a number; it is taken afterwards."""
+    number = taken.get(hint)
+    name = hint
+    while number is not None and name in taken:
+        name = f"{hint}_{number}"
+        number += 1
+    if number is not None:
+        taken[hint] = number
+    taken[name] = 1
+    return name
+
+
 @dataclass
 class Plan:
     """How nodes of one kind are written: operands by position, attributes as messages."""
@@ -318,16 +320,34 @@ class Plan:
     """Whether the results' types must be written, since ONNX can't infer them."""
 
 
-def _key(node: Node, contents: bool) -> Any:
-    """What decides how a node is written: nodes with equal keys are written alike.
+class Keys:
+    """What decides how nodes are written: nodes with equal keys are written alike.
 
-    Operators and types count by identity, which is quick; the graph that holds them must outlive the key.
+    Operators and types count by value, and are numbered at first sight: hashing each type for each node would cost most
+    of an export. The objects are kept, so that no identity is used twice.
     """
-    operands = [
-        0 if v is None else (id(v.type), (id(v.constant) if contents else 1) if v.constant is not None else 0)
-        for v in node.operands
-    ]
-    return (id(node.op), *operands, *[id(result.type) for result in node.results])
+
+    def __init__(self) -> None:
+        self._numbers: dict[Any, int] = {}
+        self._seen: dict[int, tuple[int, Any]] = {}
+
+    def _number(self, thing: Any) -> int:
+        known = self._seen.get(id(thing))
+        if known is None:
+            number = self._numbers.setdefault(thing, len(self._numbers))
+            known = self._seen[id(thing)] = number, thing
+        return known[0]
+
+    def of(self, node: Node, contents: bool) -> tuple[Any, ...]:
+        """The key of a node; `contents` says whether what its constants hold counts."""
+        number = self._number
+        operands = [
+            None
+            if v is None
+            else (number(v.type), (self._number(v.constant) if contents else -1) if v.constant is not None else -2)
+            for v in node.operands
+        ]
+        return (number(node.op), *operands, *[number(result.type) for result in node.results])
 
 
 def _slot(value: Value) -> Value:
