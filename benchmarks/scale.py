@@ -167,9 +167,8 @@ def write_large(folder: Path, size: int, seed: int) -> Path:
             nodes.append(helper.make_node("MatMul", ["x", f"w{k}"], [f"y{k}"], f"product{k}"))
             outputs.append(helper.make_tensor_value_info(f"y{k}", TensorProto.FLOAT, ["N", columns]))
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", rows])
-    model = helper.make_model(
-        helper.make_graph(nodes, "large", [x], outputs, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    )
+    graph = helper.make_graph(nodes, "large", [x], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path = folder / "large.onnx"
     onnx.save(model, path)
     return path
@@ -226,7 +225,8 @@ def chains(benchmark: Benchmark, folder: Path, lengths: tuple[int, ...], quick: 
         ("whole", WHOLE, "for load, all exact passes and export"),
     ):  # fmt: skip
         bound = limit * share
-        benchmark.bar(key, round(most[key], 3), f"≤ {bound:g} s of CPU {what} at {longest} nodes", most[key] <= bound, note)
+        words = f"≤ {bound:g} s of CPU {what} at {longest} nodes"
+        benchmark.bar(key, round(most[key], 3), words, most[key] <= bound, note)
     slowest = max((seconds, str(entry.get("spec") or entry.get("name"))) for entry, seconds in most["each"])
     benchmark.bar(
         "pass", round(slowest[0], 3), f"≤ {RULE * share:g} s of CPU for each pass at {longest} nodes",
@@ -242,13 +242,15 @@ def chains(benchmark: Benchmark, folder: Path, lengths: tuple[int, ...], quick: 
         benchmark.details[peer] = seconds
         words = f"≥ {factor:g} × faster than {peer} at 10,000 nodes"
         if quick:
-            benchmark.bar(peer, round(seconds / own, 2), words, None, "measured at 1,000 nodes, where peers are not slow yet")
+            reason = "measured at 1,000 nodes, where peers are not slow yet"
+            benchmark.bar(peer, round(seconds / own, 2), words, None, reason)
         else:
             benchmark.bar(peer, round(seconds / own, 2), words, seconds / own >= factor)
     full = apart("espalier", folder / f"{longest}.onnx", out, "rewrites")
     benchmark.details["rewrites"] = full
     ratio = full["whole"] / most["whole"]
-    benchmark.bar("verify_rewrites", round(ratio, 2), f"≤ {REWRITES:g} × the time with --verify structure", ratio <= REWRITES)
+    words = f"≤ {REWRITES:g} × the time with --verify structure"
+    benchmark.bar("verify_rewrites", round(ratio, 2), words, ratio <= REWRITES)
 
 
 def large(benchmark: Benchmark, folder: Path, size: int, seed: int) -> None:
