@@ -19,50 +19,73 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from espalier import __version__
+from espalier.runtime.errors import EspalierError
 
-app = App(name="espalier", help="Fit neural networks to devices.", version=__version__)
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
+app = App(
+    name="espalier",
+    help="Fit neural networks to devices.",
+    version=__version__,
+    help_format="plaintext",  # the others take half a second to import what prints them
+    suppress_keyboard_interrupt=False,
+)
+Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print one JSON object.")]
 
 
 @app.command(name="compile")
 def compile_(
     model: Path,
+    /,
     *,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     device: str = "cpu",
     backend: str | None = None,
     pipeline: str = "exact",
-    passes: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    passes: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     data: str | None = None,
     budget: str | None = None,
     max_drop: float | None = None,
     verify: Literal["none", "structure", "rewrites", "all"] = "rewrites",
     seed: int = 0,
     stop_after: int | None = None,
-    print_after: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    print_after: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     dump: Path | None = None,
-    trust: Annotated[bool, Parameter(negative="")] = False,
+    trust: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     json: Json = False,
 ) -> None:
     """Compile a model for a device, and write an artifact that runs.
 
     Parameters
     ----------
-    model: an .onnx or .pt2 file.
-    output: folder of the artifact (or a file that ends in .zip).
-    device: a name that `espalier devices` prints, or a .toml file.
-    backend: onnx or tvm; the device's own by default.
-    pipeline: exact, none, or a .toml file with a list of passes.
-    passes: further passes, such as `fold_constants:limit=1024`.
-    data: .npz file, folder of such, or package.module:function; used by the accuracy gate.
-    budget: needs a planner, which this version does not have.
-    max_drop: largest loss in points of top-1 (of agreement with the original, without labels).
-    verify: how closely passes are checked.
-    seed: seed of everything that is random.
-    stop_after: do at most this many rewrites.
-    print_after: print the graph after these passes.
-    dump: folder for the graph when a pass fails.
-    trust: allow formats that can run code while they load (.pt2).
+    model
+        An .onnx or .pt2 file.
+    output
+        Folder of the artifact (or a file that ends in .zip).
+    device
+        A name that `espalier devices` prints, or a .toml file.
+    backend
+        Such as onnx or tvm; the device's own by default.
+    pipeline
+        Which passes: exact, none, or a .toml file with a list of them.
+    passes
+        Further passes, such as `fold_constants:limit=1024`.
+    data
+        An .npz file, a folder of such, or package.module:function; used by the accuracy gate.
+    budget
+        Needs a planner, which this version does not have.
+    max_drop
+        Largest loss in points of top-1 (of agreement with the original, without labels).
+    verify
+        How closely passes are checked.
+    seed
+        Seed of everything that is random.
+    stop_after
+        Do at most this many rewrites.
+    print_after
+        Print the graph after these passes.
+    dump
+        Folder for the graph when a pass fails.
+    trust
+        Allow formats that can run code while they load (.pt2).
     """
     from espalier.driver import compile as compile_model
 
@@ -77,6 +100,7 @@ def compile_(
 @app.command
 def run(
     artifact: Path,
+    /,
     *,
     inputs: Path,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
@@ -87,9 +111,12 @@ def run(
 
     Parameters
     ----------
-    inputs: .npz with one array per input, by name or as input_0, input_1, …
-    output: .npz for the outputs, by name.
-    threads: how many threads; as many as there are cores by default.
+    inputs
+        .npz with one array per input, by name or as input_0, input_1, …
+    output
+        .npz for the outputs, by name.
+    threads
+        How many threads; as many as there are cores by default.
     """
     from espalier.runners import open_runner, read_inputs, write_outputs
 
@@ -109,10 +136,14 @@ def bench(
 
     Parameters
     ----------
-    models: artifacts; or .onnx files, run by onnxruntime.
-    threads: how many threads each engine may use.
-    rounds: interleaved rounds that are timed.
-    seed: seed of the inputs.
+    models
+        Artifacts; or .onnx files, run by onnxruntime.
+    threads
+        How many threads each engine may use.
+    rounds
+        Interleaved rounds that are timed.
+    seed
+        Seed of the inputs.
     """
     from espalier.runners import bench as measure
 
@@ -123,14 +154,16 @@ def bench(
 
 @app.command
 def verify(
-    a: Path, b: Path, *, data: str | None = None, tolerance: float | None = None, seed: int = 0, json: Json = False
+    a: Path, b: Path, /, *, data: str | None = None, tolerance: float | None = None, seed: int = 0, json: Json = False
 ) -> None:
     """Do two models or artifacts agree? Exit code 4 if they don't.
 
     Parameters
     ----------
-    data: inputs to compare on; made-up ones by default.
-    tolerance: largest difference relative to the largest output; 1e-4 for f32 and 1e-2 for 16-bit floats by default.
+    data
+        Inputs to compare on; made-up ones by default.
+    tolerance
+        Largest difference relative to the largest output; 1e-4 for f32 and 1e-2 for 16-bit floats by default.
     """
     from espalier.runners import compare
 
@@ -146,15 +179,17 @@ def verify(
 
 @app.command
 def inspect(
-    model: Path, *, text: Annotated[bool, Parameter(negative="")] = False,
-    trust: Annotated[bool, Parameter(negative="")] = False, json: Json = False,
+    model: Path, /, *, text: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    trust: Annotated[bool, Parameter(negative="", show_default=False)] = False, json: Json = False,
 ) -> None:  # fmt: skip
     """What a model or an artifact is made of: inputs, outputs, operators, weights, MACs.
 
     Parameters
     ----------
-    text: print the graph in text form instead.
-    trust: allow formats that can run code while they load (.pt2).
+    text
+        Print the graph in text form instead.
+    trust
+        Allow formats that can run code while they load (.pt2).
     """
     from espalier.runners import describe
 
@@ -168,7 +203,8 @@ def passes(name: str | None = None, /, *, json: Json = False) -> None:
 
     Parameters
     ----------
-    name: of one pass, whose options are listed.
+    name
+        Of one pass, whose options are listed.
     """
     from espalier.passes.base import PASSES, load_passes, lookup
     from espalier.passes.pipelines import PIPELINES
@@ -200,12 +236,13 @@ def devices(*, json: Json = False) -> None:
 
 
 @app.command
-def explain(subject: str, *, json: Json = False) -> None:
+def explain(subject: str, /, *, json: Json = False) -> None:
     """What an error code means, or how an artifact was made.
 
     Parameters
     ----------
-    subject: a code such as E103, or the path of an artifact.
+    subject
+        A code such as E103, or the path of an artifact.
     """
     from espalier.errors import CATALOGUE, InputError
 
@@ -241,36 +278,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _guard(action: Callable[[], Any], as_json: bool) -> int:
-    from espalier.errors import EspalierError
+    from espalier.errors import InputError, InternalError
 
     try:
         action()
         sys.stdout.flush()
     except EspalierError as error:
-        return _report(error.to_json(), str(error), as_json, error.exit_code)
+        return _report(error, as_json)
     except CycloptsError as error:
-        return _report({"code": "E201", "message": str(error)}, f"E201: {error}\nSee espalier --help.", as_json, 2)
+        return _report(InputError("E201", str(error), hint="See espalier --help."), as_json)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     except KeyboardInterrupt:
-        return _report({"code": None, "message": "interrupted"}, "interrupted", as_json, 130)
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # whoever read our output is gone: so that the interpreter can flush it, send it nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 130
     except MemoryError as error:
-        message = f"there is not enough memory: {error}"
-        return _report({"code": "E117", "message": message}, f"E117: {message}", as_json, 2)
+        return _report(InputError("E117", f"there is not enough memory: {error}"), as_json)
     except Exception as error:  # a fault of ours, whatever it is: the details go to a file
         with tempfile.NamedTemporaryFile("w", prefix="espalier-", suffix=".log", delete=False, encoding="utf-8") as log:
             traceback.print_exc(file=log)
-        message = f"{type(error).__name__}: {error}"
-        line = f"E901: a fault of espalier ({' '.join(message.split())[:200]}); the traceback is in {log.name}"
-        return _report({"code": "E901", "message": message, "traceback": log.name}, line, as_json, 1)
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return _report(InternalError("E901", f"a fault of espalier ({what}); the traceback is in {log.name}"), as_json)
     return 0
 
 
-def _report(found: dict[str, Any], text: str, as_json: bool, exit_code: int) -> int:
-    print(_plain(text), file=sys.stderr)
+def _report(error: EspalierError, as_json: bool) -> int:
+    print(_plain(str(error)), file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": {**found, "exit_code": exit_code}}))
-    return exit_code
+        print(json.dumps({"error": error.to_json()}))
+    return error.exit_code

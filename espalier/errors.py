@@ -318,7 +318,7 @@ declare(
     "E405",
     "a dynamic dimension is not supported here",
     "The step needs a size that is known when compiling.",
-    "Fix the dimension (`--shape`, or export with static shapes), or choose another backend.",
+    "Export the model with static shapes, or choose another backend.",
 )
 declare(
     UnsupportedError,
@@ -398,8 +398,7 @@ declare(
     "E603",
     "the compiled model disagrees with the original",
     "The outputs of the artifact, or of the graph after all passes, differ from the original's beyond the tolerance.",
-    "Bisect with `--stop-after`, compile with `--verify all`, or allow more with `--tolerance` if the model is "
-    "ill-conditioned.",
+    "Find the rewrite with `--stop-after K`, or compile with `--verify all`; please report it.",
 )
 declare(
     VerificationError,

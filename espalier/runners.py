@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +191,8 @@ def describe(path: Path, *, text: bool = False, trust: bool = False) -> tuple[di
         return {"text": to_text(graph)}, [to_text(graph)]
     counts = Counter(node.op.name for each in graph.all_graphs() for node in each)
     weights = [value.constant for value in graph.constants() if value.constant is not None]
-    total = [macs(node) for node in graph]
-    known = [m for m in total if isinstance(m, int)]
+    counted = [macs(node) for node in graph]
+    total = reduce(operator.add, (m for m in counted if m is not None), 0)
     found: dict[str, Any] = {
         "name": graph.name,
         "inputs": {value.name: str(value.type) for value in graph.inputs},
@@ -199,8 +201,8 @@ def describe(path: Path, *, text: bool = False, trust: bool = False) -> tuple[di
         "operators": dict(counts.most_common()),
         "parameters": sum(w.size for w in weights),
         "weight_bytes": sum(w.nbytes for w in weights),
-        "macs": sum(known),
-        "macs_unknown_nodes": len(total) - len(known),
+        "macs": total if isinstance(total, int) else str(total),
+        "macs_unknown_nodes": counted.count(None),
         "opaque": sorted({f"{n.domain}::{n.op_type}" for n in graph if n.op.name == "opaque"}),
         "metadata": dict(graph.metadata),
     }
@@ -213,13 +215,23 @@ def describe(path: Path, *, text: bool = False, trust: bool = False) -> tuple[di
 def explain_artifact(path: Path) -> tuple[dict[str, Any], list[str]]:
     """The manifest of an artifact whose files were checked, and its story in lines."""
     manifest = json.loads(manifest_json(runtime.load(path).manifest))
-    lines = [f"artifact for {manifest['device']['name']}, run by {manifest['engine']}"]
-    lines += [f"input {s['name']}: {s['element']}{s['shape']}" for s in manifest["inputs"]]
-    lines += [f"output {s['name']}: {s['element']}{s['shape']}" for s in manifest["outputs"]]
-    lines += [f"pass {p['specification']}: {p['rewrites']} rewrites {p['effect']}" for p in manifest["passes"]]
-    return manifest, lines
+    size = sum(entry["size"] for entry in manifest["files"].values())
+    lines = [f"{path}: {size / 1e6:.2f} MB, {manifest['engine']}, for {manifest['device']['name']}"]
+    for role in ("inputs", "outputs"):
+        lines += [f"{role}:", *(f"  {s['name']}: {s['element']}{_extents(s['shape'])}" for s in manifest[role])]
+    lines.append("passes:")
+    for p in manifest["passes"]:
+        effect = ", ".join(f"{key.replace('_', ' ')} {p['effect'][key]}" for key in sorted(p["effect"], reverse=True))
+        lines.append(f"  {p['specification']:28} {p['rewrites']:6} rewrites, {effect}")
+    for section in ("evaluation", "options", "seeds", "versions", "source"):
+        lines += [f"{section}: {', '.join(f'{k} {v}' for k, v in manifest[section].items())}"] * bool(manifest[section])
+    return manifest, [*lines, f"hash: {manifest['sha256']}"]
+
+
+def _extents(shape: Sequence[int | str] | None) -> str:
+    return "[*]" if shape is None else f"[{', '.join(map(str, shape))}]"
 
 
 def type_of(spec: TensorSpec) -> Type:
     """The IR type of a manifest's tensor."""
-    return parse_type(f"{spec.element}[{'*' if spec.shape is None else ', '.join(map(str, spec.shape))}]")
+    return parse_type(f"{spec.element}{_extents(spec.shape)}")

@@ -1,0 +1,5 @@
+"""`python -m espalier` is the command line."""
+
+from espalier.cli import main
+
+main()
