@@ -124,7 +124,9 @@ def compare(graph: Any, inputs: list[Any], wanted: list[Any]) -> float:
         scale = np.abs(theirs[finite]).max(initial=0.0)
         difference = np.abs(ours[finite] - theirs[finite]).max(initial=0.0)
         if not difference <= TOLERANCE * scale:
-            raise ValueError(f"output {k} of {len(found)} differs by {difference:.3g}; the largest number is {scale:.3g}")
+            raise ValueError(
+                f"output {k} of {len(found)} differs by {difference:.3g}; the largest number is {scale:.3g}"
+            )
         worst = max(worst, float(difference / scale) if scale else 0.0)
     return float(f"{worst:.3g}")
 
@@ -272,7 +274,7 @@ def summarise(benchmark: Benchmark, records: list[dict[str, Any]], total: int) -
     benchmark.details.update(
         architectures=total, measured=len(records), accepted=len(accepted), lowered=len(lowered), matched=len(matched),
         done=len(good), wrong=[record["name"] for record in wrong],
-        refused_by_export=[{k: record.get(k) for k in ("name", "reason")} for record in records if not record["accepted"]],
+        refused_by_export=[{k: r.get(k) for k in ("name", "reason")} for r in records if not r["accepted"]],
         failed=[{k: record.get(k) for k in ("name", "stage", "reason")} for record in accepted if not record["holds"]],
         records=records,
     )  # fmt: skip

@@ -232,7 +232,7 @@ def main() -> None:
             peers = run_all([(case, PEER) for case in picked], lambda done: None)
             picked = [case for case, alone in zip(picked, peers, strict=True) if alone.kind == "passed"]
         outcomes = run_all(
-            [(case, name) for case in picked], lambda done: done % 250 or benchmark.say(f"{name}: {done}")
+            [(case, name) for case in picked], lambda done, name=name: done % 250 or benchmark.say(f"{name}: {done}")
         )
         kinds = {kind: {} for kind in ("passed", "refused", "wrong", "crashed")}
         for case, result in zip(picked, outcomes, strict=True):

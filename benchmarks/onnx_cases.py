@@ -20,7 +20,7 @@ RANDOM = {
 
 @dataclass
 class Case:
-    """One model with its data sets; each is (inputs, outputs), arrays, lists for sequences, None for empty optionals."""
+    """One model with its data sets: (inputs, outputs), arrays, lists for sequences, None for empty optionals."""
 
     name: str
     kind: str
@@ -96,7 +96,7 @@ def _drops(node: onnx.NodeProto, case: Case) -> bool:
     if node.op_type != "Dropout" or len(node.input) < 3:
         return False
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in case.model.graph.initializer}
-    given = [held[info.name] if info.name in held else None for info in case.model.graph.input]
+    given = [held.get(info.name) for info in case.model.graph.input]
     for inputs, _ in case.data:
         fed = iter(inputs)
         feed = {info.name: next(fed, None) for info, h in zip(case.model.graph.input, given, strict=True) if h is None}

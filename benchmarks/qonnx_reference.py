@@ -17,9 +17,8 @@ def main(model_path, inputs_path, outputs_path):
     model = ModelWrapper(model_path).transform(InferShapes())
     with np.load(inputs_path) as archive:
         inputs = {name: archive[name] for name in archive.files}
-    runs = []
-    for k in range(len(next(iter(inputs.values())))):
-        runs.append(execute_onnx(model, {name: array[k] for name, array in inputs.items()}))
+    count = len(next(iter(inputs.values())))
+    runs = [execute_onnx(model, {name: array[k] for name, array in inputs.items()}) for k in range(count)]
     np.savez(outputs_path, **{name: np.stack([run[name] for run in runs]) for name in runs[0]})
 
 

@@ -37,9 +37,11 @@ def simplifier(tool: str) -> Callable[[Path, Path], None]:
     if tool == "espalier":
         from espalier import load
         from espalier.backends.onnx import save
+        from espalier.ir.op import load_builtin_operators
         from espalier.passes import PassManager
         from espalier.passes.pipelines import pipeline
 
+        load_builtin_operators()
         sequence = pipeline("exact")
 
         def run_espalier(source: Path, target: Path) -> None:

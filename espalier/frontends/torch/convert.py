@@ -53,7 +53,7 @@ class Converter:
         if node.op == "get_attr":
             held = operator.attrgetter(str(node.target))(module)
             return held if isinstance(held, torch.nn.Module) else self.constants.value(held, str(node.target))
-        arguments = torch.fx.node.map_arg(node.args, environment.__getitem__)
+        arguments: Any = torch.fx.node.map_arg(node.args, environment.__getitem__)
         keywords = torch.fx.node.map_arg(node.kwargs, environment.__getitem__)
         if node.target is operator.getitem:
             return arguments[0][arguments[1]]

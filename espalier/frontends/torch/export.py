@@ -82,7 +82,7 @@ def _all_decompositions() -> dict[Any, Callable[..., Any]]:
     registry.load_lowerings()
     default = torch.export.default_decompositions()
     table: dict[Any, Callable[..., Any]] = dict(torch._decomp.global_decomposition_table["post_autograd"])
-    table.update(dict(default.items()))
+    table.update(dict(default.items()))  # type: ignore[no-untyped-call]
     return table
 
 

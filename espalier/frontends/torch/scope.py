@@ -47,23 +47,32 @@ Scalar = "Value | Dimension | float | bool"
 class One:
     """Builds nodes of one result: `one.relu(x)` is a value."""
 
-    def __init__(self, builder: Builder) -> None:
-        self._builder = builder
+    def __init__(self, builder: Builder, symbols: Symbols) -> None:
+        self._builder, self._symbols = builder, symbols
 
     def __getattr__(self, name: str) -> Callable[..., Value]:
         found: Callable[..., Value] = getattr(self._builder, name)
-        return found
+
+        def build(*operands: Any, **attributes: Any) -> Value:
+            return self._symbols.note(found(*operands, **attributes))
+
+        return build
 
 
 class Many:
     """Builds nodes of several results: `many.top_k(x, k)` is a tuple of values."""
 
-    def __init__(self, builder: Builder) -> None:
-        self._builder = builder
+    def __init__(self, builder: Builder, symbols: Symbols) -> None:
+        self._builder, self._symbols = builder, symbols
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Value, ...]]:
-        found: Callable[..., tuple[Value, ...]] = getattr(self._builder, name)
-        return found
+        found: Callable[..., Any] = getattr(self._builder, name)
+
+        def build(*operands: Any, **attributes: Any) -> tuple[Value, ...]:
+            made = found(*operands, **attributes)
+            return tuple(map(self._symbols.note, made if isinstance(made, tuple) else (made,)))
+
+        return build
 
 
 class Scope:
@@ -71,7 +80,7 @@ class Scope:
 
     def __init__(self, graph: Graph, symbols: Symbols, builder: Builder, node: torch.fx.Node, location: Any) -> None:
         self.graph, self.symbols, self.builder, self.node, self.location = graph, symbols, builder, node, location
-        self.b, self.many = One(builder), Many(builder)
+        self.b, self.many = One(builder, symbols), Many(builder, symbols)
 
     # ---- what torch says ------------------------------------------------------------------------------------
 

@@ -37,6 +37,14 @@ class Symbols:
             if known is not None and known not in self.sources:
                 self.sources[known] = (value, axis)
 
+    def note(self, value: Value) -> Value:
+        """Remember that symbols which are seen for the first time, as extents of a value, can be read off it."""
+        for axis, extent in enumerate(value.shape or ()):
+            name = dims.symbol_name(extent) if isinstance(extent, Dim) else None
+            if name is not None:
+                self.sources.setdefault(name, (value, axis))
+        return value
+
     def adopt(self, entry: Any, dimension: Dimension | None) -> Dimension:
         """Let an extent that nothing says yet stand for a dimension (for a symbol of its own where there is none)."""
         expression = entry.node.expr

@@ -341,7 +341,7 @@ def conv(
         moved = windows(x, kernel, strides, dilations, counts).transpose(0, 1, 2, *spatial, *range(3, 3 + len(kernel)))
         unrolled = moved.reshape(n, groups, per_group * taps, places)
         found = np.matmul(w.reshape(groups, w.shape[1], per_group * taps), unrolled)
-        return found.reshape(n, groups * w.shape[1], *counts).astype(out_type)
+        return np.asarray(found.reshape(n, groups * w.shape[1], *counts), out_type)
     total = np.zeros((n, groups, w.shape[1], places), np.result_type(x, w))
     for offset in itertools.product(*map(range, kernel)):
         spans = tuple(

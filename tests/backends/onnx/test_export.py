@@ -116,8 +116,22 @@ def test_a_shared_constant_is_written_once() -> None:
     assert [tensor.name for tensor in model.graph.initializer] == ["w"]
 
 
-@pytest.mark.parametrize("element", [elements.U4, elements.I4, elements.U2, elements.I2, elements.F4E2M1, elements.BOOL,
-                                     elements.BF16, elements.F8E4M3FN, elements.F16, elements.I64, elements.C64])  # fmt: skip
+@pytest.mark.parametrize(
+    "element",
+    [
+        elements.U4,
+        elements.I4,
+        elements.U2,
+        elements.I2,
+        elements.F4E2M1,
+        elements.BOOL,
+        elements.BF16,
+        elements.F8E4M3FN,
+        elements.F16,
+        elements.I64,
+        elements.C64,
+    ],
+)
 @pytest.mark.parametrize("count", [1, 5])
 def test_constants_of_every_width_survive(element: elements.Element, count: int, tmp_path: Path) -> None:
     held = (np.arange(count) % 2).astype(element.dtype)
@@ -146,9 +160,8 @@ def test_external_data_are_written_beside_the_model(tmp_path: Path) -> None:
 def test_saving_over_the_model_that_the_weights_are_mapped_from(tmp_path: Path) -> None:
     weight = RNG.normal(size=(64, 32)).astype(np.float32)
     path = tmp_path / "m.onnx"
-    save(
-        graph_of(lambda b, x: b.matmul(x, constant_value(weight)), TensorType(F32, (2, 64))), path, external_threshold=0
-    )
+    original = graph_of(lambda b, x: b.matmul(x, constant_value(weight)), TensorType(F32, (2, 64)))
+    save(original, path, external_threshold=0)
     graph = load(path)
     save(graph, path, external_threshold=0)
     for each in (graph, load(path)):

@@ -103,9 +103,14 @@ def test_dynamic_shapes_run_at_other_sizes() -> None:
 
 def test_dynamic_batch_of_a_convolutional_network() -> None:
     layers = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.SiLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.SiLU(),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
         nn.Linear(4, 2),
-    ).eval()  # fmt: skip
+    ).eval()
     graph = exported(layers, normal(2, 3, 8, 8), dynamic_shapes=({0: Dim("n")},))
     for n in (1, 2, 7):
         agree(graph, layers, normal(n, 3, 8, 8))
@@ -159,7 +164,9 @@ def test_loops_become_regions() -> None:
 
     class Doubling(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return while_loop(lambda k, y: y.sum() < 100, lambda k, y: (k + 1, y * 2), (torch.zeros((), dtype=torch.long), x))
+            return while_loop(
+                lambda k, y: y.sum() < 100, lambda k, y: (k + 1, y * 2), (torch.zeros((), dtype=torch.long), x)
+            )
 
     class Running(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

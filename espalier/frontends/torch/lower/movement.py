@@ -166,7 +166,7 @@ def _rotate(s: Scope, x: Value, shift: Dimension, axis: int) -> Value:
 def repeat(s: Scope, x: Value, repeats: Sequence[Any]) -> Value:
     counts = [s.dim(count) for count in repeats]
     rank = s.rank_of(x)
-    counts = [1] * (rank - len(counts)) + counts
+    counts = [*[1] * (rank - len(counts)), *counts]
     x = s.unsqueeze(x, *range(len(counts) - rank))
     return x if all(count == 1 for count in counts) else s.b.tile(x, s.sizes(counts))
 

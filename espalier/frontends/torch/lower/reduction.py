@@ -159,7 +159,7 @@ def vector_norm(
     s: Scope, x: Value, ord: float = 2, dim: Axes = None, keepdim: bool = False, dtype: torch.dtype | None = None
 ) -> Value:
     x = s.wide(s.cast(x, dtype_element(dtype, x.element)))
-    simple = {1: "reduce_l1", 2: "reduce_l2"}.get(ord)
+    simple = {1.0: "reduce_l1", 2.0: "reduce_l2"}.get(ord)
     if simple is not None:
         found = reduce(s, simple, x, dim, keepdim)
     elif math.isinf(ord):

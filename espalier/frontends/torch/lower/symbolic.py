@@ -100,7 +100,7 @@ _FUNCTIONS: dict[Any, Callable[..., Value]] = {
     torch.sym_float: lambda s, x: _as_value(s, x, F64), torch.sym_ite: _choose,
     torch.sym_not: lambda s, x: s.b.logical_not(_as_value(s, x, BOOL)),
     math.ceil: _integer("ceil"), math.floor: _integer("floor"), math.trunc: _integer(None), round: _round,
-    math.sqrt: _function("sqrt"), torch._sym_sqrt: _function("sqrt"), math.exp: _function("exp"), math.log: _function("log"),
+    math.sqrt: _function("sqrt"), getattr(torch, "_sym_sqrt"): _function("sqrt"), math.exp: _function("exp"), math.log: _function("log"),
     max: _binary("max"), min: _binary("min"),
 }  # fmt: skip
 
