@@ -17,8 +17,8 @@ from espalier.ir.execute import run
 from espalier.passes.base import BITEXACT, Change
 from espalier.passes.samples import MODES, NoSample, sample_inputs
 
-LONG = 0.01
-"""Seconds after which a region counts as large: it is compared on normal inputs only."""
+LONG = 0.001
+"""Seconds after which a region counts as large: it is compared on no further kinds of inputs."""
 PULLED = 6
 """How many steps back what only the old region reads is followed, short of contractions."""
 REGION_LIMIT = 48
