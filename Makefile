@@ -25,11 +25,12 @@ $(VENV_QONNX)/.stamp: requirements/qonnx.lock
 demo: venv
 	$(BIN)/python examples/digits.py
 
+# One worker a core; libraries that start threads of their own would only get in each other's way.
 test: venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-all: venv venv-qonnx
-	$(BIN)/python -m pytest -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m ""
 
 lint: venv
 	$(BIN)/ruff check .
