@@ -134,18 +134,20 @@ def compare(expected: list[Any], found: list[Any], rtol: float, atol: float) -> 
     """Why outputs differ, by the rules of ONNX's own runner; None if they agree."""
     from onnx.backend.test.runner import Runner
 
-    def shaped(value: Any) -> Any:
-        return [shaped(entry) for entry in value] if isinstance(value, list | tuple) else np.asarray(value)
-
-    try:
-        for want, have in zip(expected, found, strict=True):
-            if want is None or have is None:
-                if want is not have:
-                    return f"{type(have).__name__} for {type(want).__name__}"
-                continue
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
-                Runner.assert_similar_outputs([shaped(want)], [shaped(have)], rtol, atol)
-    except (AssertionError, ValueError, TypeError) as error:
-        return " ".join(str(error).split())[:300] or type(error).__name__
+    if len(expected) != len(found):
+        return f"{len(found)} values, not {len(expected)}"
+    for want, have in zip(expected, found, strict=True):
+        if isinstance(want, list | tuple) != isinstance(have, list | tuple) or (want is None) != (have is None):
+            return f"{type(have).__name__} for {type(want).__name__}"
+        if isinstance(want, list | tuple):  # the runner compares lists entry by entry, but not those of scalars
+            difference = compare(list(want), list(have), rtol, atol)
+            if difference is not None:
+                return difference
+        elif want is not None:
+            try:
+                with warnings.catch_warnings(), np.errstate(all="ignore"):
+                    warnings.simplefilter("ignore")
+                    Runner.assert_similar_outputs([np.asarray(want)], [np.asarray(have)], rtol, atol)
+            except (AssertionError, ValueError, TypeError) as error:
+                return " ".join(str(error).split())[:300] or type(error).__name__
     return None
