@@ -96,7 +96,10 @@ def _overload(name: str) -> Any:
 
 
 def read_pt2(path: str | Path, trust: bool) -> ExportedProgram:
-    """The program in a .pt2 file. Raises InputError: E113 without `trust`, E101 and E103 for a file that can't be read."""
+    """The program in a .pt2 file.
+
+    Raises InputError: E113 without `trust`, E101 and E103 for a file that can't be read.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError("E101", f"{path} is not a file")
@@ -123,8 +126,7 @@ def symbol_namer(
     if isinstance(dynamic_shapes, Mapping):
         order = [*dynamic_shapes]
         positional = order[: len(values)] if kwargs is None else [name for name in order if name not in kwargs]
-        for name in positional:
-            specs.append(dynamic_shapes[name])
+        specs += [dynamic_shapes[name] for name in positional]
         values += [(kwargs or {})[name] for name in order if name in (kwargs or {})]
         specs += [dynamic_shapes[name] for name in order if name in (kwargs or {})]
     elif dynamic_shapes is not None:

@@ -15,7 +15,8 @@ from espalier.ir.elements import Element
 from espalier.ir.graph import Value, constant_value
 
 ELEMENTS: dict[torch.dtype, Element] = {
-    torch.float64: elements.F64, torch.float32: elements.F32, torch.float16: elements.F16, torch.bfloat16: elements.BF16,
+    torch.float64: elements.F64, torch.float32: elements.F32, torch.float16: elements.F16,
+    torch.bfloat16: elements.BF16,
     torch.int64: elements.I64, torch.int32: elements.I32, torch.int16: elements.I16, torch.int8: elements.I8,
     torch.uint64: elements.U64, torch.uint32: elements.U32, torch.uint16: elements.U16, torch.uint8: elements.U8,
     torch.bool: elements.BOOL, torch.complex64: elements.C64, torch.complex128: elements.C128,

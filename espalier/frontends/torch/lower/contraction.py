@@ -185,6 +185,8 @@ def trilinear(
     """The sum over axes of the product of three tensors, each with axes inserted: one einsum."""
     rank = s.rank_of(a) + len(expand_a)
     letters = "abcdefghijklmnopqrstuvwxyz"[:rank]
-    texts = ["".join(x for k, x in enumerate(letters) if k not in inserted) for inserted in (expand_a, expand_b, expand_c)]
+    texts = [
+        "".join(x for k, x in enumerate(letters) if k not in inserted) for inserted in (expand_a, expand_b, expand_c)
+    ]
     result = "".join(letter for k, letter in enumerate(letters) if k not in sums)
     return s.b.einsum(a, b, c, subscripts=f"{','.join(texts)}->{result}")

@@ -93,8 +93,9 @@ def _sizes(s: Scope, x: Value, size: Sequence[Any]) -> tuple[list[Any], list[Any
 
 
 @lowers(
-    *(f"aten.adaptive_avg_pool{n}d.default" for n in (1, 2, 3)), *(f"aten._adaptive_avg_pool{n}d.default" for n in (2, 3))
-)  # fmt: skip
+    *(f"aten.adaptive_avg_pool{n}d.default" for n in (1, 2, 3)),
+    *(f"aten._adaptive_avg_pool{n}d.default" for n in (2, 3)),
+)
 def adaptive_average_pool(s: Scope, x: Value, size: Sequence[Any]) -> Value:
     """One position: the global mean; whole windows: an average pool; else means as a product with a matrix per axis."""
     inner, outer = _sizes(s, x, size)

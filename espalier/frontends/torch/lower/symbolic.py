@@ -89,6 +89,14 @@ def _logic(name: str) -> Callable[..., Value]:
     return lambda s, x, y: getattr(s.b, name)(_as_value(s, x, BOOL), _as_value(s, y, BOOL))
 
 
+def _sum(s: Scope, numbers: Sequence[Number]) -> Value:
+    element = _common(*numbers)
+    total = _as_value(s, numbers[0], element)
+    for entry in numbers[1:]:
+        total = s.b.add(total, _as_value(s, entry, element))
+    return total
+
+
 _FUNCTIONS: dict[Any, Callable[..., Value]] = {
     operator.add: _binary("add"), operator.sub: _binary("sub"), operator.mul: _binary("mul"),
     operator.truediv: _divide, operator.floordiv: _floor_divide, operator.mod: _modulo, operator.pow: _binary("pow"),
@@ -96,12 +104,12 @@ _FUNCTIONS: dict[Any, Callable[..., Value]] = {
     operator.eq: _binary("equal"), operator.ne: _negated(_binary("equal")), operator.lt: _binary("less"),
     operator.le: _binary("less_or_equal"), operator.gt: _binary("greater"), operator.ge: _binary("greater_or_equal"),
     operator.and_: _logic("logical_and"), operator.or_: _logic("logical_or"),
-    torch.sym_max: _binary("max"), torch.sym_min: _binary("min"), torch.sym_int: _integer(None),
+    torch.sym_sum: _sum, torch.sym_max: _binary("max"), torch.sym_min: _binary("min"), torch.sym_int: _integer(None),
     torch.sym_float: lambda s, x: _as_value(s, x, F64), torch.sym_ite: _choose,
     torch.sym_not: lambda s, x: s.b.logical_not(_as_value(s, x, BOOL)),
     math.ceil: _integer("ceil"), math.floor: _integer("floor"), math.trunc: _integer(None), round: _round,
-    math.sqrt: _function("sqrt"), getattr(torch, "_sym_sqrt"): _function("sqrt"), math.exp: _function("exp"), math.log: _function("log"),
-    max: _binary("max"), min: _binary("min"),
+    math.sqrt: _function("sqrt"), torch.sym_sqrt: _function("sqrt"), math.exp: _function("exp"),
+    math.log: _function("log"), max: _binary("max"), min: _binary("min"),
 }  # fmt: skip
 
 
