@@ -18,6 +18,7 @@ PIPELINES: dict[str, tuple[str, ...]] = {
         "fold_constants",
         "fold_norms",
         "recognize",
+        "common_subexpressions",
         "simplify",
         "fold_constants",
         "common_subexpressions",

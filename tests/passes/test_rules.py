@@ -135,7 +135,7 @@ def random_graph(seed: int) -> Graph:
     return m.graph
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**9))
 def test_random_graphs_come_to_an_end_and_stay_the_same(seed: int):
     graph = random_graph(seed)
