@@ -22,6 +22,7 @@ from espalier import frontends, runtime
 from espalier.cost.count import macs
 from espalier.errors import InputError
 from espalier.ir import Graph, Type, Value, to_text
+from espalier.ir.dims import Dimension
 from espalier.ir.execute import execute
 from espalier.ir.types import parse as parse_type
 from espalier.passes.samples import NoSample, sample_inputs
@@ -192,7 +193,8 @@ def describe(path: Path, *, text: bool = False, trust: bool = False) -> tuple[di
     counts = Counter(node.op.name for each in graph.all_graphs() for node in each)
     weights = [value.constant for value in graph.constants() if value.constant is not None]
     counted = [macs(node) for node in graph]
-    total = reduce(operator.add, (m for m in counted if m is not None), 0)
+    zero: Dimension = 0
+    total = reduce(operator.add, (m for m in counted if m is not None), zero)
     found: dict[str, Any] = {
         "name": graph.name,
         "inputs": {value.name: str(value.type) for value in graph.inputs},

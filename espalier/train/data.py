@@ -76,8 +76,7 @@ class Data:
 
     def _batch(self, pair: Any) -> Batch:
         labels = None
-        several = Mapping | tuple | list | np.ndarray
-        if isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], several):
+        if isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], (Mapping, tuple, list)):
             pair, labels = pair
         elif hasattr(pair, "numpy") or isinstance(pair, np.ndarray):
             pair = [pair]
