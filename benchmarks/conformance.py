@@ -24,9 +24,9 @@ from benchmarks.onnx_cases import Case, cases, compare, left_out
 
 REFERENCE, EXPORT, TVM, PEER = "reference", "onnxruntime", "tvm", "peer"
 BARS = {REFERENCE: 0.98, EXPORT: 0.99, TVM: 0.85}
-QUICK = {REFERENCE: 4, EXPORT: 8, TVM: 60}
+QUICK = {REFERENCE: 8, EXPORT: 16, TVM: 150}
 """With --quick, every how many-th case is run."""
-PATIENCE = 180
+PATIENCE, QUICK_PATIENCE = 180, 20
 """Seconds after which a case counts as hung."""
 
 
@@ -181,7 +181,7 @@ def work(jobs: list[tuple[Case, str]], start: int, pipe: Connection) -> None:
     pipe.close()
 
 
-def run_all(jobs: list[tuple[Case, str]], tell: Callable[[int], None]) -> list[Outcome]:
+def run_all(jobs: list[tuple[Case, str]], patience: float, tell: Callable[[int], None]) -> list[Outcome]:
     """The outcome of every job, from a process that is started again where it dies or hangs."""
     context = multiprocessing.get_context("fork")
     found: list[Outcome] = []
@@ -191,12 +191,12 @@ def run_all(jobs: list[tuple[Case, str]], tell: Callable[[int], None]) -> list[O
         worker.start()
         send.close()
         try:
-            while receive.poll(PATIENCE):
+            while receive.poll(patience):
                 position, result = receive.recv()
                 assert position == len(found)
                 found.append(result)
                 tell(len(found))
-            found.append(Outcome("crashed", f"no answer in {PATIENCE} s"))
+            found.append(Outcome("crashed", f"no answer in {patience} s"))
         except EOFError:
             if len(found) < len(jobs):
                 worker.join()
@@ -226,13 +226,16 @@ def main() -> None:
     benchmark.details["left_out"] = dict(omitted)
     benchmark.details["figures"] = figures = {}
     wrong: dict[str, str] = {}
+    patience = QUICK_PATIENCE if arguments.quick else PATIENCE
     for name in wanted:
         picked = chosen[:: QUICK[name]] if arguments.quick else chosen
         if name == EXPORT:
-            peers = run_all([(case, PEER) for case in picked], lambda done: None)
+            peers = run_all([(case, PEER) for case in picked], patience, lambda done: None)
             picked = [case for case, alone in zip(picked, peers, strict=True) if alone.kind == "passed"]
         outcomes = run_all(
-            [(case, name) for case in picked], lambda done, name=name: done % 250 or benchmark.say(f"{name}: {done}")
+            [(case, name) for case in picked],
+            patience,
+            lambda done, name=name: done % 250 or benchmark.say(f"{name}: {done}"),
         )
         kinds = {kind: {} for kind in ("passed", "refused", "wrong", "crashed")}
         for case, result in zip(picked, outcomes, strict=True):

@@ -234,7 +234,11 @@ class Exporter:
             inputs.append("" if value is None else names.get(value) or self._name(value))
         made.input.extend(inputs)
         results = node.results
-        outputs = [self._name(v, node.op.name) if v.uses or not k else "" for k, v in enumerate(results)]
+        optional = [port.optional for port in node.op.results]
+        outputs = [
+            "" if not v.uses and k < len(optional) and optional[k] else self._name(v, node.op.name)
+            for k, v in enumerate(results)
+        ]
         while outputs and not outputs[-1]:
             outputs.pop()
         made.output.extend(outputs)

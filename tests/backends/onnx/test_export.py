@@ -189,3 +189,13 @@ def test_the_same_graph_gives_the_same_bytes() -> None:
         return to_model(graph).SerializeToString(deterministic=True)
 
     assert make() == make()
+
+
+def test_results_that_nobody_uses() -> None:
+    """Those that ONNX calls optional are left out; those of a split are not, which onnxruntime would not survive."""
+    graph = graph_of(lambda b, x: b.split(x, axis=1, num_outputs=3, results=3)[2], X, opset=18)
+    (node,) = agrees(graph, ARRAY).graph.node
+    assert all(node.output) and len(node.output) == 3
+    pooled = graph_of(lambda b, x: b.max_pool(x, kernel_shape=(2,), results=2)[0], X, opset=18)
+    (node,) = agrees(pooled, ARRAY).graph.node
+    assert list(node.output) == ["y"]
