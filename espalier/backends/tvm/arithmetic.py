@@ -1,4 +1,4 @@
-"""Primitives that compute each entry on its own: arithmetic, comparison, elementary functions, conversions."""
+"""Primitives that compute each entry on its own: arithmetic, comparison, logic, conversions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from espalier.backends.tvm import scalars
+from espalier.backends.tvm.numbers import (
+    convert,
+    decode,
+    expression_type,
+    immediate,
+    is_inf,
+    rounded,
+    select,
+    wrap,
+)
+from espalier.backends.tvm.tensor import TRANSCENDENTAL, Access, At, Constant, Expr, Index, Map, Tensor, Untraceable
 from espalier.errors import UnsupportedError
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dim, Dimension, Shape
 from espalier.ir.elements import Element
 from espalier.ir.xp import numpy as numpy_xp
-from espalier.backends.tvm import scalars
-from espalier.backends.tvm.numbers import convert, expression_type, immediate, is_inf, is_nan, rounded, select, wrap
-from espalier.backends.tvm.tensor import TRANSCENDENTAL, Access, At, Expr, Index, Literal_, Map, Tensor, Untraceable
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {}
 """The names of `xp` that tensors know."""
@@ -52,12 +61,12 @@ def as_tensor(value: Any, element: Element | None = None) -> Tensor:
         array = array.astype(element.dtype)
     known = _LITERALS.get(id(array))
     if known is None or known.array is not array:
-        known = Literal_(array, element or elements.from_dtype(array.dtype))
+        known = Constant(array, element or elements.from_dtype(array.dtype))
         _LITERALS[id(array)] = known
     return known
 
 
-_LITERALS: weakref.WeakValueDictionary[int, Literal_] = weakref.WeakValueDictionary()
+_LITERALS: weakref.WeakValueDictionary[int, Constant] = weakref.WeakValueDictionary()
 """One tensor for each array, so that a shared weight stays one."""
 
 
@@ -80,7 +89,9 @@ def flat_index(at: At, index: Index, shape: Sequence[Dimension]) -> Expr:
     """The row-major position of an index."""
     position: Expr = immediate(0, "int64")
     for entry, extent in zip(index, shape, strict=True):
-        position = entry if isinstance(position, tirx.IntImm) and int(position) == 0 else position * at.dim(extent) + entry
+        position = (
+            entry if isinstance(position, tirx.IntImm) and int(position) == 0 else position * at.dim(extent) + entry
+        )
     return position
 
 
@@ -109,7 +120,9 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
 def broadcast_index(at: At, index: Index, shape: Shape, result: Shape) -> list[Expr]:
     """Where an operand of `shape` is read for an entry of the broadcast result."""
     found = []
-    for entry, extent, whole in zip(index[len(index) - len(shape) :], shape, result[len(result) - len(shape) :], strict=True):
+    for entry, extent, whole in zip(
+        index[len(index) - len(shape) :], shape, result[len(result) - len(shape) :], strict=True
+    ):
         if extent == whole:
             found.append(entry)
         elif extent == 1:
@@ -123,7 +136,9 @@ def elementwise(element: Element, function: Callable[..., Expr], *operands: Any,
     """`function(at, *entries)` on tensors and arrays that broadcast; its result is rounded to the element."""
     tensors = [as_tensor(operand) for operand in operands]
     shape = broadcast_shapes(*(tensor.shape for tensor in tensors))
-    access: list[Access] = ["same" if tensor.shape == shape or tensor.size == shape_size(shape) else "many" for tensor in tensors]
+    access: list[Access] = [
+        "same" if tensor.shape == shape or tensor.size == shape_size(shape) else "many" for tensor in tensors
+    ]
 
     def body(at: At, index: Index) -> Expr:
         entries = [at(k, broadcast_index(at, index, tensor.shape, shape)) for k, tensor in enumerate(tensors)]
@@ -169,7 +184,9 @@ def to_element(value: Any, element: Element) -> Any:
     return from_dimensions(array) if array.dtype == object else numpy_xp.astype(array, element)
 
 
-def _binary(a: Any, b: Any, function: Callable[[At, Expr, Expr], Expr], result: Element | None = None, cost: int = 1) -> Tensor:
+def _binary(
+    a: Any, b: Any, function: Callable[[At, Expr, Expr], Expr], result: Element | None = None, cost: int = 1
+) -> Tensor:
     element = promoted(a, b)
     if element.is_complex:
         raise UnsupportedError("E404", "the TVM backend does not compute in complex numbers here")
@@ -243,7 +260,7 @@ def remainder(a: Any, b: Any) -> Any:
         y = at.bind(y)
         rest = at.bind(scalars.library("fmod", x, y))
         zero = scalars.like(0.0, rest)
-        return select(tirx.And(tirx.NE(rest, zero), tirx.NE(rest < zero, y < zero)), rest + y, rest)
+        return select(tirx.And(tirx.NE(rest, zero), tirx.NE(*_comparable(rest < zero, y < zero))), rest + y, rest)
 
     return _binary(a, b, of_floats, cost=TRANSCENDENTAL)
 
@@ -265,7 +282,9 @@ def power(base: Any, exponent: Any) -> Any:
     number = exponent if not isinstance(exponent, Tensor) and np.size(exponent) == 1 else None
     if number is not None and float(np.asarray(number, np.float64).reshape(())) == 2.0:
         base, shape = to_element(base, element), np.shape(number)
-        return elementwise(element, lambda at, x: at.bind(x) * at.bind(x), broadcast_to(base, broadcast_shapes(base.shape, shape)))
+        return elementwise(
+            element, lambda at, x: at.bind(x) * at.bind(x), broadcast_to(base, broadcast_shapes(base.shape, shape))
+        )
     return _binary(base, exponent, lambda at, x, y: scalars.library("pow", x, y), cost=2 * TRANSCENDENTAL)
 
 
@@ -360,7 +379,9 @@ _bitwise("bitwise_right_shift", _shift(tirx.shift_right), None)
 
 def _logical(name: str, function: Callable[[Expr, Expr], Expr]) -> None:
     def operation(a: Any, b: Any) -> Any:
-        return elementwise(elements.BOOL, lambda at, x, y: function(x, y), to_element(a, elements.BOOL), to_element(b, elements.BOOL))
+        return elementwise(
+            elements.BOOL, lambda at, x, y: function(x, y), to_element(a, elements.BOOL), to_element(b, elements.BOOL)
+        )
 
     operation.__name__ = name
     primitive(operation)
@@ -395,7 +416,9 @@ def where(condition: Any, yes: Any, no: Any) -> Any:
     """`yes` where the condition holds, else `no`."""
     element = promoted(yes, no)
     chosen = to_element(condition, elements.BOOL)
-    return elementwise(element, lambda at, c, x, y: select(c, x, y), chosen, to_element(yes, element), to_element(no, element))
+    return elementwise(
+        element, lambda at, c, x, y: select(c, x, y), chosen, to_element(yes, element), to_element(no, element)
+    )
 
 
 @primitive
@@ -420,14 +443,37 @@ def astype(array: Any, kind: Element) -> Any:
 def cast(array: Any, kind: Element, saturate: bool, round_mode: str) -> Any:
     """Convert as ONNX's Cast does."""
     kind = kind.storage
-    if kind == elements.F8E8M0 or array.element == elements.F8E8M0:
-        raise UnsupportedError("E404", "the TVM backend does not convert f8e8m0")
+    if kind == elements.F8E8M0:
+        return _exponents(array, saturate, round_mode)
     if saturate and kind.is_float and kind.bits == 8:
         largest = float(np.asarray(numpy_xp.ml_dtypes.finfo(kind.dtype).max, np.float64))
         if array.element.kind == "bool" or array.element.is_integer:
             array = astype(array, elements.F64)
-        array = clip(array, np.asarray(-largest, array.dtype), np.asarray(largest, array.dtype)) if _holds(array.element, largest) else array
+        array = (
+            clip(array, np.asarray(-largest, array.dtype), np.asarray(largest, array.dtype))
+            if _holds(array.element, largest)
+            else array
+        )
     return astype(array, kind)
+
+
+def _exponents(array: Any, saturate: bool, round_mode: str) -> Tensor:
+    """Powers of two from numbers: the exponent of f32, rounded by what the mantissa holds."""
+    source = astype(array, elements.F32)
+
+    def body(at: At, x: Expr) -> Expr:
+        bits = at.bind(tirx.reinterpret("uint32", x))
+        exponent = at.bind(tirx.shift_right(bits, immediate(23, "uint32")) & immediate(0xFF, "uint32"))
+        mantissa = bits & immediate(0x7FFFFF, "uint32")
+        least = {"up": 1, "down": 1 << 23, "nearest": 0x400000}[round_mode]
+        limit = immediate(0xFE if saturate else 0xFF, "uint32")
+        up = tirx.And(mantissa >= immediate(least, "uint32"), exponent < limit)
+        found = select(up, exponent + immediate(1, "uint32"), exponent)
+        if saturate:
+            found = select(is_inf(x), immediate(0xFE, "uint32"), found)
+        return decode(elements.F8E8M0, found, at.bind)
+
+    return elementwise(elements.F8E8M0, lambda at, x: body(at, at.bind(x)), source, cost=4)
 
 
 def _holds(element: Element, number: float) -> bool:
@@ -475,7 +521,7 @@ def is_floating(array: Any) -> bool:
 
 @primitive
 def to_numpy(array: Any) -> Any:
-    if isinstance(array, Literal_):
+    if isinstance(array, Constant):
         return array.array
     raise Untraceable("numbers are needed that are not known before run time", array)
 
@@ -483,62 +529,6 @@ def to_numpy(array: Any) -> Any:
 @primitive
 def asarray(array: Any) -> Any:
     return array
-
-
-def _unary(name: str, function: Callable[[At, Expr], Expr], cost: int = TRANSCENDENTAL, element: Element | None = None) -> None:
-    def operation(array: Any) -> Any:
-        kind = array.element
-        if not kind.is_float and element is None and cost == TRANSCENDENTAL:
-            array, kind = astype(array, elements.F64), elements.F64
-        return elementwise(element or kind, function, array, cost=cost)
-
-    operation.__name__ = name
-    globals()[name] = primitive(operation)
-
-
-def _library(name: str) -> Callable[[At, Expr], Expr]:
-    return lambda at, x: scalars.library(name, x)
-
-
-def _whole(function: Callable[[Expr], Expr]) -> Callable[[At, Expr], Expr]:
-    return lambda at, x: function(x) if scalars.dtype_of(x).startswith("float") else x
-
-
-def _absolute(at: At, x: Expr) -> Expr:
-    if scalars.dtype_of(x).startswith(("float", "u", "bool")):
-        return tirx.abs(x) if scalars.dtype_of(x).startswith("float") else x
-    return select(x < scalars.like(0, x), scalars.like(0, x) - x, x)
-
-
-def _sign(at: At, x: Expr) -> Expr:
-    x = at.bind(x)
-    zero = scalars.like(0, x)
-    if scalars.dtype_of(x).startswith("u"):
-        return select(x > zero, scalars.like(1, x), zero)
-    found = select(x > zero, scalars.like(1, x), select(x < zero, scalars.like(-1, x), zero))
-    return select(is_nan(x), x, found) if scalars.dtype_of(x).startswith("float") else found
-
-
-for _name in ("acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "expm1", "log", "log1p", "sin", "sinh", "tan"):
-    _unary(_name, _library(_name))
-_unary("exp", lambda at, x: scalars.exp(at.bind, x))
-_unary("tanh", lambda at, x: scalars.tanh(at.bind, x))
-_unary("sigmoid", lambda at, x: scalars.sigmoid(at.bind, x))
-_unary("erf", lambda at, x: scalars.erf(at.bind, x))
-_unary("sqrt", lambda at, x: tirx.sqrt(x), cost=TRANSCENDENTAL)
-_unary("floor", _whole(tirx.floor), cost=1)
-_unary("ceil", _whole(tirx.ceil), cost=1)
-_unary("trunc", _whole(tirx.trunc), cost=1)
-_unary("rint", _whole(tirx.nearbyint), cost=1)
-_unary("abs", _absolute, cost=1)
-_unary("sign", _sign, cost=2)
-_unary("isnan", lambda at, x: is_nan(at.bind(x)) if scalars.dtype_of(x).startswith("float") else immediate(0, "bool"), 1, elements.BOOL)
-_unary("isinf", lambda at, x: is_inf(at.bind(x)) if scalars.dtype_of(x).startswith("float") else immediate(0, "bool"), 1, elements.BOOL)
-
-
-@primitive
-def isfinite(array: Any) -> Any:
-    return logical_not(PRIMITIVES["logical_or"](PRIMITIVES["isnan"](array), PRIMITIVES["isinf"](array)))
 
 
 @primitive
@@ -553,5 +543,9 @@ def ones_like(array: Any) -> Any:
 
 def filled(shape: Sequence[Dimension], value: Any, kind: Element) -> Tensor:
     """A tensor of one number."""
-    number = float(np.asarray(value).astype(kind.dtype).astype(np.float64)) if kind.is_float else np.asarray(value).astype(kind.dtype).item()
+    number = (
+        float(np.asarray(value).astype(kind.dtype).astype(np.float64))
+        if kind.is_float
+        else np.asarray(value).astype(kind.dtype).item()
+    )
     return Map(tuple(shape), kind, (), (), lambda at, index: immediate(number, expression_type(kind)))

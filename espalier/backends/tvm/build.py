@@ -13,14 +13,14 @@ import numpy as np
 
 os.environ.setdefault("TVM_BIND_THREADS", "0")  # TVM's own pinning makes two threads as slow as one
 
-import tvm  # noqa: E402
-from tvm import relax, tirx  # noqa: E402
+import tvm
+from tvm import relax, tirx
 
-from espalier.ir.execute import check_inputs  # noqa: E402
-from espalier.ir.graph import Graph, constant_value, infer_node  # noqa: E402
-from espalier.ir.types import TensorType  # noqa: E402
-from espalier.errors import InputError, UnsupportedError  # noqa: E402
-from espalier.backends.tvm import lowerings, module, numbers, trace  # noqa: E402
+from espalier.backends.tvm import lowerings, module, numbers, trace
+from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
+from espalier.ir.execute import check_inputs
+from espalier.ir.graph import Graph, constant_value, infer_node
+from espalier.ir.types import TensorType
 
 Array = np.ndarray[Any, Any]
 _ = lowerings
@@ -153,9 +153,14 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
         if not isinstance(value.type, TensorType):
             raise UnsupportedError("E410", f"output {value.name!r} is a {value.type}, not a tensor")
     inputs, outputs = trace.trace(graph)
-    made = module.write(inputs, outputs)
-    with chosen:
-        executable = relax.build(made.relax, chosen, relax_pipeline=_relax_pipeline(), tir_pipeline="espalier")
+    try:
+        made = module.write(inputs, outputs)
+        with chosen:
+            executable = relax.build(made.relax, chosen, relax_pipeline=_relax_pipeline(), tir_pipeline="espalier")
+    except EspalierError:
+        raise
+    except Exception as error:
+        raise InternalError("E902", f"TVM failed on a module that we wrote: {error}") from error
     weights = [numbers.buffer_array(tensor.array, tensor.element) for tensor in made.weights]
     return Compiled(executable, chosen, weights, graph)
 

@@ -7,16 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from espalier.backends.tvm.arithmetic import (
+    PRIMITIVES,
+    as_tensor,
+    astype,
+    broadcast_index,
+    broadcast_shapes,
+    elementwise,
+    primitive,
+    promoted,
+    to_element,
+)  # fmt: skip
+from espalier.backends.tvm.movement import pad, reshape, transpose
+from espalier.backends.tvm.numbers import cast_type, expression_type, immediate
+from espalier.backends.tvm.reduction import LONG
+from espalier.backends.tvm.selection import getitem
+from espalier.backends.tvm.tensor import At, Expr, Fold, Index, Tensor
 from espalier.ir import elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
-from espalier.backends.tvm.arithmetic import (
-    PRIMITIVES, as_tensor, astype, broadcast_index, broadcast_shapes, elementwise, primitive, promoted, to_element,
-)  # fmt: skip
-from espalier.backends.tvm.movement import getitem, pad, reshape, transpose
-from espalier.backends.tvm.numbers import cast_type, expression_type, immediate
-from espalier.backends.tvm.reduction import LONG
-from espalier.backends.tvm.tensor import At, Expr, Fold, Index, Tensor
 
 
 def product_element(kind: Element) -> Element:
@@ -74,7 +83,9 @@ def batched(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dime
 
 
 @primitive
-def conv(x: Any, w: Any, strides: Sequence[int], pads: Sequence[tuple[int, int]], dilations: Sequence[int], groups: int) -> Tensor:
+def conv(
+    x: Any, w: Any, strides: Sequence[int], pads: Sequence[tuple[int, int]], dilations: Sequence[int], groups: int
+) -> Tensor:
     """Cross-correlation: x (n, g·i, …), w (g·o, i, K…) → (n, g·o, P…), without bias."""
     kind = promoted(x, w)
     inner = product_element(kind)
@@ -125,8 +136,13 @@ def einsum(text: str, *arrays: Any) -> Tensor:
     wide = product_element(kind)
     operands = [astype(tensor, wide) for tensor in tensors]
     ranks = [tensor.ndim - len(each.replace("...", "")) for each, tensor in zip(inputs, operands, strict=True)]
-    dots = [chr(0x100 + k) for k in range(max([0, *(r for r, each in zip(ranks, inputs, strict=True) if "..." in each)]))]
-    inputs = [each.replace("...", "".join(dots[len(dots) - r :])) if "..." in each else each for each, r in zip(inputs, ranks, strict=True)]
+    dots = [
+        chr(0x100 + k) for k in range(max([0, *(r for r, each in zip(ranks, inputs, strict=True) if "..." in each)]))
+    ]
+    inputs = [
+        each.replace("...", "".join(dots[len(dots) - r :])) if "..." in each else each
+        for each, r in zip(inputs, ranks, strict=True)
+    ]
     if "->" not in text:
         letters = "".join(inputs)
         result = "".join(dots) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1 and c not in dots))
@@ -178,7 +194,9 @@ def _contract(a: str, left: Tensor, b: str, right: Tensor, kept: list[str], kind
         second = transpose(right, [b.index(c) for c in [*batch, *summed, *columns]])
         groups = [[extents[c] for c in letters] for letters in (batch, rows, summed, columns)]
         n, i, s, o = (_product(group) for group in groups)
-        found = batched(reshape(first, (*groups[0], i, s)), reshape(second, (*groups[0], s, o)), (*groups[0], i, o), s, kind)
+        found = batched(
+            reshape(first, (*groups[0], i, s)), reshape(second, (*groups[0], s, o)), (*groups[0], i, o), s, kind
+        )
         del n
         found = reshape(found, (*groups[0], *groups[1], *groups[3]))
         order = [*batch, *rows, *columns]

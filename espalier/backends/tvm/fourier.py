@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, filled, primitive
+from espalier.backends.tvm.arithmetic import astype as real_astype
+from espalier.backends.tvm.tensor import Tensor
 from espalier.ir import elements
 from espalier.ir.elements import Element
-from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, astype as real_astype, filled, primitive
-from espalier.backends.tvm.tensor import Tensor
 
 
 class Pair(Tensor):
@@ -137,8 +138,8 @@ def fft(array: Any, axis: int, length: int | None = None, inverse: bool = False)
     cosine, sine = np.cos(angles) * scale, np.sin(angles) * (scale if inverse else -scale)
     product = PRIMITIVES["matmul"]
     found = Pair(
-        product(rows.real, cosine) - product(rows.imaginary, sine), product(rows.real, sine) + product(rows.imaginary, cosine)
+        product(rows.real, cosine) - product(rows.imaginary, sine),
+        product(rows.real, sine) + product(rows.imaginary, cosine),
     )
     back: Sequence[int] = [order.index(a) for a in range(source.ndim)]
     return found.each(lambda part: real_astype(PRIMITIVES["transpose"](part, back), kind))
-

@@ -8,11 +8,11 @@ from typing import Any
 
 from tvm import tirx
 
+from espalier.backends.tvm import numbers
+from espalier.backends.tvm.tensor import Constant, Expr, Fold, Index, Map, Product, Tensor
 from espalier.errors import UnsupportedError
 from espalier.ir import dims
 from espalier.ir.dims import Dim, Dimension
-from espalier.backends.tvm import numbers
-from espalier.backends.tvm.tensor import Expr, Fold, Index, Literal_, Map, Product, Tensor
 
 Statement = Any
 
@@ -148,7 +148,7 @@ class Scope:
         buffer = self.kernel.buffers.get(tensor)
         if buffer is not None:
             return numbers.load(tensor.element, tirx.BufferLoad(buffer, list(index)), self.bind)
-        if isinstance(tensor, Literal_):
+        if isinstance(tensor, Constant):
             return numbers.immediate(_only(tensor), numbers.expression_type(tensor.element))
         if isinstance(tensor, Fold | Product):
             return self.bind(self.kernel.folds[tensor](self, index))
@@ -169,11 +169,15 @@ class Scope:
     def as_statements(self, *last: Statement) -> Statement:
         """What is bound here, then the statements."""
         assert not self.expression
-        bound = [s for cell, value in self.bound for s in (tirx.AllocBuffer(cell), tirx.BufferStore(cell, value, [integer(0)]))]
+        bound = [
+            s
+            for cell, value in self.bound
+            for s in (tirx.AllocBuffer(cell), tirx.BufferStore(cell, value, [integer(0)]))
+        ]
         return sequence([*bound, *last])
 
 
-def _only(tensor: Literal_) -> Any:
+def _only(tensor: Constant) -> Any:
     value = tensor.array.reshape(-1)[0]
     return float(value) if tensor.element.is_float else int(value)
 

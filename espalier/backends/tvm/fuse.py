@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from espalier.backends.tvm.tensor import Access, Alias, Fold, Input, Literal_, Map, Part, Product, Program, Tensor
+from espalier.backends.tvm.tensor import Access, Alias, Constant, Fold, Input, Map, Part, Product, Program, Tensor
 
 CHEAP = 2
 """What may be computed again rather than stored, in additions."""
@@ -56,9 +56,18 @@ def plan(outputs: Sequence[Tensor]) -> Plan:
     weights: dict[Tensor, int] = {}
     fused: dict[Tensor, list[Tensor]] = {}
     for tensor in reversed(order):
-        if isinstance(tensor, Literal_) and tensor.array.size == 1 and tensor not in wanted and not _needs_buffer(tensor, consumers):
+        if (
+            isinstance(tensor, Constant)
+            and tensor.array.size == 1
+            and tensor not in wanted
+            and not _needs_buffer(tensor, consumers)
+        ):
             continue
-        if isinstance(tensor, Input | Literal_ | Program | Part | Alias) or tensor in wanted or _needs_buffer(tensor, consumers):
+        if (
+            isinstance(tensor, Input | Constant | Program | Part | Alias)
+            or tensor in wanted
+            or _needs_buffer(tensor, consumers)
+        ):
             stored.add(tensor)
             continue
         sink, path, again = _reader(tensor, consumers[tensor], stored, sinks, paths, repeated)
@@ -79,7 +88,7 @@ def plan(outputs: Sequence[Tensor]) -> Plan:
             fused.setdefault(sink, []).append(tensor)
         else:
             stored.add(tensor)
-    roots = [tensor for tensor in order if tensor in stored and not isinstance(tensor, Input | Literal_ | Part)]
+    roots = [tensor for tensor in order if tensor in stored and not isinstance(tensor, Input | Constant | Part)]
     return Plan(roots, stored, {root: list(reversed(folds)) for root, folds in fused.items()})
 
 

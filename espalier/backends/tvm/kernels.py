@@ -8,12 +8,12 @@ from typing import Any
 import tvm
 from tvm import tirx
 
-from espalier.ir import dims
-from espalier.ir.dims import Dimension
 from espalier.backends.tvm import numbers
 from espalier.backends.tvm.frames import Kernel, Scope, Statement, integer, loop, sequence
 from espalier.backends.tvm.fuse import Plan
-from espalier.backends.tvm.tensor import Expr, Fold, Index, Literal_, Map, Part, Product, Program, Tensor
+from espalier.backends.tvm.tensor import Expr, Fold, Index, Map, Product, Program, Tensor
+from espalier.ir import dims
+from espalier.ir.dims import Dimension
 
 PARALLEL_WORK = 16384
 """Entries (times loop lengths) below which a second thread costs more than it saves."""
@@ -186,7 +186,10 @@ def _tile(
     states: dict[Fold, list[Expr]] = {}
     allocations: list[Statement] = []
     for fold in folds:
-        states[fold] = [tirx.decl_buffer([integer(max(extent, 1))], dtype, function.names.variable("s").name) for dtype in fold.types]
+        states[fold] = [
+            tirx.decl_buffer([integer(max(extent, 1))], dtype, function.names.variable("s").name)
+            for dtype in fold.types
+        ]
         allocations += [tirx.AllocBuffer(state) for state in states[fold]]
 
     def here(lane: Expr) -> list[Expr]:
@@ -252,7 +255,9 @@ def _step(fold: Fold, scope: Scope, states: Sequence[Expr], where: Index, place:
     found = list(fold.step(reader(scope, fold), values, place, positions))
     if len(states) > 1:
         found = [scope.bind(value) for value in found]
-    return scope.as_statements(*(tirx.BufferStore(state, value, list(where)) for state, value in zip(states, found, strict=True)))
+    return scope.as_statements(
+        *(tirx.BufferStore(state, value, list(where)) for state, value in zip(states, found, strict=True))
+    )
 
 
 def _lanes(fold: Fold) -> bool:
@@ -284,7 +289,12 @@ def _along_rows(
     body = loop(block, integer(extent // LANES), body)
     if extent % LANES:
         tail = integer(extent - extent % LANES) + rest
-        body = sequence([body, loop(rest, integer(extent % LANES), _step(fold, Scope(function), parts, [rest], where, [*outer, tail]))])
+        body = sequence(
+            [
+                body,
+                loop(rest, integer(extent % LANES), _step(fold, Scope(function), parts, [rest], where, [*outer, tail])),
+            ]
+        )
     for r, e in reversed(list(zip(outer, fold.extents[:-1], strict=True))):
         body = loop(r, function.dim(e), body)
     statements.append(body)
@@ -292,12 +302,14 @@ def _along_rows(
     while width > 1:
         width //= 2
         k = function.names.variable("k")
-        found = fold.join([tirx.BufferLoad(p, [k]) for p in parts], [tirx.BufferLoad(p, [k + integer(width)]) for p in parts])
+        found = fold.join(
+            [tirx.BufferLoad(p, [k]) for p in parts], [tirx.BufferLoad(p, [k + integer(width)]) for p in parts]
+        )
         stores = [tirx.BufferStore(p, value, [k]) for p, value in zip(parts, found, strict=True)]
         statements.append(loop(k, integer(width), sequence(stores)))
-    statements += [tirx.BufferStore(state, tirx.BufferLoad(part, [integer(0)]), target) for state, part in zip(states, parts, strict=True)]
+    statements += [
+        tirx.BufferStore(state, tirx.BufferLoad(part, [integer(0)]), target)
+        for state, part in zip(states, parts, strict=True)
+    ]
     body = sequence(statements)
     return loop(variable, length, body) if tiled else body
-
-
-__all__ = ["Function", "Literal_", "Part", "build", "entry", "is_large", "reader"]

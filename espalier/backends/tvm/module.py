@@ -10,16 +10,15 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from espalier.errors import UnsupportedError
-
-from espalier.ir.elements import Element
-from espalier.ir.dims import symbol_name
 from espalier.backends.tvm import fuse, kernels, numbers
 from espalier.backends.tvm.frames import dimension_expression
-from espalier.backends.tvm.tensor import Alias, Literal_, Program, Tensor
+from espalier.backends.tvm.tensor import Alias, Constant, Program, Tensor
+from espalier.errors import UnsupportedError
+from espalier.ir.dims import symbol_name
+from espalier.ir.elements import Element
 
 EMBEDDED_BYTES = 1024
-"""Constants of at most this many bytes are put into the library; larger ones become arguments."""
+"""Constants of at most this many bytes are put into the library; larger (and empty) ones become arguments."""
 
 
 @dataclass
@@ -27,7 +26,7 @@ class Module:
     """A Relax module whose `main` takes the graph's inputs and then the weights."""
 
     relax: tvm.IRModule
-    weights: list[Literal_] = field(default_factory=list)
+    weights: list[Constant] = field(default_factory=list)
 
 
 def foreign_type(element: Element) -> str | None:
@@ -48,7 +47,7 @@ class Writer:
         self.builder = relax.BlockBuilder()
         self.symbols: dict[str, Any] = {}
         self.values: dict[Tensor, Any] = {}
-        self.weights: list[Literal_] = []
+        self.weights: list[Constant] = []
 
     def symbol(self, name: str) -> Any:
         if name not in self.symbols:
@@ -71,10 +70,15 @@ class Writer:
                 if name is not None and name not in self.symbols:
                     self.symbols[name] = tirx.Var(f"n{len(self.symbols)}", "int64")
         parameters = [
-            relax.Var(f"input{k}", self.type(tensor, foreign_type(tensor.element))) for k, tensor in enumerate(self.inputs)
+            relax.Var(f"input{k}", self.type(tensor, foreign_type(tensor.element)))
+            for k, tensor in enumerate(self.inputs)
         ]
         for tensor in fuse.in_order(self.results):
-            if isinstance(tensor, Literal_) and tensor in self.plan.stored and tensor.array.nbytes > EMBEDDED_BYTES:
+            if (
+                isinstance(tensor, Constant)
+                and tensor in self.plan.stored
+                and not 0 < tensor.array.nbytes <= EMBEDDED_BYTES
+            ):
                 self.weights.append(tensor)
         weights = [relax.Var(f"weight{k}", self.type(tensor)) for k, tensor in enumerate(self.weights)]
         with self.builder.function("main", [*parameters, *weights]):
@@ -98,7 +102,7 @@ class Writer:
 
     def _value(self, tensor: Tensor) -> Any:
         if tensor not in self.values:
-            assert isinstance(tensor, Literal_), tensor
+            assert isinstance(tensor, Constant), tensor
             array = numbers.buffer_array(tensor.array, tensor.element)
             self.values[tensor] = relax.const(tvm.runtime.tensor(_aligned(array)), numbers.buffer_type(tensor.element))
         return self.values[tensor]

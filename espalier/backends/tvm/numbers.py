@@ -34,7 +34,9 @@ def expression_type(element: Element) -> str:
     if element.kind in ("int", "uint", "bipolar"):
         width = max(8, element.dtype.itemsize * 8)
         return f"{'uint' if element.kind == 'uint' else 'int'}{width}"
-    raise UnsupportedError("E404", f"the TVM backend does not compute in {element}", hint="Cast in the model, or choose another backend.")
+    raise UnsupportedError(
+        "E404", f"the TVM backend does not compute in {element}", hint="Cast in the model, or choose another backend."
+    )
 
 
 def buffer_type(element: Element) -> str:
@@ -100,7 +102,9 @@ def is_nan(x: Expr) -> Expr:
 def is_inf(x: Expr) -> Expr:
     """Whether a float is infinite."""
     if str(x.ty.dtype) == "float64":
-        return tirx.EQ(tirx.reinterpret("uint64", x) & immediate((1 << 63) - 1, "uint64"), immediate(0x7FF << 52, "uint64"))
+        return tirx.EQ(
+            tirx.reinterpret("uint64", x) & immediate((1 << 63) - 1, "uint64"), immediate(0x7FF << 52, "uint64")
+        )
     return tirx.EQ(tirx.reinterpret("uint32", x) & immediate(0x7FFFFFFF, "uint32"), immediate(0x7F800000, "uint32"))
 
 
@@ -122,10 +126,8 @@ class SmallFloat(NamedTuple):
 
 @cache
 def small_float(element: Element) -> SmallFloat:
-    """The format of an 8-, 6- or 4-bit float. Raises UnsupportedError if it has no sign (f8e8m0) or isn't known."""
+    """The format of an 8-, 6- or 4-bit float with a sign."""
     dtype = element.dtype
-    if element == elements.F8E8M0:
-        raise UnsupportedError("E404", "the TVM backend does not compute in f8e8m0")
     info = ml_dtypes.finfo(dtype)
     magnitude = 1 << (element.bits - 1)
 
@@ -178,6 +180,9 @@ def encode(element: Element, x: Expr, bind: Bind) -> Expr:
         rounded = _shift_right(_round_mantissa(_bits(x), 7), 16)
         sign_nan = (_shift_right(_bits(x), 16) & _u32(0x8000)) | _u32(0x7FC0)
         return tirx.Cast("uint16", select(is_nan(x), sign_nan, rounded))
+    if element == elements.F8E8M0:  # a power of two, or NaN
+        x = bind(x)
+        return tirx.Cast("uint8", select(is_nan(x), _u32(0xFF), _shift_right(_bits(x), 23) & _u32(0xFF)))
     form = small_float(element)
     x = bind(x)
     sign = bind(_shift_right(_bits(x), 31))
@@ -186,7 +191,9 @@ def encode(element: Element, x: Expr, bind: Bind) -> Expr:
     step = 2.0 ** (smallest_exponent - form.mantissa_bits)
     # subnormal: adding a power of two lets the FPU round at the right place
     magic = np.float32(step * (1 << 23))
-    small = _bits(tirx.reinterpret("float32", magnitude) + immediate(magic, "float32")) - _u32(int(magic.view(np.uint32)))
+    small = _bits(tirx.reinterpret("float32", magnitude) + immediate(magic, "float32")) - _u32(
+        int(magic.view(np.uint32))
+    )
     normal = _shift_right(_round_mantissa(magnitude, form.mantissa_bits), 23 - form.mantissa_bits) - _u32(
         ((127 - form.bias) << form.mantissa_bits) % (1 << 32)
     )
@@ -216,6 +223,9 @@ def decode(element: Element, raw: Expr, bind: Bind) -> Expr:
     wide = bind(tirx.Cast("uint32", raw))
     if element == elements.BF16:
         return tirx.reinterpret("float32", _shift_left(wide, 16))
+    if element == elements.F8E8M0:
+        power = select(tirx.EQ(wide, _u32(0)), _u32(0x400000), _shift_left(wide, 23))
+        return tirx.reinterpret("float32", select(tirx.EQ(wide, _u32(0xFF)), _u32(0x7FC00000), power))
     form = small_float(element)
     width = element.bits - 1
     magnitude = bind(wide & _u32((1 << width) - 1))

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 
-from espalier.ir import dims
-from espalier.ir.dims import Dimension
-from espalier.ir.elements import Element
 from espalier.backends.tvm.arithmetic import as_tensor, broadcast_index
 from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
 from espalier.backends.tvm.kernels import Function, Nest, entry, is_large
 from espalier.backends.tvm.numbers import expression_type, immediate
-from espalier.backends.tvm.tensor import Expr, Index, Literal_, Product, Tensor
+from espalier.backends.tvm.tensor import Constant, Expr, Index, Product, Tensor
+from espalier.ir import dims
+from espalier.ir.dims import Dimension
+from espalier.ir.elements import Element
 
 LANES = 16
 """Result columns or channels in one vector."""
@@ -148,7 +148,10 @@ def _stored(
     scope = Scope(function)
     value = entry(function, scope, index)
     body = scope.as_statements(tirx.BufferStore(function.out_buffers[0], value, index))
-    spans = {row: _span(function, shape[plan.row_axis], first_row, height), lane: _span(function, shape[plan.lane_axis], first_column, lanes)}
+    spans = {
+        row: _span(function, shape[plan.row_axis], first_row, height),
+        lane: _span(function, shape[plan.lane_axis], first_column, lanes),
+    }
     inner, outer = (lane, row) if plan.lane_axis > plan.row_axis else (row, lane)
     return loop(outer, spans[outer], loop(inner, spans[inner], body))
 
@@ -175,14 +178,20 @@ def _worth(shape: Sequence[Dimension], extents: Sequence[Dimension], kind: Eleme
 
 
 def convolution(
-    x: Tensor, w: Tensor, counts: Sequence[Dimension], strides: Sequence[int], dilations: Sequence[int], groups: int, kind: Element
+    x: Tensor,
+    w: Tensor,
+    counts: Sequence[Dimension],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+    kind: Element,
 ) -> Product | None:
     """A convolution with constant weights, packed by blocks of channels; x is padded. None if the template doesn't fit."""
     outputs, per_group, kernel = w.shape[0], w.shape[1], w.shape[2:]
     shape = (x.shape[0], outputs, *counts)
     extents = (per_group, *kernel)
     each = outputs // groups if isinstance(outputs, int) else 0
-    if not isinstance(w, Literal_) or not each or (groups > 1 and each % LANES) or not _worth(shape, extents, kind):
+    if not isinstance(w, Constant) or not each or (groups > 1 and each % LANES) or not _worth(shape, extents, kind):
         return None
     blocks = -(-outputs // LANES)
     padded = np.zeros((blocks * LANES, *w.array.shape[1:]), w.array.dtype)
@@ -200,21 +209,23 @@ def convolution(
 
     def vector(scope: Scope, buffer: Expr, index: Index, position: Index) -> Expr:
         offset = tirx.floordiv(index[1], integer(LANES))
-        for entry, extent in zip(position, extents, strict=True):
-            offset = offset * integer(extent) + entry
+        for step, extent in zip(position, extents, strict=True):
+            offset = offset * integer(extent) + step
         return tirx.BufferLoad(buffer, [tirx.Ramp(offset * integer(LANES), integer(1), LANES)])
 
     plan = Plan(1 + spatial, 1, LANES, extents, scalar, vector, each if groups > 1 else 0)
     return Product(shape, kind, [x, as_tensor(packed)], plan)
 
 
-def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension, kind: Element) -> Product | None:
+def matrices(
+    left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension, kind: Element
+) -> Product | None:
     """A product of stacks of matrices. None if the template doesn't fit."""
     shape = tuple(shape)
     columns, lead = shape[-1], shape[:-2]
     if not _worth(shape, (count,), kind) or not isinstance(columns, int):
         return None
-    if isinstance(right, Literal_) and right.ndim == 2 and columns >= LANES // 2:
+    if isinstance(right, Constant) and right.ndim == 2 and columns >= LANES // 2:
         blocks = -(-columns // LANES)
         padded = np.zeros((right.array.shape[0], blocks * LANES), right.array.dtype)
         padded[:, :columns] = right.array
@@ -240,4 +251,3 @@ def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dim
 
     plan = Plan(len(shape) - 2, len(shape) - 1, lanes, (count,), scalar, vector)
     return Product(shape, kind, [left, weights], plan)
-

@@ -8,18 +8,25 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from espalier.backends.tvm import numbers
+from espalier.backends.tvm.arithmetic import (
+    PRIMITIVES,
+    as_tensor,
+    astype,
+    broadcast_index,
+    broadcast_shapes,
+    primitive,
+    promoted,
+    to_element,
+)  # fmt: skip
+from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
+from espalier.backends.tvm.numbers import expression_type, immediate, is_nan, select, wrap
+from espalier.backends.tvm.scalars import dtype_of, maximum, minimum
+from espalier.backends.tvm.selection import safe_position
+from espalier.backends.tvm.tensor import Expr, Program, Tensor
 from espalier.ir import elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
-from espalier.backends.tvm import numbers
-from espalier.backends.tvm.arithmetic import (
-    PRIMITIVES, as_tensor, astype, broadcast_index, broadcast_shapes, primitive, promoted, to_element,
-)  # fmt: skip
-from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
-from espalier.backends.tvm.movement import safe_position
-from espalier.backends.tvm.numbers import expression_type, immediate, is_nan, select, wrap
-from espalier.backends.tvm.scalars import dtype_of, maximum, minimum
-from espalier.backends.tvm.tensor import Expr, Program, Tensor
 
 
 def local(scope: Scope, extent: Expr, dtype: str) -> Expr:
@@ -27,7 +34,9 @@ def local(scope: Scope, extent: Expr, dtype: str) -> Expr:
     return tirx.decl_buffer([extent], dtype, scope.kernel.names.variable("s").name)
 
 
-def around(scope: Scope, extents: Sequence[Dimension], body: Callable[[list[Expr]], Statement], parallel: bool = False) -> Statement:
+def around(
+    scope: Scope, extents: Sequence[Dimension], body: Callable[[list[Expr]], Statement], parallel: bool = False
+) -> Statement:
     """Loops over extents; with `parallel`, threads share the first that is not 1."""
     variables = [scope.kernel.names.variable("i") for _ in extents]
     found = body(variables)
@@ -57,7 +66,9 @@ def _running(name: str, neutral: int, combine: Callable[[Expr, Expr], Expr]) -> 
                 place = [*index[:along], position, *index[along:]]
                 inner = scope.inner()
                 entry = numbers.load(kind, tirx.BufferLoad(inputs[0], place), inner.bind)
-                total = inner.bind(numbers.rounded(kind, combine(tirx.BufferLoad(state, [integer(0)]), entry), inner.bind))
+                total = inner.bind(
+                    numbers.rounded(kind, combine(tirx.BufferLoad(state, [integer(0)]), entry), inner.bind)
+                )
                 body = inner.as_statements(
                     tirx.BufferStore(outputs[0], numbers.store(kind, total, inner.bind), place),
                     tirx.BufferStore(state, total, [integer(0)]),
@@ -115,16 +126,16 @@ def argsort(array: Any, axis: int, descending: bool = False) -> Tensor:
             low = block * (width + width)
             middle, high = tirx.min(low + width, size), tirx.min(low + width + width, size)
             inner = scope.inner()
-            l, r = inner.bind(left), inner.bind(right)
+            near, far = inner.bind(left), inner.bind(right)
             taken = inner.bind(tirx.if_then_else(
-                l >= middle, immediate(1, "bool"),
-                tirx.if_then_else(r >= high, immediate(0, "bool"), _compared(scope, entry, before, l, r)),
+                near >= middle, immediate(1, "bool"),
+                tirx.if_then_else(far >= high, immediate(0, "bool"), _compared(scope, entry, before, near, far)),
             ))  # fmt: skip
-            source_place = inner.bind(select(taken, r, l))
+            source_place = inner.bind(select(taken, far, near))
             step = inner.as_statements(
                 tirx.BufferStore(spare, tirx.BufferLoad(outputs[0], order(source_place)), [low + k]),
-                tirx.BufferStore(heads, select(taken, l, l + integer(1)), [integer(0)]),
-                tirx.BufferStore(heads, select(taken, r + integer(1), r), [integer(1)]),
+                tirx.BufferStore(heads, select(taken, near, near + integer(1)), [integer(0)]),
+                tirx.BufferStore(heads, select(taken, far + integer(1), far), [integer(1)]),
             )
             merge = sequence([
                 tirx.BufferStore(heads, low, [integer(0)]), tirx.BufferStore(heads, middle, [integer(1)]),
@@ -145,9 +156,11 @@ def argsort(array: Any, axis: int, descending: bool = False) -> Tensor:
     return Program([(source.shape, elements.I64)], [source], write)
 
 
-def _compared(scope: Scope, entry: Callable[[Scope, Expr], Expr], before: Callable[[Expr, Expr], Expr], l: Expr, r: Expr) -> Expr:
+def _compared(
+    scope: Scope, entry: Callable[[Scope, Expr], Expr], before: Callable[[Expr, Expr], Expr], near: Expr, far: Expr
+) -> Expr:
     inner = scope.inner(expression=True)
-    return inner.as_expression(before(inner.bind(entry(inner, l)), inner.bind(entry(inner, r))))
+    return inner.as_expression(before(inner.bind(entry(inner, near)), inner.bind(entry(inner, far))))
 
 
 def _passes(extent: Dimension) -> int:
@@ -227,7 +240,11 @@ class _At:
     def __call__(self, operand: int, index: Any) -> Expr:
         raise AssertionError("a program reads its buffers itself")
 
-    guard = choose = __call__
+    def guard(self, condition: Expr, yes: Callable[[], Expr], no: Expr) -> Expr:
+        raise AssertionError("a program branches itself")
+
+    def choose(self, condition: Expr, yes: Callable[[], Expr], no: Callable[[], Expr]) -> Expr:
+        raise AssertionError("a program branches itself")
 
 
 @primitive
@@ -241,7 +258,9 @@ def det(array: Any) -> Tensor:
 
     def write(scope: Scope, inputs: Sequence[Expr], outputs: Sequence[Expr]) -> Statement:
         names = scope.kernel.names
-        work, found, best, swap = (local(scope, integer(size), dtype if k != 2 else "int64") for k, size in enumerate((n * n, 1, 1, 1)))
+        work, found, best, swap = (
+            local(scope, integer(size), dtype if k != 2 else "int64") for k, size in enumerate((n * n, 1, 1, 1))
+        )
 
         def cell(i: Expr, j: Expr) -> Expr:
             return i * integer(n) + j
@@ -254,13 +273,29 @@ def det(array: Any) -> Tensor:
             size, first = integer(n), [integer(0)]
             pivot = tirx.BufferLoad(best, first)
             total = tirx.BufferLoad(found, first)
-            fill = loop(i, size, loop(j, size, tirx.BufferStore(work, tirx.BufferLoad(inputs[0], [*index, i, j]), [cell(i, j)])))
-            search = loop(a, size, tirx.IfThenElse(
-                tirx.And(a > k, tirx.abs(load(a, k)) > tirx.abs(load(pivot, k))), tirx.BufferStore(best, a, first), None))
-            exchange = loop(b, size, sequence([
-                tirx.BufferStore(swap, load(k, b), first), tirx.BufferStore(work, load(pivot, b), [cell(k, b)]),
-                tirx.BufferStore(work, tirx.BufferLoad(swap, first), [cell(pivot, b)]),
-            ]))
+            fill = loop(
+                i, size, loop(j, size, tirx.BufferStore(work, tirx.BufferLoad(inputs[0], [*index, i, j]), [cell(i, j)]))
+            )
+            search = loop(
+                a,
+                size,
+                tirx.IfThenElse(
+                    tirx.And(a > k, tirx.abs(load(a, k)) > tirx.abs(load(pivot, k))),
+                    tirx.BufferStore(best, a, first),
+                    None,
+                ),
+            )
+            exchange = loop(
+                b,
+                size,
+                sequence(
+                    [
+                        tirx.BufferStore(swap, load(k, b), first),
+                        tirx.BufferStore(work, load(pivot, b), [cell(k, b)]),
+                        tirx.BufferStore(work, tirx.BufferLoad(swap, first), [cell(pivot, b)]),
+                    ]
+                ),
+            )
             signed = select(tirx.EQ(pivot, k), total, immediate(-1, dtype) * total)
             factor = load(c, k) / load(k, k)
             eliminate = loop(c, size, tirx.IfThenElse(tirx.And(c > k, tirx.NE(load(k, k), immediate(0, dtype))), sequence([
@@ -280,4 +315,3 @@ def det(array: Any) -> Tensor:
         return around(scope, source.shape[:-2], one)
 
     return astype(Program([(source.shape[:-2], kind)], [source], write), array.element)  # type: ignore[no-any-return]
-

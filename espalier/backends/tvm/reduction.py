@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from espalier.ir import dims, elements
-from espalier.ir.dims import Dimension
-from espalier.ir.elements import Element
 from espalier.backends.tvm import scalars
 from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, astype, elementwise, filled, primitive
 from espalier.backends.tvm.numbers import cast_type, expression_type, immediate, is_nan, rounded, select, wrap
 from espalier.backends.tvm.tensor import Access, At, Expr, Fold, Index, Tensor
+from espalier.ir import dims, elements
+from espalier.ir.dims import Dimension
+from espalier.ir.elements import Element
 
 LONG = 4096
 """Sums of more f32 than this are accumulated in f64."""
@@ -41,14 +41,15 @@ def fold(
     """Reduce axes of one tensor; `step(state, entry, position)` gets the position along the last reduced axis."""
     axes = reduced_axes(axis, array.ndim)
     kept = [a for a in range(array.ndim) if a not in axes]
-    shape = [1 if a in axes else array.shape[a] for a in range(array.ndim)] if keepdims else [array.shape[a] for a in kept]
+    shape = (
+        [1 if a in axes else array.shape[a] for a in range(array.ndim)] if keepdims else [array.shape[a] for a in kept]
+    )
     extents = tuple(array.shape[a] for a in axes)
 
     def place(index: Index, position: Index) -> list[Expr]:
-        found: list[Expr] = []
-        for a in range(array.ndim):
-            found.append(position[axes.index(a)] if a in axes else index[a if keepdims else kept.index(a)])
-        return found
+        return [
+            position[axes.index(a)] if a in axes else index[a if keepdims else kept.index(a)] for a in range(array.ndim)
+        ]
 
     def at_step(at: At, state: Sequence[Expr], index: Index, position: Index) -> Sequence[Expr]:
         where = position[-1] if position else immediate(0, "int64")

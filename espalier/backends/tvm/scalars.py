@@ -68,7 +68,9 @@ def exp(bind: Any, x: Expr) -> Expr:
     bounded = bind(_limit(x, -104.0, 89.0))
     whole = bind(tirx.floor(bounded * like(math.log2(math.e), x) + like(0.5, x)))
     rest = bind((bounded - whole * like(0.693359375, x)) - whole * like(-2.12194440e-4, x))
-    terms = polynomial(rest, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    terms = polynomial(
+        rest, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1
+    )
     base = terms * rest * rest + rest + like(1.0, x)
     # two factors, since 2ⁿ alone may lie beyond the normal range while the result does not
     exponent = bind(tirx.Cast("int32", select(is_nan(whole), like(0.0, x), whole)))
@@ -87,7 +89,9 @@ def tanh(bind: Any, x: Expr) -> Expr:
     x = bind(x)
     size = bind(tirx.abs(x))
     square = bind(x * x)
-    near = polynomial(square, -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+    near = polynomial(
+        square, -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1
+    )
     small = near * square * x + x
     large = like(1.0, x) - like(2.0, x) / (exp(bind, size + size) + like(1.0, x))
     signed = select(x < like(0.0, x), like(0.0, x) - large, large)
@@ -100,7 +104,7 @@ def sigmoid(bind: Any, x: Expr) -> Expr:
 
 
 def erf(bind: Any, x: Expr) -> Expr:
-    """The error function; f32 by a Taylor-like polynomial near 0 and the complement's expansion beyond, else the C library."""
+    """The error function, of the C library."""
     return library("erf", x)
 
 

@@ -60,7 +60,12 @@ class Tensor:
     __array_ufunc__ = None  # numpy leaves operators to us
 
     def __init__(
-        self, shape: Shape, element: Element, operands: Sequence[Tensor] = (), access: Sequence[Access] = (), cost: int = 0
+        self,
+        shape: Shape,
+        element: Element,
+        operands: Sequence[Tensor] = (),
+        access: Sequence[Access] = (),
+        cost: int = 0,
     ) -> None:
         self.shape: Any = tuple(shape)
         self.element = element.storage
@@ -107,9 +112,9 @@ class Tensor:
     # operators: the primitives of the same names
 
     def __getitem__(self, key: Any) -> Any:
-        from espalier.backends.tvm import movement
+        from espalier.backends.tvm import selection
 
-        return movement.getitem(self, key)
+        return selection.getitem(self, key)
 
 
 def _operator(name: str, reverse: bool = False) -> Callable[[Any, Any], Any]:
@@ -157,7 +162,7 @@ class Input(Tensor):
         self.position = position
 
 
-class Literal_(Tensor):
+class Constant(Tensor):
     """A constant: numbers known when compiling."""
 
     def __init__(self, array: np.ndarray[Any, Any], element: Element, weights: Weights | None = None) -> None:

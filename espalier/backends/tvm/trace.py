@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from espalier.backends.tvm import xp
+from espalier.backends.tvm.arithmetic import as_tensor
+from espalier.backends.tvm.tensor import Constant, Input, Tensor, Untraceable
 from espalier.errors import EspalierError, UnsupportedError
 from espalier.ir.dims import Dim
 from espalier.ir.graph import Graph, Node, Value
 from espalier.ir.op import lookup
 from espalier.ir.types import TensorType
-from espalier.backends.tvm import xp
-from espalier.backends.tvm.arithmetic import as_tensor
-from espalier.backends.tvm.tensor import Input, Literal_, Tensor, Untraceable
 
 Lowering = Callable[..., Any]
 LOWERINGS: dict[str, Lowering] = {}
@@ -44,7 +44,9 @@ def trace(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
         if not isinstance(kind, TensorType):
             raise UnsupportedError("E410", f"input {value.name!r} is a {kind}, not a tensor")
         if kind.shape is None:
-            raise UnsupportedError("E405", f"the rank of input {value.name!r} is not known", hint="Fix its shape in the model.")
+            raise UnsupportedError(
+                "E405", f"the rank of input {value.name!r} is not known", hint="Fix its shape in the model."
+            )
         inputs.append(Input(kind.shape, kind.element, position))
     outputs = run(graph, inputs)
     return inputs, [as_tensor(output) for output in outputs]
@@ -82,8 +84,7 @@ def run(graph: Graph, arguments: Sequence[Any], inside: bool = False) -> list[An
 
     for node in graph:
         results = lower(node, [read(operand) for operand in node.operands], inside)
-        for value, result in zip(node.results, results, strict=False):
-            found[value] = result
+        found.update(zip(node.results, results, strict=False))
     return [read(output) for output in graph.outputs]
 
 
@@ -94,8 +95,8 @@ def constant(value: Value) -> Any:
     array = held.array
     if held.element.storage.kind in ("string", "complex"):
         return array
-    tensor = as_tensor(array, held.element) if held.element.dtype == array.dtype else Literal_(array, held.element)
-    if isinstance(tensor, Literal_):
+    tensor = as_tensor(array, held.element) if held.element.dtype == array.dtype else Constant(array, held.element)
+    if isinstance(tensor, Constant):
         tensor.weights = held
     return array
 
@@ -103,13 +104,26 @@ def constant(value: Value) -> Any:
 def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[Any, ...]:
     """The tensors of a node's results. Raises UnsupportedError naming the node for what can't be lowered."""
     contents = [result.content for result in node.results]
-    if contents and all(content is not None for content in contents) and not (inside and any(_symbolic(c) for c in contents)):
+    if (
+        contents
+        and all(content is not None for content in contents)
+        and not (inside and any(_symbolic(c) for c in contents))
+    ):
         return tuple(contents)
     try:
         results = _attempt(node, operands)
     except UnsupportedError as error:
         raise _named(node, error) from error
-    except (Untraceable, TypeError, ValueError, ArithmeticError, AttributeError, IndexError, NotImplementedError, KeyError) as error:
+    except (
+        Untraceable,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+        KeyError,
+    ) as error:
         refused = UnsupportedError(
             "E402", f"the TVM backend can't emit this use of {node.op.name}: {error}",
             node=node.op.name, source=str(node.location),
@@ -124,13 +138,12 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
 def _named(node: Node, error: UnsupportedError) -> EspalierError:
     if getattr(error, "node", None):
         return error
-    return UnsupportedError(error.code, str(getattr(error, "message", error)), node=node.op.name, source=str(node.location))
+    return UnsupportedError(
+        error.code, str(getattr(error, "message", error)), node=node.op.name, source=str(node.location)
+    )
 
 
 def _attempt(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
-    for value in [*node.operands, *node.results]:
-        if value is not None and not isinstance(value.type, TensorType):
-            raise UnsupportedError("E410", f"{node.op.name} works on a {value.type}, not on tensors")
     if node.is_a(lookup("opaque")):
         raise UnsupportedError("E403", f"the meaning of {node.op.op_type} is not known")  # type: ignore[attr-defined]
     operands = [_plain(operand) for operand in operands]
@@ -139,8 +152,6 @@ def _attempt(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
         results = own(node, *operands)
         if results is not NotImplemented:
             return results if isinstance(results, tuple) else (results,)
-    if not node.op.deterministic:
-        raise UnsupportedError("E401", f"{node.op.name} draws random numbers, which the TVM backend does not")
     keywords: dict[str, Any] = {}
     if node.regions:
         keywords["regions"] = [Region(region) for region in node.regions]
@@ -150,7 +161,11 @@ def _attempt(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _symbolic(content: Any) -> bool:
-    return content is not None and content.dtype == object and any(isinstance(entry, Dim) for entry in content.reshape(-1).tolist())
+    return (
+        content is not None
+        and content.dtype == object
+        and any(isinstance(entry, Dim) for entry in content.reshape(-1).tolist())
+    )
 
 
 def _plain(operand: Any) -> Any:
@@ -171,10 +186,17 @@ def _checked(node: Node, value: Value, result: Any) -> Any:
         if result.dtype == object:
             return result
     declared = value.type
-    assert isinstance(declared, TensorType)
+    if not isinstance(declared, TensorType):  # sequences are lists while tracing
+        return result
     shape, kind = tuple(result.shape), result.element if isinstance(result, Tensor) else None
     expected = declared.element.storage
-    if kind is None and result.dtype != expected.dtype or kind is not None and kind != expected and kind.dtype != expected.dtype:
+    if (
+        kind is None
+        and result.dtype != expected.dtype
+        or kind is not None
+        and kind != expected
+        and kind.dtype != expected.dtype
+    ):
         raise TypeError(f"the lowering gives {kind or result.dtype} where the graph says {declared}")
     wanted = declared.shape
     if wanted is not None and (

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from espalier.ir.xp import numpy as numpy_xp
-from espalier.backends.tvm import arithmetic, contraction, fourier, movement, programs, reduction
+from espalier.backends.tvm import arithmetic, contraction, elementary, fourier, movement, programs, reduction, selection
 from espalier.backends.tvm.arithmetic import PRIMITIVES, primitive
+from espalier.ir.xp import numpy as numpy_xp
 
-_MODULES = (arithmetic, contraction, fourier, movement, programs, reduction)
+_MODULES = (arithmetic, contraction, elementary, fourier, movement, programs, reduction, selection)
+
+
+RANDOM = ("random_generator", "random_normal", "random_uniform")
 
 
 def __getattr__(name: str) -> Any:
+    if name in RANDOM:  # drawn once when compiling, they would be the same in every run
+        raise NotImplementedError("the TVM backend draws no random numbers")
     if name in PRIMITIVES:
         return PRIMITIVES[name]
     own = getattr(numpy_xp, name)

@@ -27,7 +27,11 @@ def col2im(node: Node, x: Any, image_shape: Any, block_shape: Any) -> Any:
     where: list[Any] = [np.arange(n * c).reshape(-1, *(1,) * (2 * rank))]
     for k in range(rank):
         places = np.arange(block[k])[:, None] * dilations[k] + np.arange(counts[k])[None, :] * strides[k]
-        where.append(places.reshape(1, *(block[k] if a == k else 1 for a in range(rank)), *(counts[k] if a == k else 1 for a in range(rank))))
+        where.append(
+            places.reshape(
+                1, *(block[k] if a == k else 1 for a in range(rank)), *(counts[k] if a == k else 1 for a in range(rank))
+            )
+        )
     total = xp.scatter(xp.zeros((n * c, *padded), xp.element(blocks)), tuple(where), blocks, "add")
     inner = tuple(slice(pads[k], pads[k] + extent) for k, extent in enumerate(image))
     return xp.astype(xp.reshape(total, (n, c, *padded))[(slice(None), slice(None), *inner)], kind)
