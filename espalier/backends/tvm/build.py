@@ -123,9 +123,9 @@ def _relax_pipeline() -> Any:
 
 
 def _kernel_pipeline() -> Any:
-    """TVM's default pipeline for loops, without what LLVM does in a fraction of the time: simplifying, common subexpressions."""
+    """TVM's default pipeline for loops, without the simplifications that LLVM does in a fraction of the time."""
 
-    @tvm.transform.module_pass(opt_level=0)
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def lowered(functions: Any, _: Any) -> Any:
         steps = tirx.transform
         return tvm.transform.Sequential([
@@ -165,6 +165,10 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
     return Compiled(executable, chosen, weights, graph)
 
 
+FREEZABLE = 64
+"""Entries of an input of rank 0 or 1 that may say a shape, axes, scales."""
+
+
 def freeze(graph: Graph, inputs: Sequence[Any]) -> bool:
     """Make constants of the inputs whose numbers decide shapes, axes and the like; whether there were any.
 
@@ -186,7 +190,14 @@ def _asked_for(graph: Graph) -> int | None:
         trace.trace(graph)
     except UnsupportedError as error:
         for note in getattr(error, "__notes__", ()):
-            return int(note.removeprefix("input "))
+            position = int(note.removeprefix("input "))
+            shape = graph.inputs[position].shape
+            if (
+                graph.inputs[position].uses
+                and len(shape) <= 1
+                and all(isinstance(e, int) and e <= FREEZABLE for e in shape)
+            ):
+                return position
     return None
 
 

@@ -29,7 +29,7 @@ from espalier.ir.elements import Element
 
 
 def product_element(kind: Element) -> Element:
-    """What products of an element are added up in: integers in their own, since all that is lost is what wraps around."""
+    """What products of an element are added up in: integers in their own, which wrap around either way."""
     if kind.is_float and kind.bits < 32:
         return elements.F32
     return elements.I64 if kind.kind == "bool" or kind.bits not in (8, 16, 32, 64) else kind
@@ -121,7 +121,8 @@ def conv(
         return [s[0] + cast_type(one, state) * cast_type(other, state)]
 
     dtype = expression_type(inner)
-    found = Fold((source.shape[0], outputs, *counts), inner, [source, weights], ["many", "many"], (per_group, *kernel), [state],
+    shape, extents = (source.shape[0], outputs, *counts), (per_group, *kernel)
+    found = Fold(shape, inner, [source, weights], ["many", "many"], extents, [state],
                  lambda: [immediate(0, state)], step, lambda at, s: cast_type(s[0], dtype))  # fmt: skip
     return astype(found, kind)  # type: ignore[no-any-return]
 
@@ -178,7 +179,7 @@ def _diagonal(letters: str, tensor: Tensor) -> tuple[str, Tensor]:
     return letters, tensor
 
 
-def _contract(a: str, left: Tensor, b: str, right: Tensor, kept: list[str], kind: Element) -> Tensor:
+def _contract(a: str, left: Tensor, b: str, right: Tensor, kept: list[str], kind: Element) -> Any:
     extents = {c: e for letters, t in ((a, left), (b, right)) for c, e in zip(letters, t.shape, strict=True)}
     extents |= {c: e for letters, t in ((a, left), (b, right)) for c, e in zip(letters, t.shape, strict=True) if e != 1}
     summed = [c for c in dict.fromkeys(a + b) if c not in kept]
@@ -212,7 +213,7 @@ def _contract(a: str, left: Tensor, b: str, right: Tensor, kept: list[str], kind
         return [s[0] + cast_type(x, state) * cast_type(y, state)]
 
     dtype = expression_type(kind)
-    return Fold(shape, kind, [left, right], ["many", "many"], [extents[c] for c in summed], [state],
+    return Fold(shape, kind, [left, right], ["many", "many"], tuple(extents[c] for c in summed), [state],
                 lambda: [immediate(0, state)], step, lambda at, s: cast_type(s[0], dtype))  # fmt: skip
 
 
@@ -222,7 +223,7 @@ def _product(extents: Sequence[Dimension]) -> Dimension:
     return dims.product(extents)
 
 
-def _spread(letters: str, tensor: Tensor, kept: Sequence[str]) -> Tensor:
+def _spread(letters: str, tensor: Tensor, kept: Sequence[str]) -> Any:
     order = [c for c in kept if c in letters]
     tensor = transpose(tensor, [letters.index(c) for c in order])
     shape = [tensor.shape[order.index(c)] if c in order else 1 for c in kept]

@@ -30,7 +30,7 @@ class TvmBackend:
     def emit(self, graph: Graph, device: Device, folder: Path) -> Emission:
         """Write library, weights and runtime into `folder`.
 
-        Raises UnsupportedError, naming node and source, for what can't be emitted, and E409 for devices other than CPUs.
+        Raises UnsupportedError, naming node and source, for what can't be emitted; E409 for what is no CPU.
         """
         if device.kind != "cpu":
             raise UnsupportedError("E409", f"the TVM backend makes code for CPUs, not for {device.name}")

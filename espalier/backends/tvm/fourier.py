@@ -19,6 +19,9 @@ class Pair(Tensor):
 
     is_pair = True
 
+    real: Any
+    imaginary: Any
+
     def __init__(self, real: Tensor, imaginary: Tensor) -> None:
         super().__init__(real.shape, elements.C128 if real.element == elements.F64 else elements.C64)
         self.real, self.imaginary = real, imaginary

@@ -101,16 +101,16 @@ EXPRESSION_LIMIT = 4000
 class Scope:
     """Writes expressions of entries at one place of a kernel; values bound here are computed before the statement.
 
-    A bound value is kept in a local buffer of one entry rather than in a variable: TVM's simplifier looks through
-    variables and grows exponentially, and LLVM makes a register of either (in TVM's scope "local" it would be heap). Inside an expression (a branch that may not
-    be evaluated) there are only variables.
+    A bound value is kept in a buffer of one entry rather than in a variable: TVM's simplifier looks through variables
+    and grows exponentially, and LLVM makes a register of either (but in TVM's scope "local" it would lie on the heap).
+    Inside an expression (a branch that may not be evaluated) there are only variables.
     """
 
     def __init__(self, kernel: Kernel, parent: Scope | None = None, expression: bool = False) -> None:
         self.kernel, self.parent, self.expression = kernel, parent, expression
         self.bound: list[tuple[Expr, Expr]] = []
         self.memo: dict[tuple[Tensor, tuple[int, ...]], tuple[Expr, Index]] = {}
-        self.reads = 0 if parent is None else parent.reads
+        self.reads: int = 0 if parent is None else parent.reads
 
     def dim(self, dimension: Dimension) -> Expr:
         return self.kernel.dim(dimension)

@@ -106,7 +106,7 @@ def _work(function: Function, folds: Sequence[Fold]) -> Dimension:
     for fold in folds:
         inner = inner + dims.product(fold.extents)
     cost = min(8, 1 + function.root.cost) if isinstance(function.root, Map) else 1
-    return function.root.size * inner * cost
+    return dims.product([*function.root.shape, inner, cost])
 
 
 def is_large(work: Dimension) -> bool:

@@ -110,7 +110,7 @@ def flip(array: Any, axis: Any = None) -> Tensor:
 
 
 @primitive
-def roll(array: Any, shift: Any, axis: Any = None) -> Tensor:
+def roll(array: Any, shift: Any, axis: Any = None) -> Any:
     if axis is None:
         return reshape(roll(reshape(array, (-1,)), shift, 0), array.shape)
     pairs = [(shift, axis)] if isinstance(axis, int) else list(zip(shift, axis, strict=True))
@@ -121,7 +121,7 @@ def roll(array: Any, shift: Any, axis: Any = None) -> Tensor:
             dims.modulo(extent - amount, extent) if isinstance(extent, Dim) else (extent - int(amount)) % max(extent, 1)
         )
         array = concat([_part(array, along, first, extent), _part(array, along, 0, first)], along)
-    return array  # type: ignore[no-any-return]
+    return array
 
 
 def _part(array: Tensor, axis: int, start: Any, stop: Any) -> Any:
@@ -160,7 +160,7 @@ def concat(arrays: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 @primitive
-def stack(arrays: Sequence[Any], axis: int = 0) -> Tensor:
+def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
     rank = np.ndim(arrays[0]) if not isinstance(arrays[0], Tensor) else arrays[0].ndim
     return concat([PRIMITIVES["expand_dims"](array, axis % (rank + 1)) for array in arrays], axis % (rank + 1))
 
@@ -173,7 +173,7 @@ def tile(array: Any, repeats: Any) -> Tensor:
         for r in (repeats if isinstance(repeats, list | tuple | np.ndarray) else [repeats])
     ]
     rank = max(len(times), array.ndim)
-    times = [1] * (rank - len(times)) + times
+    times = [*[1] * (rank - len(times)), *times]
     array = reshape(array, (1,) * (rank - array.ndim) + array.shape)
     shape = [extent * r for extent, r in zip(array.shape, times, strict=True)]
 
@@ -187,7 +187,7 @@ def tile(array: Any, repeats: Any) -> Tensor:
 
 
 @primitive
-def repeat(array: Any, repeats: Any, axis: int | None = None) -> Tensor:
+def repeat(array: Any, repeats: Any, axis: int | None = None) -> Any:
     """Each entry repeated along an axis."""
     if axis is None:
         return repeat(reshape(array, (-1,)), repeats, 0)
@@ -224,12 +224,11 @@ def pad(array: Any, pads: Sequence[tuple[Any, Any]], mode: str = "constant", val
         for entry, extent, (before, after) in zip(index, source.shape, pads, strict=True):
             here = entry if before == 0 else entry - at.dim(before)
             place.append(here)
-            for amount, condition in (
-                (before, lambda h=here: h >= zero()),
-                (after, lambda h=here, e=extent: h < at.dim(e)),
-            ):
-                if not (isinstance(amount, int) and amount <= 0):
-                    inside = condition() if inside is None else tirx.And(inside, condition())
+            bounds = [] if isinstance(before, int) and before <= 0 else [here >= zero()]
+            if not (isinstance(after, int) and after <= 0):
+                bounds.append(here < at.dim(extent))
+            for condition in bounds:
+                inside = condition if inside is None else tirx.And(inside, condition)
         outside = at(1, [zero()] * filler.ndim)
         return at(0, place) if inside is None else at.guard(inside, lambda: at(0, place), outside)
 

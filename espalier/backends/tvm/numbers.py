@@ -52,7 +52,7 @@ def buffer_type(element: Element) -> str:
 
 
 def buffer_array(array: np.ndarray[Any, Any], element: Element) -> np.ndarray[Any, Any]:
-    """An array of an element's numbers as it lies in buffers: contiguous, raw bits or whole bytes where TVM has no type."""
+    """An array of an element's numbers as it lies in buffers: contiguous, raw bits where TVM has no type."""
     wanted = np.dtype(buffer_type(element))
     array = np.ascontiguousarray(array).reshape(array.shape)
     return array if array.dtype == wanted else array.view(wanted)
@@ -289,7 +289,7 @@ def _round_to_odd(x: Expr, bind: Bind) -> Expr:
 
 
 def convert(x: Expr, source: Element, target: Element, bind: Bind) -> Expr:
-    """A number in another element: floats to integers by truncation, to narrower floats rounded to even, to bool by ≠ 0."""
+    """A number in another element: floats truncated to integers, rounded to even to narrower floats, ≠ 0 to bool."""
     source, target = source.storage, target.storage
     if source == target:
         return x

@@ -101,7 +101,9 @@ def write(function: Function, product: Product) -> Statement:
     # what is stored is read with computed lanes, so it must not be the registers themselves
     tile = [tirx.decl_buffer([integer(lanes * height)], dtype, names.variable("t").name) for _ in range(blocks)]
     spill = [
-        tirx.BufferStore(tile[block], tirx.BufferLoad(sums[k][block], whole), [tirx.Ramp(integer(k * lanes), integer(1), lanes)])
+        tirx.BufferStore(
+            tile[block], tirx.BufferLoad(sums[k][block], whole), [tirx.Ramp(integer(k * lanes), integer(1), lanes)]
+        )
         for k in range(height) for block in range(blocks)
     ]  # fmt: skip
     stores = [
@@ -109,7 +111,8 @@ def write(function: Function, product: Product) -> Statement:
         for block in range(blocks)
     ]
     statement = sequence([
-        *map(tirx.AllocBuffer, [*buffers, *vectors, *tile]), *(tirx.BufferStore(buffer, none, whole) for buffer in buffers),
+        *map(tirx.AllocBuffer, [*buffers, *vectors, *tile]),
+        *(tirx.BufferStore(buffer, none, whole) for buffer in buffers),
         body, *spill, *stores,
     ])  # fmt: skip
     work = dims.product([*shape, *plan.extents])
@@ -135,7 +138,8 @@ def _height(rows: Dimension, most: int) -> int:
 
 
 def _stored(
-    function: Function, product: Product, place: Callable[[Expr, Expr], list[Expr]], tile: Expr, lanes: int, height: int,
+    function: Function, product: Product, place: Callable[[Expr, Expr], list[Expr]], tile: Expr,
+    lanes: int, height: int,
     first_row: Expr, first_column: Expr,
 ) -> Statement:  # fmt: skip
     """The entries of one block, each computed from its sum. The inner loop goes along memory where it can."""
@@ -186,7 +190,7 @@ def convolution(
     groups: int,
     kind: Element,
 ) -> Product | None:
-    """A convolution with constant weights, packed by blocks of channels; x is padded. None if the template doesn't fit."""
+    """A convolution of a padded x with constant weights, packed by blocks of channels; None if it doesn't fit."""
     outputs, per_group, kernel = w.shape[0], w.shape[1], w.shape[2:]
     shape = (x.shape[0], outputs, *counts)
     extents = (per_group, *kernel)

@@ -1,4 +1,4 @@
-"""Primitives whose entries depend on one another: running sums, sorting, scattering, determinants. Loops written by hand."""
+"""Primitives whose entries depend on one another, as loops: running sums, sorting, scattering, determinants."""
 
 from __future__ import annotations
 
@@ -298,7 +298,8 @@ def det(array: Any) -> Tensor:
             )
             signed = select(tirx.EQ(pivot, k), total, immediate(-1, dtype) * total)
             factor = load(c, k) / load(k, k)
-            eliminate = loop(c, size, tirx.IfThenElse(tirx.And(c > k, tirx.NE(load(k, k), immediate(0, dtype))), sequence([
+            below = tirx.And(c > k, tirx.NE(load(k, k), immediate(0, dtype)))
+            eliminate = loop(c, size, tirx.IfThenElse(below, sequence([
                 tirx.BufferStore(swap, factor, first),
                 loop(e, size, tirx.IfThenElse(e > k, tirx.BufferStore(
                     work, load(c, e) - tirx.BufferLoad(swap, first) * load(k, e), [cell(c, e)]), None)),

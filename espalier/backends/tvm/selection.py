@@ -25,7 +25,7 @@ def view(source: Tensor, shape: Sequence[Dimension], position: Any, access: Acce
 
 
 @primitive
-def take(array: Any, indices: Any, axis: int | None = None) -> Tensor:
+def take(array: Any, indices: Any, axis: int | None = None) -> Any:
     """Entries along an axis at the given positions."""
     if axis is None:
         return take(PRIMITIVES["reshape"](array, (-1,)), indices, 0)
@@ -34,7 +34,7 @@ def take(array: Any, indices: Any, axis: int | None = None) -> Tensor:
     found = getitem(
         as_tensor(array), (slice(None),) * axis + (indices if isinstance(indices, Tensor) else np.asarray(indices),)
     )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 @primitive
@@ -55,8 +55,11 @@ def take_along_axis(array: Any, indices: Any, axis: int) -> Tensor:
         place[axis] = safe_position(at, chosen, source.shape[axis])
         return place
 
-    return Map(tuple(shape), source.element, [source, positions], ["many", "same" if positions.shape == tuple(shape) else "many"],
-               lambda at, index: at(0, position(at, index)), cost=2)  # fmt: skip
+    own: Access = "same" if positions.shape == tuple(shape) else "many"
+    return Map(
+        tuple(shape), source.element, [source, positions], ["many", own], lambda at, index: at(0, position(at, index)),
+        cost=2,
+    )  # fmt: skip
 
 
 def safe_position(at: At, position: Expr, extent: Dimension) -> Expr:

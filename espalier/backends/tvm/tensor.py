@@ -225,7 +225,7 @@ class Product(Tensor):
 
 
 class Program(Tensor):
-    """Results of hand-written loops (sorting, scattering, recurrences): `write(scope, inputs, outputs)` gives the statement.
+    """Results of loops written by hand (sorting, scattering): `write(scope, inputs, outputs)` gives the statement.
 
     The first result is the program itself; `others` are further results, `Part`s of it.
     """

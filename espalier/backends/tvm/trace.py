@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.backends.tvm import xp
+from espalier.backends.tvm import fuse, xp
 from espalier.backends.tvm.arithmetic import as_tensor
 from espalier.backends.tvm.tensor import Constant, Input, Tensor, Untraceable
 from espalier.errors import EspalierError, UnsupportedError
@@ -129,8 +129,10 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
             node=node.op.name, source=str(node.location),
             hint="Fix the shapes or operands it depends on in the model, or use another backend.",
         )  # fmt: skip
-        if isinstance(error, Untraceable) and isinstance(error.tensor, Input):
-            refused.add_note(f"input {error.tensor.position}")
+        if isinstance(error, Untraceable) and error.tensor is not None:
+            for tensor in fuse.in_order([error.tensor]):
+                if isinstance(tensor, Input):
+                    refused.add_note(f"input {tensor.position}")
         raise refused from error
     return tuple(_checked(node, value, result) for value, result in zip(node.results, results, strict=False))
 

@@ -7,11 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from espalier.backends.tvm import arithmetic, contraction, elementary, fourier, movement, programs, reduction, selection
+from espalier.backends.tvm import (
+    arithmetic,
+    contraction,
+    conversion,
+    elementary,
+    fourier,
+    movement,
+    programs,
+    reduction,
+    selection,
+)
 from espalier.backends.tvm.arithmetic import PRIMITIVES, primitive
 from espalier.ir.xp import numpy as numpy_xp
 
-_MODULES = (arithmetic, contraction, elementary, fourier, movement, programs, reduction, selection)
+_MODULES = (arithmetic, contraction, conversion, elementary, fourier, movement, programs, reduction, selection)
 
 
 RANDOM = ("random_generator", "random_normal", "random_uniform")

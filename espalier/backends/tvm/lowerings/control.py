@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor
-from espalier.backends.tvm.tensor import Tensor
+from espalier.backends.tvm.tensor import Tensor, Untraceable
 from espalier.backends.tvm.trace import Region, lowers
 from espalier.errors import UnsupportedError
 from espalier.ir.graph import Node
@@ -41,6 +41,8 @@ def loop(node: Node, trip_count: Any = None, cond: Any = None, *values: Any) -> 
         return NotImplemented
     if trip_count is None and isinstance(cond, np.ndarray) and not bool(cond.reshape(())):
         return NotImplemented
+    if isinstance(trip_count, Tensor):
+        raise Untraceable("loops are unrolled, and the number of passes of this one depends on data", trip_count)
     raise UnsupportedError(
         "E407", "the TVM backend unrolls loops, and the number of passes of this one is not known or too large",
         node=node.op.name, source=node.location, hint=f"Make the trip count a constant of at most {UNROLLED}.",
