@@ -28,6 +28,10 @@ app = App(
     help_format="plaintext",  # the others take half a second to import what prints them
     suppress_keyboard_interrupt=False,
 )
+Trust = Annotated[
+    bool,
+    Parameter(negative="", show_default=False, help="Allow formats that can run code while they load (.pt2)."),
+]
 Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print one JSON object.")]
 
 
@@ -49,7 +53,7 @@ def compile_(
     stop_after: int | None = None,
     print_after: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     dump: Path | None = None,
-    trust: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    trust: Trust = False,
     json: Json = False,
 ) -> None:
     """Compile a model for a device, and write an artifact that runs.
@@ -84,8 +88,6 @@ def compile_(
         Print the graph after these passes.
     dump
         Folder for the graph when a pass fails.
-    trust
-        Allow formats that can run code while they load (.pt2).
     """
     from espalier.driver import compile as compile_model
 
@@ -105,6 +107,7 @@ def run(
     inputs: Path,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     threads: int | None = None,
+    trust: Trust = False,
     json: Json = False,
 ) -> None:
     """Run an artifact (or a model, by reference execution) on the arrays of an .npz file.
@@ -120,7 +123,7 @@ def run(
     """
     from espalier.runners import open_runner, read_inputs, write_outputs
 
-    runner = open_runner(artifact, threads=threads)
+    runner = open_runner(artifact, threads=threads, trust=trust)
     found = runner(read_inputs(inputs, runner))
     write_outputs(output, found)
     shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in found.items()}
@@ -154,8 +157,9 @@ def bench(
 
 @app.command
 def verify(
-    a: Path, b: Path, /, *, data: str | None = None, tolerance: float | None = None, seed: int = 0, json: Json = False
-) -> None:
+    a: Path, b: Path, /, *, data: str | None = None, tolerance: float | None = None, seed: int = 0,
+    trust: Trust = False, json: Json = False,
+) -> None:  # fmt: skip
     """Do two models or artifacts agree? Exit code 4 if they don't.
 
     Parameters
@@ -167,7 +171,7 @@ def verify(
     """
     from espalier.runners import compare
 
-    rows = compare(a, b, data=data, tolerance=tolerance, seed=seed)
+    rows = compare(a, b, data=data, tolerance=tolerance, seed=seed, trust=trust)
     lines = [f"{row['output']}: off by {row['difference']:.3g} (limit {row['limit']:g})" for row in rows]
     apart = [row for row in rows if not row["agrees"]]
     _show({"agree": not apart, "outputs": rows}, json, [*lines, *([] if apart else ["They agree."])])
@@ -180,7 +184,7 @@ def verify(
 @app.command
 def inspect(
     model: Path, /, *, text: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    trust: Annotated[bool, Parameter(negative="", show_default=False)] = False, json: Json = False,
+    trust: Trust = False, json: Json = False,
 ) -> None:  # fmt: skip
     """What a model or an artifact is made of: inputs, outputs, operators, weights, MACs.
 
@@ -188,8 +192,6 @@ def inspect(
     ----------
     text
         Print the graph in text form instead.
-    trust
-        Allow formats that can run code while they load (.pt2).
     """
     from espalier.runners import describe
 

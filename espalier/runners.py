@@ -52,7 +52,7 @@ def is_artifact(path: Path) -> bool:
     return (path / "manifest.json").is_file() or path.suffix == ".zip"
 
 
-def open_runner(path: Path, *, threads: int | None = None, native: bool = False) -> Runner:
+def open_runner(path: Path, *, threads: int | None = None, native: bool = False, trust: bool = False) -> Runner:
     """An artifact through the runtime; a model by reference execution, or (`native`) by onnxruntime.
 
     Raises InputError or ArtifactError if the path can't be opened.
@@ -65,7 +65,7 @@ def open_runner(path: Path, *, threads: int | None = None, native: bool = False)
         return Runner(str(path), loaded.manifest.engine, inputs, loaded)
     if native and path.suffix == ".onnx":
         return _onnxruntime(path, threads)
-    graph = frontends.load(path)
+    graph = frontends.load(path, **({"trust": True} if trust else {}))
     return Runner(str(path), "reference", tuple(graph.inputs), lambda arrays: run_graph(graph, arrays))
 
 
@@ -158,12 +158,12 @@ def bench(
 
 
 def compare(
-    a: Path, b: Path, *, data: str | None = None, tolerance: float | None = None, seed: int = 0
+    a: Path, b: Path, *, data: str | None = None, tolerance: float | None = None, seed: int = 0, trust: bool = False
 ) -> list[dict[str, Any]]:
     """Largest difference per output over all data (or made-up inputs), relative to the largest element."""
     if tolerance is not None and not tolerance >= 0:
         raise InputError("E201", f"the tolerance must be at least 0, not {tolerance}")
-    first, second = open_runner(a), open_runner(b)
+    first, second = (open_runner(path, trust=trust) for path in (a, b))
     if len(first.inputs) != len(second.inputs):
         raise InputError("E201", f"{a} has {len(first.inputs)} inputs, {b} has {len(second.inputs)}")
     batches = [batch.inputs for batch in Data(data, first.inputs)] if data else None
@@ -187,7 +187,7 @@ def describe(path: Path, *, text: bool = False, trust: bool = False) -> tuple[di
     """Facts about a model, and the same as lines to print."""
     if is_artifact(path):
         return explain_artifact(path)
-    graph = frontends.load(path, trust=trust)
+    graph = frontends.load(path, **({"trust": True} if trust else {}))
     if text:
         return {"text": to_text(graph)}, [to_text(graph)]
     counts = Counter(node.op.name for each in graph.all_graphs() for node in each)

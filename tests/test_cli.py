@@ -353,3 +353,18 @@ def test_help_is_quick_and_names_every_verb() -> None:
     assert all(verb in done[0].stdout for verb in COMMANDS)
     assert all(run.stderr.startswith("[] ") for run in done)
     assert min(float(run.stderr.split()[-1]) for run in done) < 0.4
+
+
+def test_formats_that_can_run_code_need_trust(call) -> None:
+    Path("model.pt2").write_bytes(b"PK\x05\x06" + bytes(18))
+    for line in (
+        "compile model.pt2 -o out --backend onnx",
+        "inspect model.pt2",
+        "run model.pt2 --inputs inputs.npz -o out",
+        "verify model.pt2 model.onnx",
+    ):
+        code, text, _ = call(f"{line} --json")
+        assert (code, json.loads(text)["error"]["code"]) == (2, "E113"), line
+        code, text, _ = call(f"{line} --trust --json")
+        assert (code, json.loads(text)["error"]["code"]) == (2, "E103"), line
+        assert not Path("out").exists()

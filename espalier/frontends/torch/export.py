@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -105,12 +106,20 @@ def read_pt2(path: str | Path, trust: bool) -> ExportedProgram:
         raise InputError("E101", f"{path} is not a file")
     if not trust:
         raise InputError("E113", f"{path.name} may hold pickled objects, which run code when they are read")
+    logger = logging.getLogger("torch.export")
+    logger.addFilter(_silence)  # it logs the traceback of each way of reading that failed
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.load(path)
     except Exception as error:  # torch raises all kinds on broken files
         raise InputError("E103", f"torch.export cannot read {path.name}: {_line(error)}") from error
+    finally:
+        logger.removeFilter(_silence)
+
+
+def _silence(_: logging.LogRecord) -> bool:
+    return False
 
 
 def symbol_namer(
