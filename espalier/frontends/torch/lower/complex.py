@@ -75,7 +75,8 @@ _MOVES = [
     "index_select.default", "as_strided.default", "lift_fresh_copy.default", "take.default", "masked_select.default",
     "embedding.default", "sum.default", "sum.dim_IntList", "mean.default", "mean.dim", "cumsum.default",
     "neg.default", "zeros_like.default", "new_zeros.default", "zeros.default", "empty.memory_format",
-    "empty_like.default",    "new_empty.default", "resolve_conj.default", "resolve_neg.default", "positive.default", "zero.default",
+    "empty_like.default",    "new_empty.default", "resolve_conj.default", "resolve_neg.default",
+    "positive.default", "zero.default",
 ]  # fmt: skip
 
 for _name in _MOVES:
