@@ -125,7 +125,7 @@ def matmul_bias_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.why("no term is a product of matrices")
 
 
-@rewrite(movement.RESHAPES, semantics=REASSOCIATES)
+@rewrite(movement.reshapes, semantics=REASSOCIATES)
 def reshaped_matmul_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     """A product with a constant matrix plus a bias, between reshapes, is a gemm between reshapes."""
     add = node.operand(0).defined_by(Add) or rewriter.why("its input is no sum")
@@ -135,7 +135,7 @@ def reshaped_matmul_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
         if matmul is None or not made.has_one_use or bias.constant is None:
             continue
         (x, weight), inner = matmul.inputs, matmul.operand(0).producer
-        rewriter.require(inner is not None and inner.is_a(*movement.RESHAPES), "the first factor is no reshape")
+        rewriter.require(inner is not None and inner.op.reshapes, "the first factor is no reshape")
         rewriter.require(weight.is_constant and weight.rank == 2 and x.element.is_float, "no constant matrix of floats")
         rewriter.require(bias.shape in ((weight.shape[1],), (1,), ()), "the bias varies along other axes")
         assert inner is not None

@@ -63,6 +63,8 @@ def recognize_attention(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.require(q.rank == 4 and product.shape == softmax.operand(0).shape == weights.shape, "not four axes")
     rewriter.require(q.shape[:2] == turned.shape[:2] == v.shape[:2], "batches or heads are broadcast")
     rewriter.require(scale * left * right > 0 and q.element.is_float, "the scale is not positive")
+    rewriter.require(q.element.bits >= 32, "narrow floats would round at other places")
+    rewriter.require(mask is None or mask.rank in (2, 3, 4), "the mask has no rows")
     defined = guarded or mask is None or (not choice and sees_something(mask))
     rewriter.require(defined, "rows that are masked entirely are not zero, as they are in attention")
     perm = permutation(transpose, rewriter)

@@ -12,14 +12,7 @@ from espalier.ir.ops import (
     Add,
     ConstantOfShape,
     Div,
-    Expand,
-    Gather,
     Mul,
-    Reshape,
-    Slice,
-    Squeeze,
-    Transpose,
-    Unsqueeze,
     Where,
 )
 
@@ -89,8 +82,7 @@ def is_zero(value: Value) -> bool:
         return False
     if node.is_a(ConstantOfShape):
         return bool(node.value == 0)
-    moved = node.is_a(Expand, Gather, Reshape, Slice, Squeeze, Transpose, Unsqueeze)
-    return moved and is_zero(node.operand(0))
+    return bool(node.op.moves) and all(is_zero(v) for v in node.inputs if v.element == value.element)
 
 
 def is_finite(value: Value) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from espalier.analysis.patterns import is_elementwise
-from espalier.ir import Node, Value
+from espalier.ir import Node, Op, Value
 from espalier.ir.dims import Dimension, Shape, product
 from espalier.ir.ops import (
     AveragePool,
@@ -17,7 +17,6 @@ from espalier.ir.ops import (
     Conv,
     Dropout,
     Expand,
-    Flatten,
     Identity,
     Pad,
     Reshape,
@@ -26,13 +25,14 @@ from espalier.ir.ops import (
     Squeeze,
     Tile,
     Transpose,
-    Unsqueeze,
 )  # fmt: skip
 from espalier.passes.rewrite import Replacement, Rewriter, rewrite
 from espalier.passes.rules.matching import numbers
 
-RESHAPES = (Reshape, Squeeze, Unsqueeze, Flatten)
-"""Operators that keep the elements in row-major order under another shape."""
+
+def reshapes(kind: type[Op]) -> bool:
+    """Whether an operator keeps the elements in row-major order under another shape."""
+    return kind.reshapes
 
 
 def reshape_target(shape: Shape | None, source: Shape | None) -> list[int] | None:
@@ -101,7 +101,7 @@ def merge_casts(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.cast(inner.operand(0), to=node.to)
 
 
-@rewrite((*RESHAPES, Expand, Tile))
+@rewrite(lambda kind: kind.reshapes or issubclass(kind, Expand | Tile))
 def drop_noop_movement(node: Node, rewriter: Rewriter) -> Replacement:
     """A reshape, expansion or tiling to the shape that the operand has already."""
     shape = node.results[0].shape
@@ -123,21 +123,21 @@ def fix_shape_operand(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.expand(x, np.array(kept, np.int64))
 
 
-@rewrite(RESHAPES)
+@rewrite(reshapes)
 def merge_reshapes(node: Node, rewriter: Rewriter) -> Replacement:
     """A reshape of a reshape is one reshape."""
     inner = node.operand(0).producer
-    rewriter.require(inner is not None and inner.is_a(*RESHAPES), "its input is no reshape")
+    rewriter.require(inner is not None and inner.op.reshapes, "its input is no reshape")
     assert inner is not None
     return reshape(rewriter, inner.operand(0), node.results[0].shape)
 
 
-@rewrite(RESHAPES)
+@rewrite(reshapes)
 def unwrap_transpose(node: Node, rewriter: Rewriter) -> Replacement:
     """Axes merged, transposed and split again are a transpose of the axes as they were."""
     transpose = node.operand(0).defined_by(Transpose) or rewriter.why("its input is no transpose")
     inner = transpose.operand(0).producer
-    rewriter.require(inner is not None and inner.is_a(*RESHAPES), "what is transposed is no reshape")
+    rewriter.require(inner is not None and inner.op.reshapes, "what is transposed is no reshape")
     assert inner is not None
     source, merged = inner.operand(0).shape, transpose.operand(0).shape
     runs = merged_runs(source, merged) or rewriter.why("the inner reshape does not just merge axes")
@@ -180,8 +180,8 @@ def transpose_to_reshape(node: Node, rewriter: Rewriter) -> Replacement:
     moved = [axis for axis in perm if node.operand(0).shape[axis] != 1]
     rewriter.require(moved == sorted(moved), "it moves more than axes of extent 1")
     inner = node.operand(0).producer
-    near = inner is not None and inner.is_a(*RESHAPES, Transpose)
-    near = near or any(user.is_a(*RESHAPES) for user in node.results[0].users)
+    near = inner is not None and (inner.op.reshapes or inner.is_a(Transpose))
+    near = near or any(user.op.reshapes for user in node.results[0].users)
     rewriter.require(near, "no reshape is near that it could merge with")
     return reshape(rewriter, node.operand(0), node.results[0].shape)
 

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from espalier.ir import Node, Value, constant_value
 from espalier.ir.constants import computed
-from espalier.ir.ops import Add, BatchNorm, Conv, ConvTranspose, Div, Gemm, MatMul, Mul, Transpose
+from espalier.ir.ops import Add, BatchNorm, Conv, ConvTranspose, Div, Gemm, MatMul, Mul
 from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
 from espalier.passes.rules.matching import scaled_input
-from espalier.passes.rules.movement import RESHAPES
 
 Affine: TypeAlias = Callable[[], tuple[Any, Any]]
 """Computes a scale and a shift per channel, in f64."""
@@ -129,8 +128,10 @@ def scaled_copy(value: Value, scale: float, rewriter: Rewriter) -> Value:
     if value.constant is not None:
         source, factor = value.constant, value.element.dtype.type(scale)
         return constant_value(computed(lambda: source.array * factor, value.element, value.shape))
-    if node is None or not value.has_one_use or not node.is_a(*RESHAPES, Transpose, Add, MatMul):
+    if node is None or not value.has_one_use:
         rewriter.why("it is no product with constants behind movements")
+    moved = node.op.moves and sum(v.element == value.element for v in node.inputs) == 1
+    rewriter.require(moved or node.is_a(Add, MatMul), "it is no product with constants behind movements")
     operands = list(node.operands)
     last = node.is_a(MatMul)  # scale the matrix, and no factor else
     for position in (1,) if last else (0, 1) if node.is_a(Add) else (0,):
