@@ -20,7 +20,6 @@ from espalier.backends.tvm import lowerings, module, numbers, trace
 from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
 from espalier.ir.execute import check_inputs
 from espalier.ir.graph import Graph, constant_value, infer_node
-from espalier.ir.types import TensorType
 
 Array = np.ndarray[Any, Any]
 _ = lowerings
@@ -149,9 +148,6 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
     Raises UnsupportedError, naming node and source, for what can't be emitted.
     """
     chosen = tvm.target.Target(dict(target)) if target is not None else host_target(threads or os.cpu_count() or 1)
-    for value in graph.outputs:
-        if not isinstance(value.type, TensorType):
-            raise UnsupportedError("E410", f"output {value.name!r} is a {value.type}, not a tensor")
     inputs, outputs = trace.trace(graph)
     try:
         made = module.write(inputs, outputs)

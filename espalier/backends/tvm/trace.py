@@ -48,6 +48,9 @@ def trace(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
                 "E405", f"the rank of input {value.name!r} is not known", hint="Fix its shape in the model."
             )
         inputs.append(Input(kind.shape, kind.element, position))
+    for value in graph.outputs:
+        if not isinstance(value.type, TensorType):
+            raise UnsupportedError("E410", f"output {value.name!r} is a {value.type}, not a tensor")
     outputs = run(graph, inputs)
     return inputs, [as_tensor(output) for output in outputs]
 

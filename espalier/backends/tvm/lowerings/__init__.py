@@ -1,5 +1,5 @@
 """Operators whose lowering is better than their reference run on tensors."""
 
-from espalier.backends.tvm.lowerings import control, indexing
+from espalier.backends.tvm.lowerings import control, indexing, pooling, reduction
 
-__all__ = ["control", "indexing"]
+__all__ = ["control", "indexing", "pooling", "reduction"]

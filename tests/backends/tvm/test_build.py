@@ -1,0 +1,166 @@
+"""Dynamic shapes, control flow, refusals, weights, determinism, and the artifact."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from espalier.backends.tvm import build
+from espalier.backends.tvm.emit import TvmBackend
+from espalier.cost.device import device
+from espalier.errors import UnsupportedError
+from espalier.ir import Builder, Graph
+from espalier.ir.execute import execute
+from espalier.ir.graph import constant_value
+from espalier.ir.types import parse
+from tests.backends.tvm.checks import agree, graph_of, same
+
+RANDOM = np.random.default_rng(1)
+
+
+def normal(*shape: int) -> Any:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+W, BIAS, HEAD = normal(24, 3, 3, 3), normal(24), normal(24, 10)
+
+
+def network(b: Builder, x: Any) -> Any:
+    y = b.relu(b.conv(x, W, BIAS, pads=(1, 1, 1, 1)))
+    y = b.add(y, b.sigmoid(y))
+    y = b.flatten(b.global_average_pool(y))
+    return b.softmax(b.matmul(y, HEAD))
+
+
+def test_dynamic_batch_at_several_sizes() -> None:
+    agree(network, normal(1, 3, 8, 8), types=["f32[n, 3, 8, 8]"], more=[[normal(2, 3, 8, 8)], [normal(7, 3, 8, 8)]])
+
+
+def test_dynamic_spatial_axes_that_others_derive_from() -> None:
+    def function(b: Builder, x: Any) -> Any:
+        y = b.max_pool(b.conv(x, W, BIAS), kernel_shape=(2, 2), strides=(2, 2))
+        return b.concat(y, y, axis=2), b.shape(y), b.reduce_mean(y, np.array([2, 3]))
+
+    agree(function, normal(1, 3, 9, 8), types=["f32[n, 3, h, w]"], more=[[normal(3, 3, 12, 17)]])
+
+
+def test_shapes_that_are_computed_become_symbols() -> None:
+    def function(b: Builder, x: Any) -> Any:
+        extents = b.shape(x)
+        first = b.gather(extents, np.array([0]))
+        return b.reshape(b.relu(x), b.concat(first, np.array([-1]), axis=0))
+
+    agree(function, normal(2, 3, 4), types=["f32[n, 3, m]"], more=[[normal(5, 3, 2)]])
+
+
+def test_attention_with_a_dynamic_length() -> None:
+    q, k, v, o = (normal(32, 32) for _ in range(4))
+
+    def function(b: Builder, x: Any) -> Any:
+        def heads(w: Any) -> Any:
+            return b.transpose(b.reshape(b.matmul(x, w), np.array([0, 0, 4, 8])), perm=(0, 2, 1, 3))
+
+        scores = b.matmul(heads(q), b.transpose(heads(k), perm=(0, 1, 3, 2)))
+        mixed = b.matmul(b.softmax(b.mul(scores, 0.35)), heads(v))
+        return b.matmul(b.reshape(b.transpose(mixed, perm=(0, 2, 1, 3)), np.array([0, 0, 32])), o)
+
+    agree(function, normal(1, 5, 32), types=["f32[n, t, 32]"], more=[[normal(2, 9, 32)]])
+
+
+def test_a_branch_is_chosen_at_run_time() -> None:
+    def region(name: str) -> Graph:
+        inner = Graph(name)
+        b = Builder(inner)
+        x = b.input(parse("f32[3]"))
+        inner.set_outputs([getattr(b, name)(x)])
+        return inner
+
+    graph = Graph()
+    b = Builder(graph)
+    chosen, x = b.input(parse("bool[]"), "c"), b.input(parse("f32[3]"), "x")
+    kind = getattr(b, "if")
+    graph.set_outputs([kind(chosen, x, regions=[region("exp"), region("neg")], results=1)])
+    compiled = build.build(graph, threads=1)
+    for flag in (True, False):
+        inputs = [np.array(flag), normal(3)]
+        same(execute(graph, inputs)[0], compiled(inputs)[0], 1e-6)
+
+
+def test_graphs_without_nodes_and_outputs_that_are_constants() -> None:
+    agree(lambda b, x: (x, b.identity(np.arange(5.0))), normal(3))
+
+
+def test_one_tensor_as_two_outputs_and_empty_tensors() -> None:
+    def function(b: Builder, x: Any) -> Any:
+        y = b.exp(x)
+        return y, y, b.relu(b.slice(y, np.array([2]), np.array([2]), np.array([0])))
+
+    agree(function, normal(3, 4))
+
+
+def test_what_depends_on_data_is_refused_by_name() -> None:
+    graph = graph_of(lambda b, x: b.non_zero(x), [normal(4)])
+    with pytest.raises(UnsupportedError) as caught:
+        build.build(graph)
+    assert "non_zero" in str(caught.value)
+    assert caught.value.hint
+
+
+def test_random_numbers_are_refused() -> None:
+    graph = graph_of(lambda b, x: b.add(x, b.random_normal(shape=(3,))), [normal(3)])
+    with pytest.raises(UnsupportedError):
+        build.build(graph)
+
+
+def test_a_symbol_that_no_input_gives_is_refused() -> None:
+    graph = graph_of(lambda b, x: b.relu(x), [normal(4)], ["f32[2*n]"])
+    with pytest.raises(UnsupportedError, match="E405"):
+        build.build(graph)
+
+
+def test_a_weight_used_twice_is_one_argument() -> None:
+    held = constant_value(normal(64, 64))
+    graph = graph_of(lambda b, x: b.add(b.mul(x, held), b.div(x, held)), [normal(64, 64)])
+    assert len(build.build(graph, threads=1).weights) == 1
+
+
+SCRIPT = """
+import sys, hashlib, pathlib, numpy as np
+from espalier.backends.tvm import build
+from espalier.ir import Builder, Graph
+from espalier.ir.types import parse
+graph = Graph(); b = Builder(graph); random = np.random.default_rng(0)
+x = b.input(parse("f32[n, 3, 8, 8]"), "x")
+y = b.relu(b.conv(x, random.standard_normal((32, 3, 3, 3)).astype("f4")))
+graph.set_outputs([b.softmax(b.flatten(b.global_average_pool(y))), b.reduce_max(y, np.array([1]))])
+build.build(graph, threads=2).save(pathlib.Path(sys.argv[1]) / "model.so")
+print(hashlib.sha256((pathlib.Path(sys.argv[1]) / "model.so").read_bytes()).hexdigest())
+"""
+
+
+def test_the_library_is_the_same_in_every_folder_and_under_every_hash_seed(tmp_path: Path) -> None:
+    digests = set()
+    for seed, folder in (("0", "a"), ("1", "b/longer"), ("2", "c")):
+        (tmp_path / folder).mkdir(parents=True)
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[3])}
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path / folder)]
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path / folder, capture_output=True, text=True, check=True
+        )
+        digests.add(done.stdout.strip())
+    assert len(digests) == 1
+
+
+def test_the_backend_writes_what_the_engine_reads(tmp_path: Path) -> None:
+    graph = graph_of(network, [normal(2, 3, 8, 8)], ["f32[n, 3, 8, 8]"])
+    emission = TvmBackend().emit(graph, device("cpu"), tmp_path)
+    assert emission.engine == "tvm"
+    assert set(emission.files) == {"model.so", "libtvm_runtime.so", "weights.safetensors"}
+    assert all(path.is_file() for path in emission.files.values())
+    assert [tensor["element"] for tensor in emission.section["weights"]["tensors"]] == ["f32"] * 2
