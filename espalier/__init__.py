@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from espalier import runtime as runtime
-    from espalier.driver import Artifact as Artifact, compile as compile
+    from espalier.driver import Artifact as Artifact
+    from espalier.driver import compile as compile
     from espalier.errors import EspalierError as EspalierError
     from espalier.frontends import load as load
     from espalier.ir import Graph as Graph
