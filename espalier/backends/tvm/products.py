@@ -25,6 +25,8 @@ LANES = 16
 """Result columns or channels in one vector."""
 REGISTERS = 12
 """Accumulating vectors of LANES in one tile."""
+GAP = 4
+"""Entries between the rows of a finished tile: LLVM would make one huge register of stores that touch."""
 SMALL_WORK = 2048
 """Multiplications below which the template is not worth its code."""
 
@@ -57,7 +59,8 @@ def write(function: Function, product: Product) -> Statement:
     blocks = _blocks(rows, columns, lanes)
     while plan.multiple % (lanes * blocks):
         blocks //= 2
-    height = _height(rows, max(1, REGISTERS // blocks))
+    registers = REGISTERS // 2 if dtype.endswith("64") else REGISTERS
+    height = _height(rows, max(1, registers // blocks))
     left, right = (function.input(operand) for operand in product.operands)
     others = [axis for axis in range(len(shape)) if axis not in (plan.row_axis, plan.lane_axis)]
     nest = Nest(function, [shape[axis] for axis in others])
@@ -73,13 +76,15 @@ def write(function: Function, product: Product) -> Statement:
         found[plan.row_axis], found[plan.lane_axis] = row, column
         return found
 
-    size = [integer(lanes)]
-    sums = [[tirx.decl_buffer(size, dtype, names.variable("s").name) for _ in range(blocks)] for _ in range(height)]
-    whole = [tirx.Ramp(integer(0), integer(1), lanes)]
+    size, vector_type = [integer(1)], f"{dtype}x{lanes}"
+    sums = [
+        [tirx.decl_buffer(size, vector_type, names.variable("s").name) for _ in range(blocks)] for _ in range(height)
+    ]
+    whole = [integer(0)]
     none = tirx.Broadcast(immediate(0, dtype), lanes)
     positions = [names.variable("r") for _ in plan.extents]
     scope = Scope(function)
-    vectors = [tirx.decl_buffer(size, dtype, names.variable("w").name) for _ in range(blocks)]
+    vectors = [tirx.decl_buffer(size, vector_type, names.variable("w").name) for _ in range(blocks)]
     steps: list[Statement] = []
     for block in range(blocks):
         start = place(first_row, first_column + integer(block * lanes))
@@ -99,10 +104,10 @@ def write(function: Function, product: Product) -> Statement:
         body = loop(variable, function.dim(extent), body)
     buffers = [buffer for each in sums for buffer in each]
     # what is stored is read with computed lanes, so it must not be the registers themselves
-    tile = [tirx.decl_buffer([integer(lanes * height)], dtype, names.variable("t").name) for _ in range(blocks)]
+    tile = [tirx.decl_buffer([integer((lanes + GAP) * height)], dtype, names.variable("t").name) for _ in range(blocks)]
     spill = [
         tirx.BufferStore(
-            tile[block], tirx.BufferLoad(sums[k][block], whole), [tirx.Ramp(integer(k * lanes), integer(1), lanes)]
+            tile[block], tirx.BufferLoad(sums[k][block], whole), [tirx.Ramp(integer(k * (lanes + GAP)), integer(1), lanes)]
         )
         for k in range(height) for block in range(blocks)
     ]  # fmt: skip
@@ -147,7 +152,7 @@ def _stored(
     shape = product.shape
     row, lane = function.names.variable("i"), function.names.variable("l")
     here = place(first_row + row, first_column + lane)
-    function.folds = {product: lambda scope, index: tirx.BufferLoad(tile, [row * integer(lanes) + lane])}
+    function.folds = {product: lambda scope, index: tirx.BufferLoad(tile, [row * integer(lanes + GAP) + lane])}
     index = _root_index(function, product, here)
     scope = Scope(function)
     value = entry(function, scope, index)
