@@ -105,12 +105,12 @@ def write(function: Function, product: Product) -> Statement:
     buffers = [buffer for each in sums for buffer in each]
     # what is stored is read with computed lanes, so it must not be the registers themselves
     tile = [tirx.decl_buffer([integer((lanes + GAP) * height)], dtype, names.variable("t").name) for _ in range(blocks)]
+    places = [[tirx.Ramp(integer(k * (lanes + GAP)), integer(1), lanes)] for k in range(height)]
     spill = [
-        tirx.BufferStore(
-            tile[block], tirx.BufferLoad(sums[k][block], whole), [tirx.Ramp(integer(k * (lanes + GAP)), integer(1), lanes)]
-        )
-        for k in range(height) for block in range(blocks)
-    ]  # fmt: skip
+        tirx.BufferStore(tile[block], tirx.BufferLoad(sums[k][block], whole), places[k])
+        for k in range(height)
+        for block in range(blocks)
+    ]
     stores = [
         _stored(function, product, place, tile[block], lanes, height, first_row, first_column + integer(block * lanes))
         for block in range(blocks)
