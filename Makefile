@@ -30,7 +30,7 @@ test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-all: venv venv-qonnx
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "" --hypothesis-profile=explore
 
 lint: venv
 	$(BIN)/ruff check .

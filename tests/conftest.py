@@ -1,4 +1,4 @@
-"""One thread per test process, and the real models and data that some tests run on."""
+"""One thread per test process, repeatable examples, and the real models and data that some tests run on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The fast tests draw the same examples every time; `make test-all` draws new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

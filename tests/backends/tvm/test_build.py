@@ -144,6 +144,7 @@ print(hashlib.sha256((pathlib.Path(sys.argv[1]) / "model.so").read_bytes()).hexd
 """
 
 
+@pytest.mark.slow
 def test_the_library_is_the_same_in_every_folder_and_under_every_hash_seed(tmp_path: Path) -> None:
     digests = set()
     for seed, folder in (("0", "a"), ("1", "b/longer"), ("2", "c")):
