@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,10 +80,17 @@ class View:
 
     kind: str
     arguments: tuple[Any, ...]
+    before: tuple[int, ...] = field(compare=False)
+    """The shape that it is applied to."""
 
     def apply(self, array: Array) -> Array:
         viewed: Array = VIEWS[self.kind](array, *self.arguments)
         return viewed
+
+    def positions(self, extent: int) -> Sequence[int]:
+        """The positions of its axis, of this extent, that a slice or a selection keeps."""
+        _, *rest = self.arguments
+        return range(*slice(*rest).indices(extent)) if self.kind == "slice" else tuple(rest[0])
 
 
 VIEWS: dict[str, Any] = {
@@ -158,11 +165,29 @@ class Constant:
         return self._view("slice", axis, start, stop, step, shape=_with(self.shape, axis, extent))
 
     def take(self, axis: int, indices: Sequence[int]) -> Constant:
-        """The given positions of one axis, in that order."""
-        return self._view("take", axis, tuple(indices), shape=_with(self.shape, axis, len(indices)))
+        """The given positions of one axis, in that order.
+
+        Selections go before a transpose that was last, and follow each other by axis, so that views of one source that
+        lose the same indices stay comparable.
+        """
+        indices = tuple(int(index) for index in indices)
+        if self.views:
+            last, before = self.views[-1], self.base(len(self.views) - 1)
+            if last.kind == "transpose":
+                return before.take(last.arguments[0][axis], indices).transpose(last.arguments[0])
+            if last.kind == "take" and last.arguments[0] == axis:
+                return before.take(axis, [last.arguments[1][index] for index in indices])
+            if last.kind == "take" and last.arguments[0] > axis:
+                return before.take(axis, indices).take(*last.arguments)
+        return self._view("take", axis, indices, shape=_with(self.shape, axis, len(indices)))
+
+    def base(self, count: int) -> Constant:
+        """The constant after the first `count` of its views."""
+        shape = self.views[count].before if count < len(self.views) else self.shape
+        return Constant(self.source, self.element, shape, self.views[:count])
 
     def _view(self, kind: str, *arguments: Any, shape: tuple[int, ...]) -> Constant:
-        return Constant(self.source, self.element, shape, (*self.views, View(kind, arguments)))
+        return Constant(self.source, self.element, shape, (*self.views, View(kind, arguments, self.shape)))
 
     def __repr__(self) -> str:
         return f"Constant({self.element}{list(self.shape)})"

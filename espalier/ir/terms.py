@@ -13,13 +13,25 @@ splitting the longer. What cannot be aligned is pinned, with the reason.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from espalier.ir import dims
 from espalier.ir.dims import Dimension
 
 SEGMENT_LIMIT = 256
 """Rotations can shatter an axis into small pieces; beyond this many segments, it is pinned instead."""
+
+
+class Reason(str):
+    """Why something is pinned, and the node (or value) at which that was found; None if no one place is to blame."""
+
+    __slots__ = ("where",)
+    where: Any
+
+    def __new__(cls, text: str, where: Any = None) -> Reason:
+        made = super().__new__(cls, text)
+        made.where = where
+        return made
 
 
 class Variable:
@@ -119,10 +131,10 @@ def pin(term: Term, reason: str) -> None:
         leaf.pinned = leaf.pinned or reason
 
 
-def unify(a: Term, b: Term) -> None:
+def unify(a: Term, b: Term, where: Any = None) -> None:
     """Make two terms of equal extent the same, refining both; what cannot be aligned is pinned.
 
-    Terms whose extents are different expressions (dynamic shapes) are pinned, since nothing is known of them.
+    `where` is the node or value that the reasons of such pins name. Terms whose extents are different expressions (dynamic shapes) are pinned, since nothing is known of them.
     """
     todo = [(a, b)]
     while todo:
@@ -131,14 +143,15 @@ def unify(a: Term, b: Term) -> None:
         if a is b or a.extent == 1 or b.extent == 1:
             continue
         if a.extent != b.extent:
-            pin(a, "extents not known to agree")
-            pin(b, "extents not known to agree")
+            reason = Reason("its extents are not known to agree", where)
+            pin(a, reason)
+            pin(b, reason)
         elif isinstance(a, Variable) or isinstance(b, Variable):
             _link(a, b)
         elif isinstance(a, Sum) or isinstance(b, Sum):
-            _unify_segments(a, b, todo)
+            _unify_segments(a, b, todo, where)
         else:
-            _unify_factors(a, b, todo)
+            _unify_factors(a, b, todo, where)
 
 
 def _link(a: Term, b: Term) -> None:
@@ -151,12 +164,12 @@ def _link(a: Term, b: Term) -> None:
         a.link = b
 
 
-def _unify_segments(a: Term, b: Term, todo: list[tuple[Term, Term]]) -> None:
+def _unify_segments(a: Term, b: Term, todo: list[tuple[Term, Term]], where: Any) -> None:
     """Walk both segment lists, splitting the longer at the shorter's end."""
     left, right = flatten(a, Sum)[::-1], flatten(b, Sum)[::-1]
     if len(left) + len(right) > SEGMENT_LIMIT:
-        pin(a, "too many segments")
-        pin(b, "too many segments")
+        pin(a, Reason("it falls into too many segments", where))
+        pin(b, Reason("it falls into too many segments", where))
         return
     while left and right:
         x, y = left.pop(), right.pop()
@@ -172,7 +185,7 @@ def _unify_segments(a: Term, b: Term, todo: list[tuple[Term, Term]]) -> None:
             todo.append((x, y))
         else:
             for term in (x, y, *left, *right):
-                pin(term, "segments of unknown extent")
+                pin(term, Reason("its segments have unknown extents", where))
             return
 
 
@@ -226,7 +239,7 @@ def _product_or_empty(major: Term, minor: Term) -> Term:
     return product(major, minor) if major.extent != 0 else major
 
 
-def _unify_factors(a: Term, b: Term, todo: list[tuple[Term, Term]]) -> None:
+def _unify_factors(a: Term, b: Term, todo: list[tuple[Term, Term]], where: Any) -> None:
     """Align factors from the minor end, then from the major end; pin what is left between."""
     left, right = flatten(a, Product), flatten(b, Product)
     for minor_end in (True, False):
@@ -239,7 +252,7 @@ def _unify_factors(a: Term, b: Term, todo: list[tuple[Term, Term]]) -> None:
                 break
             todo.append((_peel(x, left, common, minor_end, todo), _peel(y, right, common, minor_end, todo)))
     for term in left + right:
-        pin(term, "misaligned reshape")
+        pin(term, Reason("a reshape cuts across it", where))
 
 
 def _peel(term: Term, parts: list[Term], extent: Dimension, minor_end: bool, todo: list[tuple[Term, Term]]) -> Term:

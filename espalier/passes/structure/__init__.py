@@ -1,0 +1,1 @@
+"""Passes that change how wide a model is: units leave (pruning) or arrive (growth), together wherever they stand."""
