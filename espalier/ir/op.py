@@ -179,6 +179,8 @@ class Op:
     """Whether it only moves elements: values come out as they went in, whatever their element type."""
     reshapes: ClassVar[bool] = False
     """Whether the result is the first operand's elements in the same row-major order."""
+    moves_on: ClassVar[Mapping[int, int]] = {}
+    """Of an operator with running statistics: result of its training form → the operand that it is to replace."""
     monotone: ClassVar[bool] = False
     idempotent: ClassVar[bool] = False
 
@@ -273,6 +275,10 @@ class Op:
         The default asks `zero`; operators for which operands or attributes decide (the bounds of a clip) override.
         """
         return self.zero(states)
+
+    def training(self) -> Op:
+        """The operator as it acts while the model trains: with the batch's statistics, say. Itself, by default."""
+        return self
 
     def element(self, ctx: TypeContext) -> Element:
         """The element of the results; the first operand's if not said otherwise."""

@@ -134,7 +134,8 @@ def pin(term: Term, reason: str) -> None:
 def unify(a: Term, b: Term, where: Any = None) -> None:
     """Make two terms of equal extent the same, refining both; what cannot be aligned is pinned.
 
-    `where` is the node or value that the reasons of such pins name. Terms whose extents are different expressions (dynamic shapes) are pinned, since nothing is known of them.
+    `where` is the node or value that the reasons of such pins name. Terms whose extents are different expressions
+    (dynamic shapes) are pinned, since nothing is known of them.
     """
     todo = [(a, b)]
     while todo:

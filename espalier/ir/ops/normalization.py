@@ -52,6 +52,10 @@ class BatchNorm(Op):
     training_mode: int = 0
 
     zero = batch_norm_zero
+    moves_on = {1: 3, 2: 4}
+
+    def training(self) -> BatchNorm:
+        return self.replace(training_mode=1)
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         if ctx.rank("x") == 1:  # a batch of numbers, of one channel
