@@ -14,6 +14,7 @@ from espalier.backends.onnx import rules
 from espalier.backends.onnx.expansion import expand
 from espalier.backends.onnx.lowering import lowered
 from espalier.backends.onnx.printer import CannotPrint, attribute_proto, attribute_protos, contents_matter, print_node
+from espalier.backends.onnx.sharing import share_tied_weights
 from espalier.backends.onnx.weights import tensor_proto
 from espalier.errors import InputError, UnsupportedError
 from espalier.frontends.onnx.functions import type_proto
@@ -41,7 +42,7 @@ class Exporter:
         own = graph.metadata.get("opset")
         self.fixed = opset is not None
         self.version = opset if opset is not None else min(max(int(own), OLDEST), NEWEST) if own else DEFAULT
-        self.graph = lowered(graph, self.version)
+        self.graph = share_tied_weights(lowered(graph, self.version), self.version)
         self.domains: dict[str, int] = {}
         self.names: dict[Value, str] = {}
         self.taken: dict[str, int] = {}

@@ -199,3 +199,29 @@ def test_results_that_nobody_uses() -> None:
     pooled = graph_of(lambda b, x: b.max_pool(x, kernel_shape=(2,), results=2)[0], X, opset=18)
     (node,) = agrees(pooled, ARRAY).graph.node
     assert list(node.output) == ["y"]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_tied_weight_is_written_once(rank: int) -> None:
+    """An embedding that also makes the logits, as a transposed view of the same constant."""
+    table = constant_value(RNG.normal(size=(11, 8)).astype(np.float32), name="table")
+    assert table.constant is not None
+    transposed = constant_value(table.constant.transpose((1, 0)), name="head")
+    ids = RNG.integers(0, 11, (5, 2)[: rank - 1])
+
+    graph = graph_of(
+        lambda b, i: b.matmul(b.gather(table, i), transposed), TensorType(elements.I64, ids.shape), opset=18
+    )
+    model = agrees(graph, ids)
+    assert [entry.name for entry in model.graph.initializer] == ["table"]
+    old = agrees(graph, ids, opset=11)  # before Einsum, it takes two
+    assert len(old.graph.initializer) == 2
+
+
+def test_a_weight_that_is_only_read_transposed_stays_a_product() -> None:
+    table = constant_value(RNG.normal(size=(11, 8)).astype(np.float32))
+    assert table.constant is not None
+    transposed = constant_value(table.constant.transpose((1, 0)))
+    graph = graph_of(lambda b, x: b.matmul(x, transposed), TensorType(F32, (3, 8)))
+    model = agrees(graph, RNG.normal(size=(3, 8)).astype(np.float32))
+    assert [node.op_type for node in model.graph.node] == ["MatMul"]
