@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Samples = tuple[NDArray[Any], NDArray[Any]]
+Twin = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 def cifar10(data: Path, part: str = "test") -> Samples:
@@ -65,29 +68,74 @@ def intrusions(data: Path) -> Samples:
     return np.pad(bits.astype(np.float32), ((0, 0), (0, 7))) * 2 - 1, y
 
 
+def trained_intrusions(data: Path) -> Twin:
+    """The network whose folded form FINN stored, from its training's weights, in f64: 2-bit weights and activations.
+
+    It takes n×600 of −1 and 1, of which the last 7 are padding, and gives n×1 of −1 and 1.
+    """
+    import torch
+
+    file = data / "models" / "finn_cybsec_mlp_state_dict.pth"
+    # the file holds numpy scalars, which torch does not load as weights alone
+    (state,) = torch.load(file, map_location="cpu", weights_only=False)["models_state_dict"]
+    state = {name: array.numpy().astype(np.float64) for name, array in state.items()}
+
+    def run(x: NDArray[Any]) -> NDArray[Any]:
+        y = (x[:, :593].astype(np.float64) + 1) / 2
+        for layer in (0, 4, 8, 12):  # linear, batch norm, (dropout), quantized ReLU
+            weight = state[f"{layer}.weight"]
+            scale = np.abs(weight).max()
+            y = y @ (np.clip(np.rint(weight / scale), -1, 1) * scale).T + state[f"{layer}.bias"]
+            if layer == 12:
+                return np.where(y >= 0, np.float32(1), np.float32(-1))
+            norm, learnt = f"{layer + 1}.", f"{layer + 3}.act_quant.fused_activation_quant_proxy.tensor_quant"
+            y = (y - state[norm + "running_mean"]) / np.sqrt(state[norm + "running_var"] + 1e-5)
+            y = y * state[norm + "weight"] + state[norm + "bias"]
+            step = abs(state[f"{learnt}.scaling_impl.value"]) / 3
+            y = np.clip(np.rint(np.maximum(y, 0) / step), 0, 3) * step
+        raise AssertionError
+
+    return run
+
+
+TWINS = {"finn_cybsec_PE_SIMD": trained_intrusions}
+"""Model that no public tool runs → the same network from elsewhere: n inputs to n outputs."""
+
+
 @dataclass(frozen=True)
 class Task:
-    """A trained model's data, and how many of its decisions are right by the reference."""
+    """A model's real data, and the share of its decisions that are right."""
 
     samples: Callable[[Path], Samples]
-    right: int
-    """Correct predictions on the whole test set."""
+    published: str | None = None
+    """Right decisions on the whole test set, in percent, to as many digits as are known."""
+
+    def accepted(self, of: int) -> tuple[int, int] | None:
+        """Fewest and most right decisions that round to the published share, and one more either way."""
+        if self.published is None:
+            return None
+        share, unit = Fraction(self.published) / 100, Fraction(1, 100 * 10 ** len(self.published.partition(".")[2]))
+        return math.ceil((share - unit / 2) * of) - 1, math.floor((share + unit / 2) * of) + 1
 
 
 TASKS = {
-    "akamaster_resnet20_cifar10": Task(cifar10_normalised, 9173),
-    "akamaster_resnet56_cifar10": Task(cifar10_normalised, 9339),
-    "mlperf_tiny_resnet8_cifar10": Task(cifar10_raw, 8719),
-    "kws_dscnn_alibaba": Task(keywords, 908),
-    "mnist_cntk": Task(mnist, 9891),
-    "TFC_1W1A": Task(mnist_unit, 9317),
-    "TFC_2W2A": Task(mnist_unit, 9660),
-    "unsw_nb15-mlp-w2a2": Task(intrusions, 75605),
+    "akamaster_resnet20_cifar10": Task(cifar10_normalised, "91.73"),
+    "akamaster_resnet56_cifar10": Task(cifar10_normalised, "93.39"),
+    "mlperf_tiny_resnet8_cifar10": Task(cifar10_raw, "87.19"),
+    "kws_dscnn_alibaba": Task(keywords, "90.8"),
+    "mnist_cntk": Task(mnist, "98.91"),
+    "TFC_1W1A": Task(mnist_unit, "93.17"),
+    "TFC_2W2A": Task(mnist_unit, "96.60"),
+    "finn_tfc_streamlined": Task(mnist),
+    "unsw_nb15-mlp-w2a2": Task(intrusions, "91.83"),
+    "finn_cybsec_PE_SIMD": Task(intrusions),
 }
-"""Model → its task. Figures: the models' own documentation, or a run of onnxruntime or qonnx over the same data."""
+"""Model → its task. Shares: the models' own documentation, or a run of onnxruntime or qonnx over the same data."""
 
 
 def decisions(outputs: NDArray[Any]) -> NDArray[Any]:
-    """The class of the largest output, or the sign of a single one."""
+    """The class of the largest output, the sign of a single one, or a class that is given as an integer."""
     outputs = outputs.reshape(len(outputs), -1)
-    return np.asarray(outputs[:, 0] > 0) if outputs.shape[1] == 1 else np.asarray(np.argmax(outputs, axis=1))
+    if outputs.shape[1] > 1:
+        return np.asarray(np.argmax(outputs, axis=1))
+    return np.asarray(outputs[:, 0] if outputs.dtype.kind in "iu" else outputs[:, 0] > 0)

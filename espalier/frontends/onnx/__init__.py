@@ -3,7 +3,8 @@
 `load` checks everything that a file can get wrong before it allocates (`reader`, `tensors`), walks the nodes
 (`importer`), and brings each to the meaning of the newest operator set: by its schema where only the form changed
 (`schemas`), by a small adapter where the meaning did (`upgrade`), by its function body where the IR has no class
-(`functions`). Other dialects have an adapter each (`qlinear`, `microsoft`, `qonnx`). What is unknown stays `opaque`.
+(`functions`). Other dialects have an adapter each (`qlinear`, `microsoft`, `qonnx`, `finn`). What is unknown stays
+`opaque`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import InputError
-from espalier.frontends.onnx import control, microsoft, qlinear, qonnx, upgrade
+from espalier.frontends.onnx import control, finn, microsoft, qlinear, qonnx, upgrade
 from espalier.frontends.onnx.importer import Importer
 from espalier.frontends.onnx.reader import not_utf8, opsets, read_model
 from espalier.ir.graph import Graph
 
 __all__ = ["load"]
 
-_ADAPTERS = (control, microsoft, qlinear, qonnx, upgrade)  # imported for what they register
+_ADAPTERS = (control, finn, microsoft, qlinear, qonnx, upgrade)  # imported for what they register
 
 
 def load(source: Any, *, name: str | None = None, folder: str | os.PathLike[str] | None = None) -> Graph:
