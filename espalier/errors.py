@@ -71,7 +71,8 @@ declare(
     InputError,
     "E106",
     "external data does not fit",
-    "A weight's offset or length is negative, lies beyond the end of its file, or differs from its type's size.",
+    "A weight's offset or length is negative, lies beyond the end of its file, or differs from its type's size; or the "
+    "file was changed after the model was loaded.",
     "Export the model again; the data file may be truncated or belong to another version of the model.",
 )
 declare(

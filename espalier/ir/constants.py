@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier.errors import InputError
 from espalier.ir import elements
 from espalier.ir.elements import Element
 
@@ -42,6 +44,30 @@ class ArraySource:
         return self.array
 
 
+Stamp: TypeAlias = tuple[int, int]
+"""A file's size in bytes and when it was last written, in nanoseconds."""
+
+
+def stamp(path: Path) -> Stamp:
+    """What tells that a file is still the same. Raises OSError."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def map_bytes(path: Path, offset: int, count: int, when: Stamp) -> Array:
+    """Bytes of a file, mapped. Raises InputError E104 or E106 if the file is gone or is not what it was at `when`."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if (status.st_size, status.st_mtime_ns) != when:
+                message = f"{path.name} has changed since the model was loaded"
+                raise InputError("E106", message, hint="Load the model again, and leave its data alone until then.")
+            mapped = np.memmap(file, np.uint8, "r", offset, (count,)) if count else np.zeros(0, np.uint8)
+    except OSError as error:
+        raise InputError("E104", f"{path.name}, which was there when the model was loaded: {error.strerror}") from None
+    return mapped.view(np.ndarray)
+
+
 @dataclass(frozen=True, slots=True)
 class FileSource:
     """Little-endian elements in a file, mapped on each read. The reader of the model has checked path and extent."""
@@ -50,12 +76,12 @@ class FileSource:
     offset: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    when: Stamp
+    """The file's stamp when the model was loaded; a later one is refused."""
 
     def read(self) -> Array:
-        if math.prod(self.shape) == 0:
-            return np.zeros(self.shape, self.dtype)
-        mapped = np.memmap(self.path, np.uint8, "r", self.offset, (math.prod(self.shape) * self.dtype.itemsize,))
-        return mapped.view(np.ndarray).view(self.dtype).reshape(self.shape)
+        mapped = map_bytes(self.path, self.offset, math.prod(self.shape) * self.dtype.itemsize, self.when)
+        return mapped.view(self.dtype).reshape(self.shape)
 
 
 class ComputedSource:
@@ -215,9 +241,9 @@ def constant(array: Any, element: Element | None = None) -> Constant:
     return Constant(ArraySource(array), element, array.shape)
 
 
-def from_file(path: Path, offset: int, element: Element, shape: tuple[int, ...]) -> Constant:
-    """A constant whose little-endian elements lie in a file, one after another."""
-    return Constant(FileSource(path, offset, element.dtype, shape), element, shape)
+def from_file(path: Path, offset: int, element: Element, shape: tuple[int, ...], when: Stamp) -> Constant:
+    """A constant whose little-endian elements lie in a file, one after another; the file must stay as it was."""
+    return Constant(FileSource(path, offset, element.dtype, shape, when), element, shape)
 
 
 def computed(compute: Callable[[], Array], element: Element, shape: tuple[int, ...]) -> Constant:

@@ -32,11 +32,11 @@ class PackedSource:
     offset: int
     element: Element
     shape: tuple[int, ...]
+    when: constants.Stamp
 
     def read(self) -> NDArray[Any]:
         count = math.prod(self.shape)
-        size = elements.packed_bytes(self.element, count)
-        packed = np.memmap(self.path, np.uint8, "r", self.offset, (size,)) if size else np.zeros(0, np.uint8)
+        packed = constants.map_bytes(self.path, self.offset, elements.packed_bytes(self.element, count), self.when)
         return unpack(packed, self.element, count).reshape(self.shape)
 
 
@@ -167,7 +167,8 @@ def _external(
         length = int(entries["length"]) if entries.get("length") else None
     except ValueError:
         raise InputError("E106", f"offset or length of {name!r} is not a number", node=name) from None
-    needed, size = _bytes(element, math.prod(shape)), path.stat().st_size
+    needed, when = _bytes(element, math.prod(shape)), constants.stamp(path)
+    size = when[0]
     if offset < 0 or (length is not None and length < 0):
         raise InputError("E106", f"offset {offset} or length {length} of {name!r} is negative", node=name)
     if length is not None and length != needed:
@@ -175,8 +176,8 @@ def _external(
     if offset + needed > size:
         raise InputError("E106", f"{name!r} ends at byte {offset + needed} of {path.name}, which has {size}", node=name)
     if element.bits < 8 and element is not elements.BOOL:
-        return Constant(PackedSource(path, offset, element, shape), element, shape)
-    return constants.from_file(path, offset, element, shape)
+        return Constant(PackedSource(path, offset, element, shape, when), element, shape)
+    return constants.from_file(path, offset, element, shape, when)
 
 
 def external_path(location: str, folder: Path | None, name: str) -> Path:
