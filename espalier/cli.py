@@ -112,6 +112,8 @@ def run(
 ) -> None:
     """Run an artifact (or a model, by reference execution) on the arrays of an .npz file.
 
+    Several batches of a model with a fixed batch are fed one after another.
+
     Parameters
     ----------
     inputs

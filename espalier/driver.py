@@ -30,7 +30,7 @@ from espalier.runtime.files import check_output, write_artifact
 from espalier.runtime.manifest import DeviceSpec, Manifest, PassRecord, TensorSpec, artifact_hash
 from espalier.train.agreement import disagreement
 from espalier.train.data import Data
-from espalier.train.evaluate import Runner, Score, compare
+from espalier.train.evaluate import Runner, Score, compare, in_batches
 
 
 @dataclass(frozen=True)
@@ -240,13 +240,13 @@ def _check(path: Path, original: Graph, seed: int) -> str:
 
 
 def reference_runner(graph: Graph) -> Runner:
-    """Reference execution; sample by sample where the model has a fixed batch of 1."""
+    """Reference execution; in pieces where the model has a fixed batch."""
 
     def call(inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         with np.errstate(all="ignore"):
             return run(graph, list(inputs))
 
-    return _sample_by_sample(call, [value.shape for value in graph.inputs])
+    return in_batches(call, [value.shape for value in graph.inputs])
 
 
 def artifact_runner(path: Path) -> Runner:
@@ -257,23 +257,4 @@ def artifact_runner(path: Path) -> Runner:
         feed = {spec.name: array for spec, array in zip(loaded.inputs, inputs, strict=True)}
         return list(loaded(feed).values())
 
-    return _sample_by_sample(call, [spec.shape for spec in loaded.inputs])
-
-
-def _sample_by_sample(call: Runner, shapes: Sequence[Any]) -> Runner:
-    """Feed a model of fixed batch in pieces of that batch, and put the outputs together."""
-    batches = {shape[0] for shape in shapes if shape}
-    fixed = batches.pop() if len(batches) == 1 else None
-    if not isinstance(fixed, int) or fixed < 1:
-        return call
-
-    def pieces(inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        count = len(inputs[0])
-        if count == fixed:
-            return list(call(inputs))
-        if count % fixed:
-            raise InputError("E206", f"{count} samples don't fit a model with the fixed batch {fixed}")
-        parts = [call([array[k : k + fixed] for array in inputs]) for k in range(0, count, fixed)]
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
-
-    return pieces
+    return in_batches(call, [spec.shape for spec in loaded.inputs])

@@ -30,13 +30,14 @@ from espalier.runtime.manifest import TensorSpec
 from espalier.runtime.manifest import to_json as manifest_json
 from espalier.train.agreement import disagreement
 from espalier.train.data import Data
+from espalier.train.evaluate import in_batches
 
 Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Something that maps arrays by name to arrays by name."""
+    """Something that maps arrays by name to arrays by name; more samples than a fixed batch take several calls."""
 
     name: str
     engine: str
@@ -44,7 +45,18 @@ class Runner:
     call: Callable[[Arrays], Arrays]
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        return self.call(dict(inputs))
+        order, names = [value.name for value in self.inputs], list[str]()
+        if set(inputs) != set(order):
+            return self.call(dict(inputs))
+
+        def ordered(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+            found = self.call(dict(zip(order, arrays, strict=True)))
+            names[:] = found
+            return list(found.values())
+
+        shapes = [value.shape for value in self.inputs]
+        outputs = in_batches(ordered, shapes)([inputs[name] for name in order])
+        return dict(zip(names, outputs, strict=True))
 
 
 def is_artifact(path: Path) -> bool:

@@ -168,6 +168,24 @@ def test_run_writes_what_the_model_computes(call, artifact: str) -> None:
         np.testing.assert_allclose(a["scores"], b["scores"], atol=1e-4 * np.abs(b["scores"]).max())
 
 
+def test_more_samples_than_a_fixed_batch_are_run_one_batch_at_a_time(call) -> None:
+    model = onnx.load("model.onnx")
+    call("run model.onnx --inputs inputs.npz -o whole.npz")
+    for batch in (1, 2):
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+        onnx.save(model, "fixed.onnx")
+        assert call("compile fixed.onnx -o fixed --backend onnx")[0] == 0
+        for which in ("fixed.onnx", "fixed"):
+            assert call(f"run {which} --inputs inputs.npz -o parts.npz")[0] == 0
+            with np.load("whole.npz") as whole, np.load("parts.npz") as parts:
+                np.testing.assert_allclose(parts["scores"], whole["scores"], rtol=1e-4, atol=1e-5)
+    with np.load("inputs.npz") as inputs:
+        np.savez("odd.npz", image=inputs["image"][:3])
+    code, _, said = call("run fixed --inputs odd.npz -o out.npz")
+    assert (code, said[:6]) == (2, "E206: ") and "3 samples" in said and not Path("out.npz").exists()
+
+
 def test_arrays_may_have_any_name(call) -> None:
     inputs, outputs = ([helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [2])] for n in ("self", "file"))
     graph = helper.make_graph([helper.make_node("Neg", ["self"], ["file"])], "g", inputs, outputs)

@@ -32,6 +32,41 @@ class Score:
         return 100 * (self.original - self.compiled)
 
 
+def in_batches(call: Runner, shapes: Sequence[Sequence[Any] | None]) -> Runner:
+    """Feed a model of fixed batch in pieces of that batch, and put the outputs together.
+
+    Args:
+        call: The model.
+        shapes: Those of its inputs; their first extent counts samples. Inputs without axes go to each call.
+
+    Raises:
+        InputError: E206 (when called), if the samples don't fill the last batch, or an output has no axis of samples.
+    """
+    sampled = [position for position, shape in enumerate(shapes) if shape is None or len(shape)]
+    extents = {None if shape is None else shape[0] for shape in shapes if shape is None or len(shape)}
+    fixed = extents.pop() if len(extents) == 1 else None
+    if not isinstance(fixed, int) or fixed < 1:
+        return call
+
+    def pieces(inputs: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        counts = {len(inputs[position]) if inputs[position].ndim else fixed for position in sampled}
+        count = counts.pop()
+        if counts or count == fixed:
+            return call(inputs)
+        if not count or count % fixed:
+            raise InputError("E206", f"{count} samples don't fit a model with the fixed batch {fixed}")
+        parts = []
+        for start in range(0, count, fixed):
+            piece = [a[start : start + fixed] if k in sampled else a for k, a in enumerate(inputs)]
+            parts.append(call(piece))
+            if any(not a.ndim or len(a) != fixed for a in map(np.asarray, parts[-1])):
+                message = f"{count} samples can't be fed in pieces of {fixed}: an output has no axis of samples"
+                raise InputError("E206", message)
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+    return pieces
+
+
 def compare(original: Runner, compiled: Runner, data: Data) -> Score:
     """Run both on all data. The first output's last axis (or its sign, if that has extent 1) is the decision."""
     right_original = right_compiled = total = 0

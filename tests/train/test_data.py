@@ -13,7 +13,7 @@ from espalier.ir import Value
 from espalier.ir.types import parse
 from espalier.train.agreement import disagreement
 from espalier.train.data import Data
-from espalier.train.evaluate import compare
+from espalier.train.evaluate import compare, in_batches
 
 IMAGE, TOKENS = Value(parse("f32[n, 3]"), "image"), Value(parse("i8[n]"), "tokens")
 X, T = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([1, 2], np.int8)
@@ -139,3 +139,31 @@ def test_agreement_of_outputs() -> None:
     assert disagreement(np.array([np.inf]), np.array([-np.inf]))[0] == np.inf
     assert disagreement(T, T + np.int8(1)) == (0.5, 0.0)
     assert disagreement(X.astype(np.float16), X)[1] == 1e-2
+
+
+def test_more_samples_than_a_fixed_batch_take_several_calls() -> None:
+    calls = []
+
+    def double(arrays):
+        calls.append([a.shape for a in arrays])
+        return [arrays[0] * 2 + arrays[1], arrays[0].sum(1)]
+
+    x, shift = np.arange(18.0).reshape(6, 3), np.array(5.0)
+    run = in_batches(double, [(2, 3), ()])
+    y, sums = run([x, shift])
+    assert calls == [[(2, 3), ()]] * 3
+    np.testing.assert_array_equal(y, x * 2 + 5)
+    np.testing.assert_array_equal(sums, x.sum(1))
+    assert len(run([x[:2], shift])[0]) == 2 and len(calls) == 4
+    for count in (0, 1, 5):
+        with pytest.raises(InputError, match=f"E206: {count} samples don't fit a model with the fixed batch 2"):
+            run([x[:count], shift])
+    for shapes in ([("n", 3), ()], [None, ()], [(2, 3), (3,)]):  # no fixed batch: one call, whatever comes of it
+        assert len(in_batches(double, shapes)([x, shift])[0]) == 6
+
+
+def test_outputs_without_an_axis_of_samples_are_not_put_together() -> None:
+    with pytest.raises(InputError, match="an output has no axis of samples"):
+        in_batches(lambda arrays: [arrays[0].mean()], [(2, 3)])([np.zeros((4, 3))])
+    with pytest.raises(InputError, match="an output has no axis of samples"):
+        in_batches(lambda arrays: [arrays[0].T], [(2, 3)])([np.zeros((4, 3))])
