@@ -1,0 +1,115 @@
+"""Differences by a quantizer's step: rounding ties are told from faults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import espalier
+from benchmarks import ties
+from benchmarks.models import difference, verdict
+from benchmarks.references import random_feeds
+from espalier.frontends import load
+
+RNG = np.random.default_rng(0)
+SHAPE = (4, 8)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Two layers, each with a quantizer of steps of 1/4."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Quant", ["a", "s", "z", "b"], ["q"], domain="qonnx.custom_op.general"),
+        helper.make_node("MatMul", ["q", "v"], ["c"]),
+        helper.make_node("Quant", ["c", "s", "z", "b"], ["y"], domain="qonnx.custom_op.general"),
+    ]
+    weights = {"s": 0.25, "z": 0, "b": 6, "w": RNG.standard_normal((8, 8)), "v": RNG.standard_normal((8, 3))}
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (4, 3))],
+        [numpy_helper.from_array(np.asarray(w, np.float32), name) for name, w in weights.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def altered(path: Path, name: str, change) -> Path:
+    model = onnx.load(path)
+    (weight,) = (w for w in model.graph.initializer if w.name == name)
+    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)), name))
+    onnx.save(model, path.with_name("altered.onnx"))
+    return path.with_name("altered.onnx")
+
+
+def stepwise(path: Path, compiled: Path, feed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """`ties.stepwise` of an artifact of `path` in which the weights of another file were compiled by mistake."""
+    run = espalier.compile(compiled, device="cpu", backend="onnx", output=tmp_path / "artifact").load()
+    plain, weights = espalier.compile, list(onnx.load(compiled).graph.initializer)
+
+    def compile_altered(model, **options):
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(weights)
+        return plain(model, **options)
+
+    monkeypatch.setattr(espalier, "compile", compile_altered)
+    return ties.stepwise(path, "onnx", [feed], [run(feed)])
+
+
+def test_quantizers_of_weights_do_not_count(path: Path) -> None:
+    assert [node.results[0].name for node in ties.quantizers(load(path))] == ["q", "y"]
+
+
+def test_an_honest_artifact_is_proven(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    feed = {"x": RNG.standard_normal(SHAPE).astype(np.float32)}
+    found = stepwise(path, path, feed, monkeypatch, tmp_path)
+    assert found == {"proven": True, "ties": 0, "of": 4 * 8 + 4 * 3, "distance": 0.0, "difference": 0.0}
+
+
+def test_a_tie_is_no_fault(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    altered(path, "w", lambda w: np.eye(8, dtype=np.float32)).replace(path)
+    feed = {"x": np.full(SHAPE, 0.125, np.float32)}  # on the border between 0, where even numbers go, and 1/4
+    above = altered(path, "w", lambda w: w * np.float32(1 + 2**-23))
+    found = stepwise(path, above, feed, monkeypatch, tmp_path)
+    assert found["proven"] and found["ties"] == 32 and 0 < found["distance"] <= 3e-7
+
+
+@pytest.mark.parametrize("name", ["w", "v"])
+def test_a_fault_is_no_tie(path: Path, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    feed = {"x": 4 * RNG.standard_normal(SHAPE).astype(np.float32)}
+    found = stepwise(path, altered(path, name, lambda w: w * np.float32(1.03)), feed, monkeypatch, tmp_path)
+    assert not found["proven"] and found["reason"].startswith({"w": "q", "v": "y"}[name])
+
+
+def test_outputs_are_measured_over_all_samples() -> None:
+    wanted = [{"y": np.array([1.0])}, {"y": np.array([0.0])}]
+    assert difference(wanted, [{"y": np.array([1.0])}, {"y": np.array([1e-8])}]) == 1e-8
+    assert difference(wanted, [{"y": np.array([1.0])}, {"y": np.array([np.nan])}]) == float("inf")
+    assert difference(wanted, [{"y": np.array([1.0])}, {"y": np.zeros((1, 1))}]) == float("inf")
+
+
+def test_what_counts_as_right() -> None:
+    def holds(row: dict, finn: set[str] = frozenset()) -> bool:
+        return verdict({"reference": "onnxruntime", **row}, "onnx", finn)[0]
+
+    assert holds({"onnx": {"agrees": True}}) and not holds({"onnx": {"agrees": False}})
+    assert not holds({"onnx": {"agrees": True}, "reference_fails": "why"})
+    assert holds({"refused": "E110", "reference_refuses": True})
+    assert not holds({"refused": "E110", "reference_refuses": False})
+    assert not holds({"onnx": {"refused": "E401: VVAU_hls"}})
+    assert holds({"onnx": {"refused": "E401: VVAU_hls"}}, {"VVAU_hls"})
+    assert not holds({"crashed": "a fault"})
+
+
+def test_random_inputs_are_of_the_declared_datatype(path: Path) -> None:
+    for kind, allowed in (("BIPOLAR", {-1, 1}), ("INT2", {-2, -1, 0, 1}), ("UINT8", set(range(256)))):
+        model = onnx.load(path)
+        note = model.graph.quantization_annotation.add(tensor_name="x")
+        note.quant_parameter_tensor_names.add(key="finn_datatype", value=kind)
+        found = {float(n) for feed in random_feeds(path, model, 0) for n in feed["x"].reshape(-1)}
+        assert found <= allowed and len(found) > 1
