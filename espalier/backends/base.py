@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from espalier import plugins
 from espalier.cost.device import Device
 from espalier.errors import InputError
 from espalier.ir import Graph
@@ -52,7 +52,7 @@ BUILT_IN = {
 def backends() -> dict[str, str]:
     """Name → "module:class" of every backend, those of the entry-point group `espalier.backends` included."""
     found = dict(BUILT_IN)
-    for entry in importlib.metadata.entry_points(group="espalier.backends"):
+    for entry in plugins.entries("espalier.backends"):
         if found.setdefault(entry.name, entry.value) != entry.value:
             raise InputError("E204", f"two backends are called {entry.name!r}: {found[entry.name]} and {entry.value}")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from espalier import plugins
 from espalier.errors import InputError
 
 
@@ -37,7 +37,7 @@ def devices() -> dict[str, Device]:
     """
     found: dict[str, Device] = {}
     folders = [resources.files("espalier.cost") / "devices"]
-    for entry in importlib.metadata.entry_points(group="espalier.devices"):
+    for entry in plugins.entries("espalier.devices"):
         try:
             folders.append(resources.files(entry.value))
         except Exception as error:  # the fault is in somebody else's package, whatever it is

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from espalier import plugins
 from espalier.errors import InputError
 from espalier.ir.graph import Graph
 
@@ -114,7 +114,7 @@ _OBJECTS: dict[str, Callable[[Any, Any, dict[str, Any]], Graph]] = {
 
 def _plugin(name: str) -> Callable[[Any, Any, dict[str, Any]], Graph] | None:
     """The reader that an installed package registers under a name. Raises InputError E204 or E208."""
-    entries = list(importlib.metadata.entry_points(group=GROUP, name=name))
+    entries = plugins.entries(GROUP, name)
     if not entries:
         return None
     if len({entry.value for entry in entries}) > 1:

@@ -93,6 +93,11 @@ class ComputedSource:
         self._compute: Callable[[], Array] | None = compute
         self._array: Array | None = None
 
+    @property
+    def is_read(self) -> bool:
+        """Whether it has been computed."""
+        return self._array is not None
+
     def read(self) -> Array:
         if self._array is None:
             assert self._compute is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import pkgutil
 import types as python_types
 import typing
@@ -20,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier import plugins
 from espalier.errors import InputError
 from espalier.ir import zeros
 from espalier.ir.axes import DeclarationError, Equation, declare, shape_of, undescribed
@@ -158,6 +158,8 @@ class Op:
     bodies: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Attribute → default; `REQUIRED` where there is none."""
+    attribute_types: ClassVar[Mapping[str, Any]] = {}
+    """Attribute → what its annotation says."""
 
     axes: ClassVar[str | None] = None
     """The axis declaration; operators whose axes depend on attributes or ranks override `equation` instead."""
@@ -336,6 +338,7 @@ def _collect(cls: type[Op]) -> None:
     results: list[Port] = []
     bodies: list[str] = []
     defaults: dict[str, Any] = {}
+    attribute_types: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)
     own = [
         key for base in reversed(cls.__mro__) if issubclass(base, Op) and base is not Op for key in base.__annotations__
@@ -353,8 +356,9 @@ def _collect(cls: type[Op]) -> None:
         elif Body in union:
             bodies.append(key)
         else:
-            defaults[key] = freeze(getattr(cls, key, REQUIRED))
-    cls.operands, cls.bodies, cls.defaults = tuple(operands), tuple(bodies), defaults
+            defaults[key], attribute_types[key] = freeze(getattr(cls, key, REQUIRED)), hint
+    cls.operands, cls.bodies = tuple(operands), tuple(bodies)
+    cls.defaults, cls.attribute_types = defaults, attribute_types
     cls.results = tuple(results) or (Port("out", 0, optional=False, variadic=False),)
     cls._operand_index = {port.name: port.position for port in cls.operands}
     cls._result_index = {port.name: port.position for port in cls.results}
@@ -375,13 +379,7 @@ def load_builtin_operators() -> None:
     package = importlib.import_module("espalier.ir.ops")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"espalier.ir.ops.{module.name}")
-    for entry in importlib.metadata.entry_points(group="espalier.ops"):
-        try:
-            entry.load()
-        except InputError:
-            raise
-        except Exception as error:  # the fault is in somebody else's package, whatever it is
-            raise InputError("E208", f"the plug-in {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
+    plugins.load_all("espalier.ops")
 
 
 def lookup(name: str) -> type[Op]:

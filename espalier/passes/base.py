@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import difflib
 import importlib
-import importlib.metadata
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Literal
 
+from espalier import plugins
 from espalier.errors import InputError
 from espalier.ir import Graph, Node
 
@@ -176,13 +176,7 @@ def load_passes() -> None:
     package = importlib.import_module("espalier.passes.rules")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"espalier.passes.rules.{module.name}")
-    for entry in importlib.metadata.entry_points(group="espalier.passes"):
-        try:
-            entry.load()
-        except InputError:
-            raise
-        except Exception as error:  # the fault is in somebody else's package, whatever it is
-            raise InputError("E208", f"the plug-in {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
+    plugins.load_all("espalier.passes")
 
 
 def lookup(name: str) -> type[Pass]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,23 +22,30 @@ class NoSample(Exception):
     """No array can be made for an input; the text says why."""
 
 
-def sample_inputs(values: Iterable[Value], seed: int, mode: Mode = "normal") -> list[Any]:
-    """One array per value; symbols of all shapes get small extents, the same everywhere. Raises NoSample."""
+def sample_inputs(
+    values: Iterable[Value], seed: int, mode: Mode = "normal", instead: Mapping[int, int] | None = None
+) -> list[Any]:
+    """One array per value; symbols of all shapes get small extents, the same everywhere. Raises NoSample.
+
+    `instead` gives known extents of values whose content is not known others.
+    """
     values = list(values)
     rng = np.random.default_rng(seed)
     names = sorted({name for value in values for dim in value.shape or () for name in symbols(dim)})
     binding = {name: _EXTENTS[k % len(_EXTENTS)] for k, name in enumerate(names)}
-    return [_sample(value, binding, rng, mode) for value in values]
+    return [_sample(value, binding, rng, mode, instead or {}) for value in values]
 
 
-def _sample(value: Value, binding: dict[str, int], rng: np.random.Generator, mode: Mode) -> Any:
+def _sample(
+    value: Value, binding: dict[str, int], rng: np.random.Generator, mode: Mode, instead: Mapping[int, int]
+) -> Any:
     if not isinstance(value.type, TensorType) or value.type.shape is None:
         raise NoSample(f"{value} has no known shape")
     shape = [_bind(dim, binding) for dim in value.type.shape]
     if value.known is not None:
         known = [_bind(dim, binding) if value.element.is_integer else dim for dim in value.known.reshape(-1).tolist()]
         return np.array(known, value.element.dtype).reshape(shape)
-    return _numbers(value.element.storage, shape, rng, mode)
+    return _numbers(value.element.storage, [instead.get(extent, extent) for extent in shape], rng, mode)
 
 
 def _bind(dim: Dimension, binding: dict[str, int]) -> int:

@@ -101,15 +101,14 @@ _READERS: dict[int, Any] = {
 @by_kind
 def element_attributes(kind: type[Op]) -> frozenset[str]:
     """The attributes of an operator class that hold an element where ONNX has the code of one."""
-    hints = typing.get_type_hints(kind)
-    return frozenset(name for name in kind.defaults if Element in (hints[name], *typing.get_args(hints[name])))
+    hints = kind.attribute_types.items()
+    return frozenset(name for name, hint in hints if Element in (hint, *typing.get_args(hint)))
 
 
 @by_kind
 def bool_attributes(kind: type[Op]) -> frozenset[str]:
     """The attributes of an operator class that are truth values where ONNX has 0 and 1."""
-    hints = typing.get_type_hints(kind)
-    return frozenset(name for name in kind.defaults if hints[name] is bool)
+    return frozenset(name for name, hint in kind.attribute_types.items() if hint is bool)
 
 
 @by_kind

@@ -26,6 +26,8 @@ class DeadCode(Pass):
         for each in graph.all_graphs():
             for node in reversed(each):
                 if not any(result.uses for result in node.results) and context.may_rewrite():
+                    if context.recorder is not None:
+                        context.recorder(Change(self.name, self.semantics, context.rewrites, [], [], []))
                     each.erase(node)
                     count += 1
         return count
@@ -40,24 +42,43 @@ class CommonSubexpressions(Pass):
         return sum(self._merge(each, constants, context) for each in graph.all_graphs())
 
     def _merge(self, graph: Graph, constants: _Constants, context: Context) -> int:
+        rough: dict[Any, Node | None] = {}
+        """By operator and operands but constants: the only node so far, or None once there were several."""
         seen: dict[Any, Node] = {}
         count = 0
         for node in graph:
-            if node.regions or not node.op.deterministic:
+            op = node.op
+            if node.regions or not op.deterministic:
                 continue
-            operands = [constants.key(v) if v is not None and v.constant is not None else id(v) for v in node.operands]
-            key = (node.op, len(node.results), *(sorted(operands, key=str) if node.op.commutative else operands))
-            first = seen.setdefault(key, node)
+            key: Any = (op, *[None if v is None or v.constant is not None else v for v in node.operands])
+            if op.commutative:
+                key = (op, frozenset(key[1:]))
+            alone = rough.setdefault(key, node)
+            if alone is node:
+                continue
+            if alone is not None:
+                rough[key] = None
+                seen.setdefault(_node_key(alone, constants), alone)
+            first = seen.setdefault(_node_key(node, constants), node)
             if first is node or any(a.type != b.type for a, b in zip(first.results, node.results, strict=True)):
                 continue
             if not context.may_rewrite():
                 break
             count += 1
+            if context.recorder is not None:
+                told = Change(self.name, self.semantics, context.rewrites, node.results, first.results, [first])
+                context.recorder(told)
             first.location = first.location.merge(node.location).touched(self.name)
             for old, new in zip(node.results, first.results, strict=True):
                 graph.replace(old, new)
             graph.erase(node)
         return count
+
+
+def _node_key(node: Node, constants: _Constants) -> Any:
+    """What equal nodes share."""
+    operands = [constants.key(v) if v is not None and v.constant is not None else id(v) for v in node.operands]
+    return (node.op, len(node.results), *(sorted(operands) if node.op.commutative else operands))
 
 
 class _Constants:
