@@ -154,6 +154,8 @@ class Dequantize(Affine):
 
     output_dtype: Element | None = None
 
+    foldable = False
+
     def element(self, ctx: TypeContext) -> Element:
         kind = ctx.element("x")
         granularity = self.checked_granularity(ctx)
