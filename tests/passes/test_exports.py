@@ -117,7 +117,9 @@ def test_quantized_weights_stay_quantized(tmp_path: Path) -> None:
             return None if sample is None else {"x": sample}
 
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 5))
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 5)
+    )
     paths = [str(tmp_path / name) for name in ("float.onnx", "quantized.onnx")]
     torch.onnx.export(network, (torch.zeros(2, 3, 8, 8),), paths[0], input_names=["x"], dynamo=False)
     quantize_static(*paths, Samples(), quant_format=QuantFormat.QDQ, per_channel=True)

@@ -20,6 +20,8 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,13 +63,12 @@ class TvmEngine:
     def __init__(self, files: ArtifactFiles, section: TvmSection, threads: int) -> None:
         manifest = files.manifest
         cpu.permit_tiles(manifest.device.instructions)
-        library = files.path(section.library)
         if section.runtime is not None:
             _load_runtime(files.path(section.runtime), manifest.files[section.runtime].sha256)
         weights = [] if section.weights is None else load_weights(files, section.weights)
         specs = () if section.weights is None else section.weights.tensors
         try:
-            self._machine = tvm_ffi.load_module(str(library))["vm_load_executable"]()
+            self._machine = _load_library(files.path(section.library))["vm_load_executable"]()
             self._machine["vm_initialization"](CPU_DEVICE, FIRST_DEVICE, POOLED_ALLOCATOR)
             self._entry = self._machine[section.entry]
         except Exception as error:
@@ -97,6 +98,16 @@ class TvmEngine:
 def load(files: ArtifactFiles, threads: int) -> TvmEngine:
     """The engine for an artifact. Raises ArtifactError."""
     return TvmEngine(files, decode(TvmSection, files.manifest.backend, "manifest.backend"), threads)
+
+
+def _load_library(path: Path) -> Any:
+    """The compiled module, from a copy of its own.
+
+    The loader of the operating system remembers libraries by path: without the copy, an artifact that was compiled
+    again to the same place would run the old one's code.
+    """
+    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+        return tvm_ffi.load_module(shutil.copyfile(path, Path(folder) / path.name).as_posix())
 
 
 def _load_runtime(path: Path, sha256: str) -> None:
