@@ -18,6 +18,7 @@ from espalier.ir.constants import SMALL, Constant
 from espalier.ir.elements import Element
 from espalier.ir.op import Op, TypeContext, TypeInferenceError, infer_content
 from espalier.ir.types import TensorType, Type, merge_shapes
+from espalier.ir.xp import numpy as numpy_xp
 
 OpType = TypeVar("OpType", bound=Op)
 
@@ -443,21 +444,27 @@ def infer_node(graph: Graph, node: Node) -> None:
 
     What was known before stays where it is more precise. Raises TypeInferenceError if the operands don't fit.
     """
-    from espalier.ir.xp import numpy as xp
-
     context = type_context(graph, node)
-    key = (node.op, context.types, len(node.results))
-    inferred = None if node.regions else _INFERRED.get(key)
-    if inferred is None:
-        inferred = node.op.infer(context)
-        if context.cacheable and not node.regions and len(_INFERRED) < _INFERRED_LIMIT:
-            _INFERRED[key] = inferred
-    for result, type in zip(node.results, inferred, strict=True):
+    for result, type in zip(node.results, inferred_types(node, context), strict=True):
         result.type = type
     first = node.results[0].type if node.results else None
-    node_content = infer_content(node.op, xp, context, first) if isinstance(first, TensorType) else None
-    if node_content is not None:
-        node.results[0].content = node_content
+    if isinstance(first, TensorType):
+        content = infer_content(node.op, numpy_xp, context, first)
+        if content is not None:
+            node.results[0].content = content
+
+
+def inferred_types(node: Node, context: TypeContext) -> list[Type]:
+    """What the operator infers, or inferred before from equal operand types where it rests on nothing else."""
+    if node.regions:
+        return node.op.infer(context)
+    key = (node.op, context.types, context.result_count)
+    found = _INFERRED.get(key)
+    if found is None:
+        found = node.op.infer(context)
+        if context.cacheable and len(_INFERRED) < _INFERRED_LIMIT:
+            _INFERRED[key] = found
+    return found
 
 
 def refine_type(value: Value, declared: Type) -> None:

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
 from espalier.errors import InternalError
 from espalier.ir import Builder, Graph, Node, Op, TypeInferenceError, Value
+from espalier.ir.constants import Constant
 from espalier.ir.graph import refine_type
 from espalier.ir.verify import compatible
 from espalier.passes.base import BITEXACT, PASSES, Change, Context, Pass, Predicate, Semantics, graph_pass, register
@@ -41,6 +42,12 @@ class Rewriter(Builder):
         super().__init__(graph, root)
         self.root = root
         self.created: list[Node] = []
+
+    def move(self, root: Node) -> None:
+        """Stand before another root, with nothing created."""
+        self.root = self.before = root
+        if self.created:
+            self.created = []
 
     def node(
         self, op: Op, operands: Sequence[Any], *, results: int | None = None, regions: Sequence[Graph] = ()
@@ -68,6 +75,12 @@ class RewriteRule:
     """Whether nodes of an operator class can be roots; asked once per class."""
     semantics: Semantics
     apply: Rule
+    of: Callable[[type[Op]], bool] | None = None
+    """Whether an operator class can make the operand that matters; asked once per class."""
+    reads_constant: bool = False
+    """Whether an operand must be a constant."""
+    wanted: str = ""
+    """What `of` and `reads_constant` ask for, in words."""
 
     @property
     def summary(self) -> str:
@@ -80,6 +93,8 @@ RULES: dict[str, RewriteRule] = {}
 def rewrite(
     root: type[Op] | Sequence[type[Op]] | Callable[[type[Op]], bool],
     *,
+    of: type[Op] | Sequence[type[Op]] | Callable[[type[Op]], bool] | None = None,
+    constant: bool = False,
     semantics: Semantics = BITEXACT,
     requires: Sequence[Predicate] = (),
     establishes: Sequence[Predicate] = (),
@@ -87,12 +102,15 @@ def rewrite(
 ) -> Callable[[Rule], RewriteRule]:
     """Declare a rewrite; it becomes a pass of the function's name, and may be part of groups.
 
-    `root` is an operator class, several, or a question about a class that its declared facts answer.
+    `root` is an operator class, several, or a question about a class that its declared facts answer. So is `of`: at
+    least one operand of a match is made by such an operator; `constant` says that at least one is a constant. Both
+    only save time: the function is not asked about nodes that lack them.
     """
 
     def make(function: Rule) -> RewriteRule:
         name = getattr(function, "__name__", "rewrite")
-        rule = RewriteRule(name, _root_test(root), semantics, function)
+        makers = None if of is None else _root_test(of)
+        rule = RewriteRule(name, _root_test(root), semantics, function, makers, constant, _wanted(of, constant))
         RULES[name] = rule
         rule_pass = type(
             name, (RewritePass,), {"rules": (rule,), "__doc__": function.__doc__, "__module__": function.__module__}
@@ -101,6 +119,13 @@ def rewrite(
         return rule
 
     return make
+
+
+def _wanted(of: Any, constant: bool) -> str:
+    """What must be among the operands, in words."""
+    kinds = [of] if isinstance(of, type) else list(of) if isinstance(of, Sequence) else []
+    words = [f"no operand is made by {' or '.join(kind.name for kind in kinds) or 'a fitting operator'}"] if of else []
+    return " or ".join(words + ["no operand is a constant"] * constant)
 
 
 def _root_test(root: type[Op] | Sequence[type[Op]] | Callable[[type[Op]], bool]) -> Callable[[type[Op]], bool]:
@@ -128,10 +153,32 @@ class RewritePass(Pass):
         return sum(_Driver(each, self.rules, context).run() for each in list(graph.all_graphs()))
 
 
+@dataclass
+class _Pattern:
+    """What nodes of one operator, on operands made by the same operators, have in common."""
+
+    rules: list[RewriteRule] = field(default_factory=list)
+    """What may match."""
+    passed_over: list[RewriteRule] = field(default_factory=list)
+    """What cannot match."""
+    count: int = 0
+    """How often such nodes were looked at."""
+
+
+def _maker(operand: Value | None) -> Any:
+    """The operator class that makes an operand; `Constant` for constants, None for inputs and absent ones."""
+    if operand is None:
+        return None
+    producer = operand.producer
+    return type(producer.op) if producer is not None else Constant if operand.constant is not None else None
+
+
 class _Driver:
     def __init__(self, graph: Graph, rules: Sequence[RewriteRule], context: Context) -> None:
         self.graph, self.rules, self.context = graph, rules, context
         self.by_op: dict[type[Op], list[RewriteRule]] = {}
+        self.by_pattern: dict[Any, _Pattern] = {}
+        self.rewriter: Rewriter | None = None
         self.queue: deque[Node] = deque()
         self.queued: set[Node] = set()
 
@@ -144,9 +191,10 @@ class _Driver:
             self.queued.discard(node)
             if node.graph is not self.graph:
                 continue
-            rewriter = Rewriter(self.graph, node)
-            for rule in self._rules_for(node):
-                if self._try(rule, node, rewriter):
+            pattern = self._pattern(node)
+            pattern.count += 1
+            for rule in pattern.rules:
+                if self._try(rule, node):
                     count += 1
                     break
             if count > limit:
@@ -154,7 +202,23 @@ class _Driver:
                 raise InternalError(
                     "E903", f"the rewrites {names} do not come to an end", node=node, source=node.location
                 )
+        for pattern in self.by_pattern.values():
+            for rule in pattern.passed_over:
+                self.context.reasons[f"{rule.name}: {rule.wanted}"] += pattern.count
         return count
+
+    def _pattern(self, node: Node) -> _Pattern:
+        """The rules that the node's operator and what makes its operands leave."""
+        key = (type(node.op), *map(_maker, node.operands))
+        found = self.by_pattern.get(key)
+        if found is None:
+            found = self.by_pattern[key] = _Pattern()
+            makers = [maker for maker in key[1:] if maker is not None]
+            for rule in self._rules_for(node):
+                fits = rule.of is None or any(maker is not Constant and rule.of(maker) for maker in makers)
+                fits = fits and (not rule.reads_constant or Constant in makers)
+                (found.rules if fits else found.passed_over).append(rule)
+        return found
 
     def _rules_for(self, node: Node) -> list[RewriteRule]:
         kind = type(node.op)
@@ -167,7 +231,12 @@ class _Driver:
             self.queued.add(node)
             self.queue.append(node)
 
-    def _try(self, rule: RewriteRule, root: Node, rewriter: Rewriter) -> bool:
+    def _try(self, rule: RewriteRule, root: Node) -> bool:
+        rewriter = self.rewriter
+        if rewriter is None:
+            rewriter = self.rewriter = Rewriter(self.graph, root)
+        elif rewriter.root is not root or rewriter.created:
+            rewriter.move(root)
         try:
             replacement = rule.apply(root, rewriter)
         except NoMatch as reason:

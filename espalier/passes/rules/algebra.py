@@ -19,7 +19,7 @@ def kept(x: Value, node: Node, rewriter: Rewriter) -> Value:
     return x
 
 
-@rewrite((Mul, Div))
+@rewrite((Mul, Div), constant=True)
 def drop_unit_factor(node: Node, rewriter: Rewriter) -> Replacement:
     """x · 1 and x / 1 are x, bit for bit."""
     a, b = node.inputs
@@ -29,7 +29,7 @@ def drop_unit_factor(node: Node, rewriter: Rewriter) -> Replacement:
     return kept(b, node, rewriter)
 
 
-@rewrite((Add, Sub), semantics=REASSOCIATES)
+@rewrite((Add, Sub), constant=True, semantics=REASSOCIATES)
 def drop_zero_term(node: Node, rewriter: Rewriter) -> Replacement:
     """x + 0 and x − 0 are x (but for −0 + 0)."""
     a, b = node.inputs
@@ -39,21 +39,21 @@ def drop_zero_term(node: Node, rewriter: Rewriter) -> Replacement:
     return kept(b, node, rewriter)
 
 
-@rewrite(Pow)
+@rewrite(Pow, constant=True)
 def drop_unit_power(node: Node, rewriter: Rewriter) -> Replacement:
     """x to the power of 1."""
     rewriter.require(splat(node.operand(1)) == 1, "the exponent is not 1")
     return kept(node.operand(0), node, rewriter)
 
 
-@rewrite(Neg)
+@rewrite(Neg, of=Neg)
 def drop_double_negation(node: Node, rewriter: Rewriter) -> Replacement:
     """−(−x) is x."""
     inner = node.operand(0).defined_by(Neg) or rewriter.why("its input is no negation")
     return inner.operand(0)
 
 
-@rewrite(lambda kind: kind.idempotent and len(kind.operands) == 1)
+@rewrite(lambda kind: kind.idempotent and len(kind.operands) == 1, of=lambda kind: kind.idempotent)
 def drop_repeated_idempotent(node: Node, rewriter: Rewriter) -> Replacement:
     """f(f(x)) is f(x) where f says that it is idempotent."""
     inner = node.operand(0).defined_by(type(node.op)) or rewriter.why("its input is not the same operator")
@@ -76,7 +76,7 @@ def drop_decided_where(node: Node, rewriter: Rewriter) -> Replacement:
     return kept(node.x if condition else node.y, node, rewriter)
 
 
-@rewrite(Clip)
+@rewrite(Clip, of=Relu)
 def merge_relu_into_clip(node: Node, rewriter: Rewriter) -> Replacement:
     """clip(relu(x), low, high) is clip(x, max(low, 0), high)."""
     relu = node.operand(0).defined_by(Relu) or rewriter.why("its input is no relu")
@@ -88,7 +88,7 @@ def merge_relu_into_clip(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.clip(relu.operand(0), node.min if low is not None else zero, node.max)
 
 
-@rewrite((Add, Mul), semantics=REASSOCIATES)
+@rewrite((Add, Mul), of=(Add, Mul), constant=True, semantics=REASSOCIATES)
 def merge_constant_operands(node: Node, rewriter: Rewriter) -> Replacement:
     """(x + a) + b is x + (a + b), and likewise for products."""
     for x, outer in (tuple(node.inputs), tuple(node.inputs)[::-1]):
@@ -108,7 +108,7 @@ def merge_constant_operands(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.why("no constant on both levels")
 
 
-@rewrite(Add, semantics=REASSOCIATES)
+@rewrite(Add, of=MatMul, semantics=REASSOCIATES)
 def matmul_bias_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     """A product of matrices plus a bias is one gemm."""
     for product, bias in (tuple(node.inputs), tuple(node.inputs)[::-1]):
@@ -125,7 +125,7 @@ def matmul_bias_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.why("no term is a product of matrices")
 
 
-@rewrite(movement.reshapes, semantics=REASSOCIATES)
+@rewrite(movement.reshapes, of=Add, semantics=REASSOCIATES)
 def reshaped_matmul_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     """A product with a constant matrix plus a bias, between reshapes, is a gemm between reshapes."""
     add = node.operand(0).defined_by(Add) or rewriter.why("its input is no sum")
@@ -144,7 +144,7 @@ def reshaped_matmul_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.why("no term is a product of its own")
 
 
-@rewrite(Gemm, semantics=REASSOCIATES)
+@rewrite(Gemm, of=Transpose, semantics=REASSOCIATES)
 def fold_transpose_into_gemm(node: Node, rewriter: Rewriter) -> Replacement:
     """A gemm on a transposed factor transposes by itself."""
     for position, flag in ((0, "transA"), (1, "transB")):

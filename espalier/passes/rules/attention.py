@@ -49,7 +49,7 @@ def masked(scores: Value) -> tuple[Value, Value | None, bool]:
     return inner, mask, False
 
 
-@rewrite(MatMul, semantics=REASSOCIATES)
+@rewrite(MatMul, of=(Softmax, Where), semantics=REASSOCIATES)
 def recognize_attention(node: Node, rewriter: Rewriter) -> Replacement:
     """softmax(q·kᵀ·scale + mask)·v with as many key heads as query heads is attention."""
     weights, v = node.inputs

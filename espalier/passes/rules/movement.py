@@ -90,7 +90,7 @@ def cast_like_to_cast(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.cast(node.operand(0), to=to, saturate=node.saturate, round_mode=node.round_mode)
 
 
-@rewrite(Cast)
+@rewrite(Cast, of=Cast)
 def merge_casts(node: Node, rewriter: Rewriter) -> Replacement:
     """A cast of a cast that lost nothing."""
     inner = node.operand(0).defined_by(Cast) or rewriter.why("its input is no cast")
@@ -123,7 +123,7 @@ def fix_shape_operand(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.expand(x, np.array(kept, np.int64))
 
 
-@rewrite(reshapes)
+@rewrite(reshapes, of=reshapes)
 def merge_reshapes(node: Node, rewriter: Rewriter) -> Replacement:
     """A reshape of a reshape is one reshape."""
     inner = node.operand(0).producer
@@ -132,7 +132,7 @@ def merge_reshapes(node: Node, rewriter: Rewriter) -> Replacement:
     return reshape(rewriter, inner.operand(0), node.results[0].shape)
 
 
-@rewrite(reshapes)
+@rewrite(reshapes, of=Transpose)
 def unwrap_transpose(node: Node, rewriter: Rewriter) -> Replacement:
     """Axes merged, transposed and split again are a transpose of the axes as they were."""
     transpose = node.operand(0).defined_by(Transpose) or rewriter.why("its input is no transpose")
@@ -193,7 +193,7 @@ def permutation(node: Node, rewriter: Rewriter) -> tuple[int, ...]:
     return tuple(node.perm) or tuple(range(rank or 0))[::-1]
 
 
-@rewrite(Transpose)
+@rewrite(Transpose, of=Transpose)
 def merge_transposes(node: Node, rewriter: Rewriter) -> Replacement:
     """A transpose of a transpose is one transpose."""
     inner = node.operand(0).defined_by(Transpose) or rewriter.why("its input is no transpose")
@@ -201,7 +201,7 @@ def merge_transposes(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.transpose(inner.operand(0), perm=tuple(first[axis] for axis in second))
 
 
-@rewrite(is_elementwise)
+@rewrite(is_elementwise, of=Transpose)
 def sink_transpose(node: Node, rewriter: Rewriter) -> Replacement:
     """An elementwise operator on transposed operands is the transpose of the operator on the operands."""
     sources = [operand.defined_by(Transpose) for operand in node.inputs if operand.constant is None]
@@ -257,7 +257,7 @@ def _axis(axis: int, rank: int | None, rewriter: Rewriter) -> int:
     return axis % (rank or 1)
 
 
-@rewrite(Concat)
+@rewrite(Concat, of=Split)
 def drop_split_concat(node: Node, rewriter: Rewriter) -> Replacement:
     """The parts of a split, put together again in order."""
     split = node.inputs[0].defined_by(Split) or rewriter.why("its operands are no split")
@@ -304,7 +304,7 @@ def drop_noop_slice(node: Node, rewriter: Rewriter) -> Replacement:
     return node.data
 
 
-@rewrite(Slice)
+@rewrite(Slice, of=Slice)
 def merge_slices(node: Node, rewriter: Rewriter) -> Replacement:
     """A slice of a slice along other axes is one slice."""
     inner = node.data.defined_by(Slice) or rewriter.why("its input is no slice")
@@ -323,7 +323,7 @@ def drop_noop_pad(node: Node, rewriter: Rewriter) -> Replacement:
     return node.data
 
 
-@rewrite((Conv, AveragePool))
+@rewrite((Conv, AveragePool), of=Pad)
 def fold_pad_into_window(node: Node, rewriter: Rewriter) -> Replacement:
     """Zero padding of the spatial axes before a convolution, or an average that counts it, is the window's own."""
     pad = node.x.defined_by(Pad) or rewriter.why("its input is no pad")
@@ -347,7 +347,7 @@ def _is_zero(value: Value | None) -> bool:
     return value is None or (value.known is not None and value.known.dtype != object and not value.known.any())
 
 
-@rewrite((Squeeze, Reshape))
+@rewrite((Squeeze, Reshape), of=Split)
 def split_to_gather(node: Node, rewriter: Rewriter) -> Replacement:
     """A part of one position, split off and squeezed, is gathered."""
     part = node.operand(0)
@@ -360,7 +360,7 @@ def split_to_gather(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.gather(split.operand(0), np.array(position, np.int64), axis=axis)
 
 
-@rewrite((Squeeze, Reshape))
+@rewrite((Squeeze, Reshape), of=Slice)
 def slice_to_gather(node: Node, rewriter: Rewriter) -> Replacement:
     """One position of an axis, sliced and squeezed, is gathered."""
     part = node.operand(0).defined_by(Slice) or rewriter.why("its input is no slice")

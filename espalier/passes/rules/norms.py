@@ -79,14 +79,14 @@ def layer_before(value: Value) -> tuple[Node, int] | None:
     return None if transposed is None else (transposed, 1)
 
 
-@rewrite(BatchNorm, semantics=REASSOCIATES)
+@rewrite(BatchNorm, of=(Conv, ConvTranspose), semantics=REASSOCIATES)
 def fold_batch_norm(norm: Node, rewriter: Rewriter) -> Replacement:
     """Scale a convolution's weights so that the batch norm after it disappears."""
     layer, axis = layer_before(norm.x) or rewriter.why("its input is no convolution")
     return [scaled(layer, inference_affine(norm, rewriter), axis, rewriter), *[None] * (len(norm.results) - 1)]
 
 
-@rewrite(BatchNorm, semantics=REASSOCIATES)
+@rewrite(BatchNorm, of=Gemm, semantics=REASSOCIATES)
 def fold_batch_norm_into_gemm(norm: Node, rewriter: Rewriter) -> Replacement:
     """Scale a fully connected layer's weights so that the batch norm after it disappears."""
     gemm = norm.x.defined_by(Gemm) or rewriter.why("its input is no gemm")
@@ -96,7 +96,7 @@ def fold_batch_norm_into_gemm(norm: Node, rewriter: Rewriter) -> Replacement:
     return [made, *[None] * (len(norm.results) - 1)]
 
 
-@rewrite((Mul, Add), semantics=REASSOCIATES)
+@rewrite((Mul, Add), of=(Conv, ConvTranspose), constant=True, semantics=REASSOCIATES)
 def fold_affine_into_conv(node: Node, rewriter: Rewriter) -> Replacement:
     """Take a constant per channel after a convolution, multiplied or added, into its weights or its bias."""
     for x, operand in (tuple(node.inputs), tuple(node.inputs)[::-1]):

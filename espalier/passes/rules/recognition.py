@@ -49,7 +49,7 @@ def is_product_root(node: Node) -> bool:
     return not any(user.is_a(Mul) or (user.is_a(Div) and user.operands[0] is result) for user in result.users)
 
 
-@rewrite((Mul, Div), semantics=REASSOCIATES)
+@rewrite((Mul, Div), of=(Add, Mul, Div), semantics=REASSOCIATES)
 def recognize_gelu(node: Node, rewriter: Rewriter) -> Replacement:
     """x · ½ · (1 + erf(x/√2)), and its approximation by tanh."""
     rewriter.require(is_product_root(node), "a larger product may match")
@@ -105,7 +105,7 @@ def power_of(value: Value, x: Value) -> tuple[float, float]:
     return degree, scale
 
 
-@rewrite(Mul, semantics=REASSOCIATES)
+@rewrite(Mul, of=(Sigmoid, HardSigmoid, Tanh), semantics=REASSOCIATES)
 def recognize_gated(node: Node, rewriter: Rewriter) -> Replacement:
     """x · sigmoid(x) is swish, x · hard_sigmoid(x) is hard-swish, x · tanh(softplus(x)) is mish."""
     for x, gate in (tuple(node.inputs), tuple(node.inputs)[::-1]):
@@ -125,7 +125,7 @@ def recognize_gated(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.why("no factor is a known gate of the other")
 
 
-@rewrite((Mul, Div), semantics=REASSOCIATES)
+@rewrite((Mul, Div), of=(Clip, Mul, Div), semantics=REASSOCIATES)
 def recognize_hard_swish(node: Node, rewriter: Rewriter) -> Replacement:
     """x · clip(x + 3, 0, 6) / 6 is hard-swish; without the factor x, it is hard-sigmoid."""
     rewriter.require(is_product_root(node), "a larger product may match")
@@ -220,7 +220,7 @@ def vector(value: Value, shape: Any, axis: int) -> bool:
     return value.constant is not None and value.shape == tuple(shape[axis:])
 
 
-@rewrite((Div, Mul), semantics=REASSOCIATES)
+@rewrite((Div, Mul), of=(Sqrt, Pow, Reciprocal, Div), semantics=REASSOCIATES)
 def recognize_norm(node: Node, rewriter: Rewriter) -> Replacement:
     """(x − mean(x)) / √(var(x) + ε) is a layer norm; x / √(mean(x²) + ε) is an RMS norm. Both of unit scale."""
     found = normalized(node) or rewriter.why("it does not divide by a root mean square")
@@ -238,7 +238,7 @@ def recognize_norm(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.rms_norm(t, ones, axis=axis - len(shape), epsilon=epsilon)
 
 
-@rewrite(Cast, semantics=REASSOCIATES)
+@rewrite(Cast, of=(LayerNorm, RmsNorm), semantics=REASSOCIATES)
 def absorb_casts_into_norm(node: Node, rewriter: Rewriter) -> Replacement:
     """A norm of unit scale in f32 between casts from and to a narrower float does that by itself."""
     made = node.operand(0)
@@ -252,7 +252,7 @@ def absorb_casts_into_norm(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.node(norm.op, [x, np.ones(norm.scale.shape, x.element.dtype)]).results[0]
 
 
-@rewrite(Mul, semantics=REASSOCIATES)
+@rewrite(Mul, of=(LayerNorm, RmsNorm), constant=True, semantics=REASSOCIATES)
 def scale_norm(node: Node, rewriter: Rewriter) -> Replacement:
     """A norm of unit scale times a constant takes it as its scale."""
     for made, factor in (tuple(node.inputs), tuple(node.inputs)[::-1]):
@@ -265,7 +265,7 @@ def scale_norm(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.why("no factor is a norm of unit scale, or the other is no constant over its axes")
 
 
-@rewrite(Add, semantics=REASSOCIATES)
+@rewrite(Add, of=LayerNorm, constant=True, semantics=REASSOCIATES)
 def shift_norm(node: Node, rewriter: Rewriter) -> Replacement:
     """A layer norm without bias plus a constant takes it as its bias."""
     for made, term in (tuple(node.inputs), tuple(node.inputs)[::-1]):

@@ -55,13 +55,13 @@ def checked(unit: Unit, indices: Any) -> Indices:
     found = np.asarray(indices, np.int64).reshape(-1)
     if unit.verdict == "frozen":
         raise InputError(
-            "E701", f"{unit.name} is frozen: {unit.why()}", hint="`espalier inspect --units` lists others."
+            "E221", f"{unit.name} is frozen: {unit.why()}", hint="`espalier inspect --units` lists others."
         )
     if not len(found):
-        raise InputError("E702", f"{unit.name} would lose all of its {unit.extent} indices")
+        raise InputError("E222", f"{unit.name} would lose all of its {unit.extent} indices")
     if found.min() < 0 or found.max() >= unit.extent:
         raise InputError(
-            "E702", f"{unit.name} has the indices 0 to {unit.extent - 1}, not {found.min()} to {found.max()}"
+            "E222", f"{unit.name} has the indices 0 to {unit.extent - 1}, not {found.min()} to {found.max()}"
         )
     return found
 
@@ -141,7 +141,7 @@ def _extents(graph: Graph, node: Node, old: Value, bound: Binding, chosen: Mappi
     """An operand that holds extents, with those that changed; entries that copy or follow (0, −1) stay as they are."""
     content = old.known
     if content is None or not isinstance(bound, list | tuple):
-        raise InputError("E701", f"the extents that {describe(node)} reads are not known", node=node.op.name)
+        raise InputError("E221", f"the extents that {describe(node)} reads are not known", node=node.op.name)
     if old.constant is not None:
         pairs = zip(content.reshape(-1).tolist(), bound, strict=True)
         fresh = [_measure(part, chosen) if entry == _measure(part, {}) else entry for entry, part in pairs]
@@ -165,7 +165,7 @@ def _correction(node: Node, bound: Binding, chosen: Mapping[Variable, Indices]) 
     divisor, factor = (product(_measure(part, held) for part in static) for held in ({}, chosen))
     if isinstance(divisor, int) and isinstance(factor, int) and divisor and floor_divide(was, divisor) * factor == new:
         return divisor, factor, 0
-    raise InputError("E701", f"the extent {was} that {describe(node)} reads cannot follow to {new}", node=node.op.name)
+    raise InputError("E221", f"the extent {was} that {describe(node)} reads cannot follow to {new}", node=node.op.name)
 
 
 def infer_again(graph: Graph, dirty: Iterable[Node], by: str) -> None:
