@@ -133,6 +133,8 @@ class Coupling:
     by_variable: dict[Variable, Unit] = field(default_factory=dict)
     vanishing: dict[Value, set[Variable]] = field(default_factory=dict)
     """Computed value → the units at which it is zero once all weights that have them are."""
+    extents: set[Value] = field(default_factory=set)
+    """Constants that are read as extents, axes or other numbers only: no weights."""
 
     def of(self, value: Value, axis: int) -> list[Unit]:
         """The units that an axis is made of, major first."""
@@ -165,7 +167,6 @@ class Coupling:
                     having = [v for v in letters(terms[member.axis]) if unit.variable in set(leaves(v))]
                     if having:
                         yield Use(node, position, member.axis, reshaped or all(id(v) in made for v in having))
-
 
     def producers(self, unit: Unit, values: Iterable[Value]) -> dict[Value, None]:
         """The weights whose zeros make values vanish at a unit's index, in the order in which they are found."""
@@ -242,10 +243,11 @@ class _Unifier:
 
     def __init__(self, coupling: Coupling) -> None:
         self.graph, self.axes, self.equations = coupling.graph, coupling.axes, coupling.equations
+        self.extents = coupling.extents
         self._symbols = 0
 
     def run(self) -> None:
-        graph = self.graph
+        graph, described = self.graph, set[Value]()
         self.tie()
         for value in graph.inputs:
             self.freeze(value, Reason("it is an input of the model", value))
@@ -259,12 +261,15 @@ class _Unifier:
                 )
                 for value in (*node.inputs, *node.results):
                     self.freeze(value, Reason(why, node))
+                described.update(node.inputs)
                 continue
             self.equations[node] = equation
             self.name_reasons(node, equation)
             for operand, terms in itertools.zip_longest(node.operands, equation.operands[: len(node.operands)]):
                 if operand is not None:
                     self.meet(operand, terms, node, "its numbers are read, not its place")
+                    if operand.constant is not None:
+                        (self.extents if terms is None else described).add(operand)
             for result, terms in itertools.zip_longest(node.results, equation.results[: len(node.results)]):
                 self.meet(result, terms, node, "the data decide about it")
             for a, b in equation.equal:
@@ -276,6 +281,7 @@ class _Unifier:
                 for operand in node.inputs:
                     if operand.constant is not None:
                         self.freeze(operand, Reason("the body of a loop or branch uses it", node))
+        self.extents -= described
 
     def equation(self, node: Node) -> Equation | None:
         """The declaration, if it says something and the node is no door into a region."""
@@ -387,6 +393,8 @@ def _collect(coupling: Coupling) -> None:
                     unit = found[leaf] = Unit(leaf)
                 if value.constant is None:
                     unit.activations.append(Member(value, axis))
+                    continue
+                if value in coupling.extents:
                     continue
                 if not unit.weights:
                     unit.name = f"{value.name or 'constant'}.{axis}" + (

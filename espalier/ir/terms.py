@@ -253,7 +253,7 @@ def _unify_factors(a: Term, b: Term, todo: list[tuple[Term, Term]], where: Any) 
                 break
             todo.append((_peel(x, left, common, minor_end, todo), _peel(y, right, common, minor_end, todo)))
     for term in left + right:
-        pin(term, Reason("a reshape cuts across it", where))
+        pin(term, Reason("it is divided in two ways that do not align", where))
 
 
 def _peel(term: Term, parts: list[Term], extent: Dimension, minor_end: bool, todo: list[tuple[Term, Term]]) -> Term:

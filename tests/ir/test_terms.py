@@ -110,10 +110,10 @@ def test_heads_of_attention() -> None:
 def test_coprime_factors_are_pinned() -> None:
     a, b, c, d = Variable(4), Variable(9), Variable(6), Variable(6)
     unify(product(a, b), product(c, d))
-    assert any(leaf.pinned == "a reshape cuts across it" for leaf in leaves(product(a, b)))
+    assert any(leaf.pinned == "it is divided in two ways that do not align" for leaf in leaves(product(a, b)))
     e, f = Variable(5), Variable(7)
     unify(product(e, f), product(Variable(7), Variable(5)))
-    assert {leaf.pinned for leaf in (e, f)} == {"a reshape cuts across it"}
+    assert {leaf.pinned for leaf in (e, f)} == {"it is divided in two ways that do not align"}
 
 
 def test_common_factors_stay_free() -> None:
