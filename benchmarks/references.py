@@ -79,6 +79,34 @@ def onnxruntime_outputs(path: Path, feeds: Sequence[Arrays]) -> list[Arrays] | s
         return f"onnxruntime: {error}"[:200]
 
 
+def exact_outputs(path: Path, feeds: Sequence[Arrays]) -> list[Arrays]:
+    """What the model gives in f64, by onnx's reference evaluator: its f32 weights, inputs and casts made f64."""
+    from onnx.reference import ReferenceEvaluator
+
+    model = onnx.load(path)
+    single, double = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+
+    def widen(tensor: onnx.TensorProto) -> None:
+        if tensor.data_type == single:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype("f8"), tensor.name))
+
+    for weight in model.graph.initializer:
+        widen(weight)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == single:
+            value.type.tensor_type.elem_type = double
+    del model.graph.value_info[:]
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                widen(attribute.t)
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == single:
+                attribute.i = double
+    run, names = ReferenceEvaluator(model), [output.name for output in model.graph.output]
+    wide = ({name: a.astype("f8") if a.dtype == "f4" else a for name, a in feed.items()} for feed in feeds)
+    return [dict(zip(names, run.run(None, feed), strict=True)) for feed in wide]
+
+
 def annotations(model: onnx.ModelProto) -> dict[str, str]:
     """QONNX's datatypes of tensors, by name."""
     return {

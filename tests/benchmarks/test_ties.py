@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import espalier
 from benchmarks import ties
-from benchmarks.models import difference, verdict
-from benchmarks.references import random_feeds
+from benchmarks.models import compared, difference, verdict
+from benchmarks.references import exact_outputs, random_feeds
 from espalier.frontends import load
 
 RNG = np.random.default_rng(0)
@@ -91,6 +91,31 @@ def test_outputs_are_measured_over_all_samples() -> None:
     assert difference(wanted, [{"y": np.array([1.0])}, {"y": np.array([1e-8])}]) == 1e-8
     assert difference(wanted, [{"y": np.array([1.0])}, {"y": np.array([np.nan])}]) == float("inf")
     assert difference(wanted, [{"y": np.array([1.0])}, {"y": np.zeros((1, 1))}]) == float("inf")
+
+
+def test_exact_numbers_decide_where_nothing_is_quantized(tmp_path: Path) -> None:
+    path, kind = tmp_path / "model.onnx", TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Cast", ["x"], ["a"], to=kind),
+        helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.float32([2]))),
+        helper.make_node("Mul", ["a", "c"], ["b"]),
+        helper.make_node("Sigmoid", ["b"], ["y"]),
+    ]
+    ends = [[helper.make_tensor_value_info(name, kind, (2,))] for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", *ends)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    feeds = {"random": [{"x": np.array([-10, -9.1], np.float32)}]}
+    (exact,) = exact_outputs(path, feeds["random"])
+    x = feeds["random"][0]["x"].astype(np.float64)
+    assert exact["y"].dtype == np.float64
+    np.testing.assert_allclose(exact["y"], 1 / (1 + np.exp(-2 * x)), rtol=1e-14)
+    right, coarse, wrong = ([{"y": exact["y"].astype(np.float32) * np.float32(c)}] for c in (1, 1.001, 1.01))
+    for expected, found, agrees in (
+        (right, right, True), (coarse, right, True), (right, wrong, False), (coarse, wrong, False), (right, coarse, False)
+    ):  # fmt: skip
+        assert compared(path, "onnx", feeds, {"random": expected}, {"random": found})["agrees"] is agrees
+    nan = [{"y": np.full(2, np.nan, np.float32)}]
+    assert not compared(path, "onnx", feeds, {"random": right}, {"random": nan})["agrees"]
 
 
 def test_what_counts_as_right() -> None:
