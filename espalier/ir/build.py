@@ -37,7 +37,7 @@ class Builder:
         ]
         while values and values[-1] is None:
             values.pop()
-        count = sum(not port.optional and not port.variadic for port in op.results) if results is None else results
+        count = op.required_results if results is None else results
         node = Node(op, values, [_UNKNOWN] * count, regions, self.location)
         infer_node(self.graph, node)
         return self.graph.insert(node, self.before)

@@ -32,8 +32,10 @@ class Location(NamedTuple):
 
     def merge(self, *others: Location) -> Location:
         """Everything that any of the locations says, once."""
-        every = (self, *others)
-        return Location(*(tuple(dict.fromkeys(x for location in every for x in location[k])) for k in range(3)))
+        names, lines, passes = self
+        for other in others:
+            names, lines, passes = _union(names, other[0]), _union(lines, other[1]), _union(passes, other[2])
+        return Location(names, lines, passes)
 
     def touched(self, by: str) -> Location:
         """The same place, after a pass."""
@@ -41,6 +43,13 @@ class Location(NamedTuple):
 
     def __str__(self) -> str:
         return ", ".join(filter(None, ["+".join(self.names), "; ".join(self.lines)])) or "unknown source"
+
+
+def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts of both, each once."""
+    if not second or first == second:
+        return first
+    return tuple(dict.fromkeys(first + second)) if first else second
 
 
 class Value:
@@ -92,7 +101,8 @@ class Value:
 
     @property
     def has_one_use(self) -> bool:
-        return len(self.uses) == 1 and next(iter(self.uses.values())) == 1
+        uses = self.uses
+        return len(uses) == 1 and 1 in uses.values()
 
     @property
     def is_output(self) -> bool:
@@ -315,12 +325,13 @@ class Graph:
 
     def erase(self, node: Node) -> None:
         """Take out a node whose results nobody uses. Raises ValueError if somebody does."""
-        if any(result.uses for result in node.results):
-            raise ValueError(f"{node} is still used")
+        for result in node.results:
+            if result.uses:
+                raise ValueError(f"{node} is still used")
         self._unlink(node)
         for operand in node.operands:
             if operand is not None:
-                _drop_use(operand, node, every=True)
+                operand.uses.pop(node, None)
         node.graph = None
         self.node_count -= 1
         self.epochs.topology += 1
@@ -406,9 +417,9 @@ class Graph:
         return f"<graph {self.name}: {len(self.inputs)} inputs, {self.node_count} nodes, {len(self._outputs)} outputs>"
 
 
-def _drop_use(value: Value, user: Node | Graph, every: bool = False) -> None:
+def _drop_use(value: Value, user: Node | Graph) -> None:
     count = value.uses.get(user, 0)
-    if count > 1 and not every:
+    if count > 1:
         value.uses[user] = count - 1
     elif count:
         del value.uses[user]

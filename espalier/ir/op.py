@@ -231,6 +231,8 @@ class Op:
     def operand_position(cls, name: str) -> int:
         return cls._operand_index[name]
 
+    required_results: ClassVar[int] = 1
+    """How many results a node has at least."""
     _operand_index: ClassVar[Mapping[str, int]] = {}
     _result_index: ClassVar[Mapping[str, int]] = {}
 
@@ -360,6 +362,7 @@ def _collect(cls: type[Op]) -> None:
     cls.operands, cls.bodies = tuple(operands), tuple(bodies)
     cls.defaults, cls.attribute_types = defaults, attribute_types
     cls.results = tuple(results) or (Port("out", 0, optional=False, variadic=False),)
+    cls.required_results = sum(not port.optional and not port.variadic for port in cls.results)
     cls._operand_index = {port.name: port.position for port in cls.operands}
     cls._result_index = {port.name: port.position for port in cls.results}
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension, Shape
@@ -16,6 +16,22 @@ class TensorType:
 
     element: Element
     shape: Shape | None
+    _hash: int | None = field(default=None, init=False, compare=False, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, TensorType) and self.element == other.element and self.shape == other.shape
+
+    def __hash__(self) -> int:
+        found = self._hash
+        if found is None:  # types are looked up far more often than made
+            found = hash((self.element, self.shape))
+            object.__setattr__(self, "_hash", found)
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TensorType, (self.element, self.shape)  # hashes of texts differ between processes
 
     @property
     def rank(self) -> int | None:

@@ -227,7 +227,10 @@ class _Driver:
         return self.by_op[kind]
 
     def _enqueue(self, node: Node) -> None:
-        if node not in self.queued and self._rules_for(node):
+        rules = self.by_op.get(type(node.op))
+        if rules is None:
+            rules = self._rules_for(node)
+        if rules and node not in self.queued:
             self.queued.add(node)
             self.queue.append(node)
 
@@ -267,7 +270,10 @@ class _Driver:
         removed = self._erase_dead(root)
         where = root.location.merge(*[node.location for node in removed if node is not root]).touched(rule.name)
         for node in reversed(rewriter.created):
-            if not any(result.uses for result in node.results):
+            for result in node.results:
+                if result.uses:
+                    break
+            else:
                 self.graph.erase(node)
         for node in rewriter.created:
             if node.graph is self.graph:
@@ -304,15 +310,20 @@ class _Driver:
             node = stack.pop()
             if node.graph is not self.graph:
                 continue
-            if any(result.uses for result in node.results):
-                for result in node.results:
-                    if result.has_one_use:  # the last neighbour may match now
-                        for user in result.users:
-                            self._enqueue(user)
+            for result in node.results:
+                if result.uses:
+                    break
+            else:
+                self.graph.erase(node)
+                removed.append(node)
+                for operand in node.operands:
+                    if operand is not None and operand.producer is not None:
+                        stack.append(operand.producer)
                 continue
-            self.graph.erase(node)
-            removed.append(node)
-            stack += [operand.producer for operand in node.inputs if operand.producer is not None]
+            for result in node.results:
+                if result.has_one_use:  # the last neighbour may match now
+                    for user in result.users:
+                        self._enqueue(user)
         return removed
 
     def _discard(self, rewriter: Rewriter) -> None:

@@ -22,10 +22,12 @@ Affine: TypeAlias = Callable[[], tuple[Any, Any]]
 
 def inference_affine(norm: Node, rewriter: Rewriter) -> Affine:
     """The scale and shift per channel that a batch norm with constant statistics is, computed when they are read."""
-    parts = [operand for operand in norm.operands[1:] if operand is not None]
-    rewriter.require(None not in [v.constant for v in parts], "the statistics are no constants")
-    rewriter.require(not norm.training_mode, "the norm is in training mode")
-    epsilon = norm.epsilon
+    op: Any = norm.op
+    parts, epsilon = norm.inputs[1:], op.epsilon
+    for part in parts:
+        if part.constant is None:
+            rewriter.why("the statistics are no constants")
+    rewriter.require(not op.training_mode, "the norm is in training mode")
 
     def compute() -> tuple[Any, Any]:
         gamma, beta, mean, variance = (v.array.astype(np.float64) for v in parts)
@@ -48,7 +50,8 @@ def channel_constant(operand: Value | None, rank: int | None, channels: Any) -> 
 def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
     """A convolution or gemm with its output multiplied and moved per channel; axis: the weight's output channels."""
     weight, bias = layer.operand(1), layer.operands[2] if len(layer.operands) > 2 else None
-    rewriter.require(weight.is_constant and (bias is None or bias.is_constant), "the weights are no constants")
+    constant = weight.constant is not None and (bias is None or bias.constant is not None)
+    rewriter.require(constant, "the weights are no constants")
     rewriter.require(layer.results[0].has_one_use, "the layer's output is shared")
     element, shape = weight.element, weight.shape
     rewriter.require(element.is_float and element.bits >= 16, "the weights are no floats")
@@ -66,8 +69,10 @@ def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
         old = 0.0 if bias is None else np.broadcast_to(bias.array.reshape(-1), channels).astype(np.float64)
         return np.asarray(old * scale + shift, element.dtype)
 
-    new_weight = computed(scale_weight, element, shape)
-    return rewriter.node(layer.op, [layer.operand(0), new_weight, computed(move_bias, element, (channels,))]).results[0]
+    new_weight = Value(weight.type)
+    new_weight.constant = computed(scale_weight, element, shape)
+    new_bias = constant_value(computed(move_bias, element, (channels,)))
+    return rewriter.node(layer.op, [layer.operand(0), new_weight, new_bias]).results[0]
 
 
 def layer_before(value: Value) -> tuple[Node, int] | None:
@@ -82,7 +87,7 @@ def layer_before(value: Value) -> tuple[Node, int] | None:
 @rewrite(BatchNorm, of=(Conv, ConvTranspose), semantics=REASSOCIATES)
 def fold_batch_norm(norm: Node, rewriter: Rewriter) -> Replacement:
     """Scale a convolution's weights so that the batch norm after it disappears."""
-    layer, axis = layer_before(norm.x) or rewriter.why("its input is no convolution")
+    layer, axis = layer_before(norm.operand(0)) or rewriter.why("its input is no convolution")
     return [scaled(layer, inference_affine(norm, rewriter), axis, rewriter), *[None] * (len(norm.results) - 1)]
 
 
