@@ -283,3 +283,20 @@ def gemm(site: Site) -> Sequence[Value] | None:
 def recurrent(site: Site) -> Sequence[Value] | None:
     site.attributes.pop("output_sequence", None)
     return site.same()
+
+
+@adapter("Resize")
+def resize_of_torch(site: Site) -> Sequence[Value] | None:
+    """Aligned corners of a model that PyTorch exported: positions follow from the whole number of results.
+
+    ONNX takes them from extent · scale, fraction and all; PyTorch, and every runtime that it exports for, does not.
+    """
+    aligned = site.get("coordinate_transformation_mode") == "align_corners"
+    scales = site.operand(2) if site.importer.model.producer_name == "pytorch" and site.version >= 11 else None
+    if not aligned or scales is None or scales.shape == (0,) or site.get("axes") is not None:
+        return None
+    build, x = site.build, site.required(0)
+    if scales.constant is None or not np.array_equal(scales.array, np.rint(scales.array)):
+        exact = build.mul(build.cast(build.shape(x), to=elements.F32), scales)
+        site.operands = [x, None, None, build.cast(build.floor(exact), to=I64)]
+    return site.same()
