@@ -447,6 +447,11 @@ def type_context(graph: Graph, node: Node, fresh: Callable[[], str] | None = Non
 
 _INFERRED: dict[tuple[Op, tuple[Type | None, ...], int], list[Type]] = {}
 """Result types of nodes whose operand types alone determine them; most nodes of a large graph repeat a few of these."""
+_INFERRED_HERE: dict[tuple[int, ...], tuple[Op, list[Type | None], list[Type]]] = {}
+"""The same by identity of operator and operand types, which are kept so that identities stay theirs.
+
+Only for operators whose results hold nothing that could be known.
+"""
 _INFERRED_LIMIT = 1 << 16
 
 
@@ -455,14 +460,26 @@ def infer_node(graph: Graph, node: Node) -> None:
 
     What was known before stays where it is more precise. Raises TypeInferenceError if the operands don't fit.
     """
+    op, results = node.op, node.results
+    types = [None if operand is None else operand.type for operand in node.operands]
+    identity = (id(op), len(results), *map(id, types))
+    same = _INFERRED_HERE.get(identity)
+    if same is not None:
+        for result, found in zip(results, same[2], strict=True):
+            result.type = found
+        return
     context = type_context(graph, node)
-    for result, type in zip(node.results, inferred_types(node, context), strict=True):
-        result.type = type
-    first = node.results[0].type if node.results else None
+    inferred = inferred_types(node, context)
+    for result, found in zip(results, inferred, strict=True):
+        result.type = found
+    first = results[0].type if results else None
     if isinstance(first, TensorType):
-        content = infer_content(node.op, numpy_xp, context, first)
+        content = infer_content(op, numpy_xp, context, first)
         if content is not None:
-            node.results[0].content = content
+            results[0].content = content
+    plain = context.cacheable and not op.symbolic and not node.regions and type(op).content is Op.content
+    if plain and len(_INFERRED_HERE) < _INFERRED_LIMIT:
+        _INFERRED_HERE[identity] = op, types, inferred
 
 
 def inferred_types(node: Node, context: TypeContext) -> list[Type]:

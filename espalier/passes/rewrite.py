@@ -253,17 +253,21 @@ class _Driver:
             self._discard(rewriter)
             return False
         news = [replacement] if isinstance(replacement, Value) else list(replacement)
-        self._check(rule, root, news)
+        if len(news) != len(root.results):
+            raise InternalError(
+                "E903", f"{rule.name} gives {len(news)} values for {len(root.results)} results", node=root
+            )
+        alike = [self._fits(rule, root, old, new) for old, new in zip(root.results, news, strict=True)]
         if self.context.recorder is not None:
             number = self.context.rewrites
             self.context.recorder(Change(rule.name, rule.semantics, number, list(root.results), news, rewriter.created))
         neighbours: list[Node | Graph] = []
-        for old, new in zip(root.results, news, strict=True):
+        for old, new, same in zip(root.results, news, alike, strict=True):
             if new is not None:
                 neighbours.extend(old.uses)
                 if new.name == "" and new.producer is not None:
                     new.name = old.name
-                learned = old.type != new.type or (old.content is None and new.known is not None)
+                learned = not same or (old.content is None and new.known is not None)
                 self.graph.replace(old, new)
                 if learned:
                     neighbours.extend(propagate(self.graph, new))
@@ -284,24 +288,21 @@ class _Driver:
                 self._enqueue(user)
         return True
 
-    def _check(self, rule: RewriteRule, root: Node, news: Sequence[Value | None]) -> None:
-        if len(news) != len(root.results):
-            raise InternalError(
-                "E903", f"{rule.name} gives {len(news)} values for {len(root.results)} results", node=root
-            )
-        for old, new in zip(root.results, news, strict=True):
-            if new is None:
-                if old.uses:
-                    raise InternalError(
-                        "E903", f"{rule.name} gives nothing for a result in use", node=root, source=root.location
-                    )
-            elif old.type == new.type:
-                continue
-            elif not compatible(old.type, new.type):
-                message = f"{rule.name} replaces {old.type} by {new.type}"
+    def _fits(self, rule: RewriteRule, root: Node, old: Value, new: Value | None) -> bool:
+        """Whether a result's replacement has the same type. Raises InternalError if it cannot stand for it."""
+        if new is None:
+            if old.uses:
+                message = f"{rule.name} gives nothing for a result in use"
                 raise InternalError("E903", message, node=root, source=root.location)
-            elif new.producer is not None:
-                refine_type(new, old.type)
+            return True
+        if old.type is new.type or old.type == new.type:
+            return True
+        if not compatible(old.type, new.type):
+            message = f"{rule.name} replaces {old.type} by {new.type}"
+            raise InternalError("E903", message, node=root, source=root.location)
+        if new.producer is not None:
+            refine_type(new, old.type)
+        return old.type == new.type
 
     def _erase_dead(self, root: Node) -> list[Node]:
         """Remove a node whose results nobody uses, and its producers that are dead by that."""

@@ -15,7 +15,7 @@ from espalier.frontends.onnx.site import ADAPTERS, Absent, Refused, Results, Sit
 from espalier.frontends.onnx.types import TypeReader
 from espalier.ir.axes import DeclarationError
 from espalier.ir.elements import F32
-from espalier.ir.graph import _INFERRED, Graph, Location, Node, Value, constant_value, infer_node, refine_type
+from espalier.ir.graph import Graph, Location, Node, Value, constant_value, infer_node, refine_type
 from espalier.ir.op import Op, TypeInferenceError, onnx_operators
 from espalier.ir.types import TensorType, Type
 
@@ -85,8 +85,6 @@ class Importer:
         self._prepared: dict[Any, Op | None] = {}
         """The operator instance of nodes that today's operators take as they are, by opset, type and attributes."""
         self._constant_types: dict[tuple[str, tuple[int, ...]], Type] = {}
-        self._inferred: dict[tuple[int, ...], tuple[Op, list[Type | None], list[Type]]] = {}
-        """Result types by the identity of operator and operand types; kept here, so that identities stay theirs."""
         written = len(model.graph.node) + sum(len(f.node) for f in model.functions)
         self.nodes_left = 100_000 + _EXPANSION * written
         self.assumed: list[str] = []
@@ -215,13 +213,6 @@ class Importer:
         ports = op.operands
         if len(node.operands) != len(ports):
             _check_arity(node)
-        types = [None if operand is None else operand.type for operand in node.operands]
-        key = (id(op), len(node.results), *map(id, types))
-        known = self._inferred.get(key)
-        if known is not None:
-            for result, found in zip(node.results, known[2], strict=True):
-                result.type = found
-            return graph.insert(node)
         try:
             infer_node(graph, node)
         except (
@@ -233,10 +224,6 @@ class Importer:
             ZeroDivisionError,
         ) as error:
             raise InputError("E110", f"{op.name}: {error}", node=node.location, source=_operand_types(node)) from error
-        if node.regions or op.symbolic or type(op).content is not Op.content:
-            return graph.insert(node)  # what it holds may matter
-        if (op, tuple(types), len(node.results)) in _INFERRED:
-            self._inferred[key] = op, types, [result.type for result in node.results]
         return graph.insert(node)
 
     # ---- one node ------------------------------------------------------------------------------------------

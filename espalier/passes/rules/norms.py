@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.ir import Node, Value, constant_value
+from espalier.ir import Node, TensorType, Value, constant_value
 from espalier.ir.constants import computed
+from espalier.ir.elements import Element
 from espalier.ir.ops import Add, BatchNorm, Conv, ConvTranspose, Div, Gemm, MatMul, Mul
 from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
@@ -71,8 +72,15 @@ def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
 
     new_weight = Value(weight.type)
     new_weight.constant = computed(scale_weight, element, shape)
-    new_bias = constant_value(computed(move_bias, element, (channels,)))
+    new_bias = Value(vector_type(element, channels))
+    new_bias.constant = computed(move_bias, element, (channels,))
     return rewriter.node(layer.op, [layer.operand(0), new_weight, new_bias]).results[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def vector_type(element: Element, extent: int) -> TensorType:
+    """The type of a vector, one object for equal ones."""
+    return TensorType(element, (extent,))
 
 
 def layer_before(value: Value) -> tuple[Node, int] | None:
