@@ -220,6 +220,8 @@ class Graph:
         """What a frontend knows beyond the graph itself (opset, producer); plain JSON values."""
         self._symbols = 0
         self._symbol_prefix = "u"
+        self._nesting = 0
+        """How many nodes have regions."""
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -272,7 +274,8 @@ class Graph:
         while stack:
             graph = stack.pop()
             yield graph
-            stack.extend(region for node in graph for region in node.regions)
+            if graph._nesting:
+                stack.extend(region for node in graph for region in node.regions)
 
     def fresh_symbol(self) -> str:
         """A name for a dimension that no other of this graph has."""
@@ -310,6 +313,7 @@ class Graph:
             if operand is not None:
                 operand.uses[node] = operand.uses.get(node, 0) + 1
         self.node_count += 1
+        self._nesting += bool(node.regions)
         self.epochs.topology += 1
         for listener in self.listeners:
             listener.inserted(node)
@@ -334,6 +338,7 @@ class Graph:
                 operand.uses.pop(node, None)
         node.graph = None
         self.node_count -= 1
+        self._nesting -= bool(node.regions)
         self.epochs.topology += 1
         for listener in self.listeners:
             listener.erased(node)

@@ -313,6 +313,11 @@ class Op:
         """
         raise NotImplementedError(f"{self.name} has no reference")
 
+    def first_result(self, xp: Any, *operands: Any, **keywords: Any) -> Any:
+        """The first result alone; operators override it where the others cost much."""
+        found = self.reference(xp, *operands, **keywords)
+        return found[0] if isinstance(found, tuple) else found
+
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "REQUIRED"})()
 OPS: dict[str, type[Op]] = {}
@@ -411,9 +416,12 @@ def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -
         return known
     if not result.is_static or not isinstance(result.size, int) or result.size > SMALL:
         return None
-    contents = [ctx.content(position) for position in range(len(ctx.types))]
-    if any(content is None for content, type in zip(contents, ctx.types, strict=True) if type is not None):
-        return None
+    contents = []
+    for position, type in enumerate(ctx.types):
+        content = ctx.content(position)
+        if content is None and type is not None:
+            return None
+        contents.append(content)
     try:
         with np.errstate(all="ignore"):
             found = operator.reference(xp, *contents)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 from espalier.errors import InternalError
 from espalier.ir import Builder, Graph, Node, Op, TypeInferenceError, Value
@@ -147,10 +147,14 @@ def group(name: str, rules: Sequence[RewriteRule], summary: str) -> type[Pass]:
 class RewritePass(Pass):
     """Applies its rules to a graph and its regions until none matches."""
 
-    rules: tuple[RewriteRule, ...] = ()
+    rules: ClassVar[tuple[RewriteRule, ...]] = ()
+    table: ClassVar[_Table]
 
     def run(self, graph: Graph, context: Context) -> int:
-        return sum(_Driver(each, self.rules, context).run() for each in list(graph.all_graphs()))
+        cls = type(self)
+        if "table" not in cls.__dict__:
+            cls.table = _Table(self.rules)
+        return sum(_Driver(each, cls.table, context).run() for each in list(graph.all_graphs()))
 
 
 @dataclass
@@ -161,8 +165,40 @@ class _Pattern:
     """What may match."""
     passed_over: list[RewriteRule] = field(default_factory=list)
     """What cannot match."""
-    count: int = 0
-    """How often such nodes were looked at."""
+
+
+class _Table:
+    """Which rules a node can be the root of, by its operator and by what makes its operands; asked once for each."""
+
+    def __init__(self, rules: Sequence[RewriteRule]) -> None:
+        self.rules = tuple(rules)
+        self.by_op: dict[type[Op], list[RewriteRule]] = {}
+        self.by_pattern: dict[Any, _Pattern] = {}
+
+    def of(self, kind: type[Op]) -> list[RewriteRule]:
+        """The rules for nodes of an operator class."""
+        found = self.by_op.get(kind)
+        if found is None:
+            found = self.by_op[kind] = [rule for rule in self.rules if rule.matches(kind)]
+        return found
+
+    def pattern(self, key: tuple[Any, ...]) -> _Pattern:
+        """What the operator class, and the makers of the operands, leave."""
+        found = self.by_pattern.get(key)
+        if found is None:
+            found = _Pattern()
+            makers = [maker for maker in key[1:] if maker is not None]
+            for rule in self.of(key[0]):
+                fits = rule.of is None or any(maker is not Constant and rule.of(maker) for maker in makers)
+                fits = fits and (not rule.reads_constant or Constant in makers)
+                (found.rules if fits else found.passed_over).append(rule)
+            if len(self.by_pattern) < _PATTERNS:
+                self.by_pattern[key] = found
+        return found
+
+
+_PATTERNS = 1 << 14
+"""Combinations of operators that are remembered; those of a concatenation of many are as many as models have."""
 
 
 def _maker(operand: Value | None) -> Any:
@@ -174,10 +210,10 @@ def _maker(operand: Value | None) -> Any:
 
 
 class _Driver:
-    def __init__(self, graph: Graph, rules: Sequence[RewriteRule], context: Context) -> None:
-        self.graph, self.rules, self.context = graph, rules, context
-        self.by_op: dict[type[Op], list[RewriteRule]] = {}
-        self.by_pattern: dict[Any, _Pattern] = {}
+    def __init__(self, graph: Graph, table: _Table, context: Context) -> None:
+        self.graph, self.table, self.context = graph, table, context
+        self.looked: dict[int, tuple[_Pattern, int]] = {}
+        """How many nodes of each pattern were looked at for which some rule was passed over."""
         self.rewriter: Rewriter | None = None
         self.queue: deque[Node] = deque()
         self.queued: set[Node] = set()
@@ -191,46 +227,25 @@ class _Driver:
             self.queued.discard(node)
             if node.graph is not self.graph:
                 continue
-            pattern = self._pattern(node)
-            pattern.count += 1
+            pattern = self.table.pattern((type(node.op), *map(_maker, node.operands)))
+            if pattern.passed_over:
+                self.looked[id(pattern)] = pattern, self.looked.get(id(pattern), (pattern, 0))[1] + 1
             for rule in pattern.rules:
                 if self._try(rule, node):
                     count += 1
                     break
             if count > limit:
-                names = ", ".join(rule.name for rule in self.rules)
+                names = ", ".join(rule.name for rule in self.table.rules)
                 raise InternalError(
                     "E903", f"the rewrites {names} do not come to an end", node=node, source=node.location
                 )
-        for pattern in self.by_pattern.values():
+        for pattern, times in self.looked.values():
             for rule in pattern.passed_over:
-                self.context.reasons[f"{rule.name}: {rule.wanted}"] += pattern.count
+                self.context.reasons[f"{rule.name}: {rule.wanted}"] += times
         return count
 
-    def _pattern(self, node: Node) -> _Pattern:
-        """The rules that the node's operator and what makes its operands leave."""
-        key = (type(node.op), *map(_maker, node.operands))
-        found = self.by_pattern.get(key)
-        if found is None:
-            found = self.by_pattern[key] = _Pattern()
-            makers = [maker for maker in key[1:] if maker is not None]
-            for rule in self._rules_for(node):
-                fits = rule.of is None or any(maker is not Constant and rule.of(maker) for maker in makers)
-                fits = fits and (not rule.reads_constant or Constant in makers)
-                (found.rules if fits else found.passed_over).append(rule)
-        return found
-
-    def _rules_for(self, node: Node) -> list[RewriteRule]:
-        kind = type(node.op)
-        if kind not in self.by_op:
-            self.by_op[kind] = [rule for rule in self.rules if rule.matches(kind)]
-        return self.by_op[kind]
-
     def _enqueue(self, node: Node) -> None:
-        rules = self.by_op.get(type(node.op))
-        if rules is None:
-            rules = self._rules_for(node)
-        if rules and node not in self.queued:
+        if self.table.of(type(node.op)) and node not in self.queued:
             self.queued.add(node)
             self.queue.append(node)
 

@@ -139,11 +139,15 @@ class FoldConstants(Pass):
         return count
 
     def _fold(self, node: Node, context: Context) -> list[Value] | None:
-        if len(node.results) == 1 and node.results[0].content is not None and node.inputs:
-            known = _numbers(node.results[0])
+        results = node.results
+        if len(results) == 1 and results[0].content is not None and node.operands:
+            known = _numbers(results[0])
             if known is not None:
                 return [known]
-        if node.regions or not node.op.deterministic or any(v.constant is None for v in node.inputs):
+        for operand in node.operands:
+            if operand is not None and operand.constant is None:
+                return None
+        if node.regions or not node.op.deterministic:
             return None
         if not node.op.foldable or not all(isinstance(result.type, TensorType) for result in node.results):
             return None
@@ -168,7 +172,7 @@ def _numbers(result: Value) -> Value | None:
     """The content as a constant, if it is numbers only."""
     assert result.content is not None
     flat = result.content.reshape(-1).tolist()
-    if any(isinstance(entry, Dim) for entry in flat):
+    if result.content.dtype == object and Dim in set(map(type, flat)):
         return None
     array = np.array(flat, result.element.dtype).reshape(result.content.shape)
     return constant_value(array, result.element, result.name)
