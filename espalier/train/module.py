@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from espalier.ir import Graph, Node, Value
@@ -43,31 +45,55 @@ class GraphModule(nn.Module):
         self.weights: dict[Value, str] = {}
         self._views: dict[Value, tuple[View, ...]] = {}
         self._nodes = graph.nodes
+        constants = list(_constants(self._nodes, graph))
+        statistics = _statistics(self._nodes)
+        learning = {value for value in constants if value not in statistics and trainable(value)}
+        tied: dict[Any, list[Value]] = {}
+        for value in constants:
+            held = value.constant
+            assert held is not None
+            # statistics are written to, so they can't be selections from a tensor that others use
+            key = (id(held.source), held.views) if value in statistics else id(held.source)
+            tied.setdefault(key, []).append(value)
+        for values in tied.values():
+            self._add(values, not learning.isdisjoint(values))
+        self._settle(statistics)
         self._training_ops = [node.op.training() for node in self._nodes]
         self._last_use = _last_uses(self._nodes, graph)
-        self._shared: dict[int, str] = {}
-        statistics = _statistics(self._nodes)
-        for value in _constants(self._nodes, graph):
-            self._add(value, value not in statistics and trainable(value))
 
-    def _add(self, value: Value, learns: bool) -> None:
-        held = value.constant
-        assert held is not None
-        name = self._shared.get(id(held.source))
-        if name is None:
-            name = f"weight_{len(self._shared)}"
-            self._shared[id(held.source)] = name
-            tensor = xp.asarray(np.array(held.base(0).array)) if held.views else xp.asarray(np.array(held.array))
-            if learns:
-                self.register_parameter(name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor)
-        elif learns and name in self._buffers:  # another view of it learns
-            held_before = self._buffers.pop(name)
-            assert held_before is not None
-            self.register_parameter(name, nn.Parameter(held_before))
-        self.weights[value] = name
-        self._views[value] = held.views
+    def _add(self, values: Sequence[Value], learns: bool) -> None:
+        """One parameter or buffer for the constants of one source: what their views have in common is done once."""
+        held = [value.constant for value in values if value.constant is not None]
+        steps = zip(*(constant.views for constant in held), strict=False)
+        common = sum(1 for _ in itertools.takewhile(lambda step: all(view == step[0] for view in step), steps))
+        name, tensor = f"weight_{len(self._parameters) + len(self._buffers)}", _tensor(held[0].base(common))
+        if learns:
+            self.register_parameter(name, nn.Parameter(tensor))
+        else:
+            self.register_buffer(name, tensor)
+        for value, constant in zip(values, held, strict=True):
+            self.weights[value], self._views[value] = name, constant.views[common:]
+
+    def _settle(self, statistics: Set[Value]) -> None:
+        """Compute once what depends only on constants that neither learn nor move, such as amounts of padding."""
+        left = []
+        for node in self._nodes:
+            fixed = node.op.deterministic and node.op.foldable and not node.regions and len(node.operands) > 0
+            if not fixed or any(self._may_change(value, statistics) for value in node.operands if value is not None):
+                left.append(node)
+                continue
+            with torch.no_grad():
+                found = node.op.reference(xp, *(None if v is None else self.read(v) for v in node.operands))
+            for value, result in zip(node.results, found if isinstance(found, tuple) else (found,), strict=False):
+                if not isinstance(result, torch.Tensor):
+                    continue
+                self.weights[value] = name = f"computed_{len(self._buffers)}"
+                self._views[value] = ()
+                self.register_buffer(name, result.clone(), persistent=False)
+        self._nodes = left
+
+    def _may_change(self, value: Value, statistics: Set[Value]) -> bool:
+        return value not in self.weights or value in statistics or self.weights[value] in self._parameters
 
     def read(self, value: Value) -> torch.Tensor:
         """A constant as it is now."""
@@ -89,8 +115,11 @@ class GraphModule(nn.Module):
             keywords: dict[str, Any] = {}
             if node.regions:
                 keywords["regions"] = [Region(region, xp, None) for region in node.regions]
-            found = op.reference(xp, *operands, **keywords)
-            results = found if isinstance(found, tuple) else (found,)
+            if len(node.results) == 1 and not op.moves_on:
+                results: tuple[Any, ...] = (op.first_result(xp, *operands, **keywords),)
+            else:
+                found = op.reference(xp, *operands, **keywords)
+                results = found if isinstance(found, tuple) else (found,)
             if op is not node.op:
                 self._move_on(node, results)
             if observe is not None:
@@ -101,7 +130,7 @@ class GraphModule(nn.Module):
         return [self._read(output, store) for output in self.graph.outputs]
 
     def _read(self, value: Value, store: Mapping[Value, Any]) -> Any:
-        return self.read(value) if value.constant is not None else store[value]
+        return self.read(value) if value in self.weights else store[value]
 
     @torch.no_grad()
     def _move_on(self, node: Node, results: Sequence[Any]) -> None:
@@ -120,10 +149,12 @@ class GraphModule(nn.Module):
         sources: dict[str, ArraySource] = {}
         for value, name in self.weights.items():
             held = value.constant
-            assert held is not None
+            if held is None:  # computed from constants
+                continue
             if name not in sources:
-                sources[name] = ArraySource(xp.to_numpy(getattr(self, name).detach()).copy())
-            fresh = constant_value(Constant(sources[name], held.element, held.shape, held.views), name=value.name)
+                sources[name] = ArraySource(_array(getattr(self, name), held))
+            views = self._views[value]
+            fresh = constant_value(Constant(sources[name], held.element, held.shape, views), name=value.name)
             for node in value.users:
                 if node.graph is graph:
                     for position, operand in enumerate(node.operands):
@@ -154,6 +185,16 @@ def looks_learned(value: Value) -> bool:
     return bool(np.isfinite(largest)) and largest < LARGEST_WEIGHT
 
 
+def _tensor(held: Constant) -> torch.Tensor:
+    return xp.asarray(np.array(held.array))
+
+
+def _array(tensor: torch.Tensor, held: Constant) -> NDArray[Any]:
+    """The tensor's numbers in the dtype that a constant of this element has."""
+    array = xp.to_numpy(tensor.detach())
+    return array.astype(held.element.storage.dtype)  # a copy: training may go on
+
+
 def _statistics(nodes: Sequence[Node]) -> set[Value]:
     """The constants that hold running statistics: they move, but do not learn."""
     return {
@@ -178,7 +219,7 @@ def _last_uses(nodes: Sequence[Node], graph: Graph) -> dict[Node, list[Value]]:
     last: dict[Value, Node] = {}
     for node in nodes:
         for operand in node.inputs:
-            if operand.constant is None:
+            if operand.constant is None:  # what was computed from constants stays
                 last[operand] = node
     found: dict[Node, list[Value]] = {}
     for value, node in last.items():

@@ -31,7 +31,7 @@ class Relu(Unary):
     idempotent = True
 
     def function(self, xp: Any, x: Any) -> Any:
-        return xp.maximum(x, xp.zeros_like(x))
+        return xp.relu(x)
 
 
 @op("leaky_relu", onnx="LeakyRelu")

@@ -74,24 +74,18 @@ class BatchNorm(Op):
         shapes = [shape_of(terms or ()) for terms in found.results] if found else [None] * len(kinds)
         return [TensorType(kind, shape) for kind, shape in zip(kinds, shapes, strict=True)]
 
-    def reference(self, xp: Any, x: Any, scale: Any, shift: Any, mean: Any, variance_: Any) -> Any:
-        wide, rank = xp.wide(x), x.ndim
+    def reference(self, xp: Any, x: Any, scale: Any, shift: Any, mean: Any, variance: Any) -> Any:
+        parts = [xp.wide(operand) for operand in (x, scale, shift, mean, variance)]
+        kind, exact = xp.element(x), max(map(xp.element, parts), key=lambda element: element.bits)
+        wide, factor, offset, *running = (xp.astype(part, exact) for part in parts)
         if not self.training_mode:
-            return self._normalize(xp, wide, scale, shift, xp.wide(mean), xp.wide(variance_), xp.element(x))
-        axes = (0, *range(2, rank))
-        current = xp.mean(wide, axis=axes, keepdims=True)
-        spread = xp.reshape(variance(xp, wide, current, axes), mean.shape)
-        current = xp.reshape(current, mean.shape)
+            return xp.astype(xp.batch_norm(wide, factor, offset, *running, self.epsilon), kind)
+        found, *current = xp.batch_norm_training(wide, factor, offset, self.epsilon)
         moved = [
-            xp.astype(xp.wide(old) * self.momentum + new * (1 - self.momentum), xp.element(old))
-            for old, new in ((mean, current), (variance_, spread))
+            xp.astype(old * self.momentum + xp.reshape(new, old.shape) * (1 - self.momentum), xp.element(given))
+            for old, new, given in zip(running, current, (mean, variance), strict=True)
         ]
-        return self._normalize(xp, wide, scale, shift, current, spread, xp.element(x)), *moved
-
-    def _normalize(self, xp: Any, x: Any, scale: Any, shift: Any, mean: Any, spread: Any, kind: Element) -> Any:
-        factor = xp.wide(scale) / xp.sqrt(spread + self.epsilon)
-        found = (x - per_channel(xp, mean, x.ndim)) * per_channel(xp, factor, x.ndim)
-        return xp.astype(found + per_channel(xp, xp.wide(shift), x.ndim), kind)
+        return xp.astype(found, kind), *moved
 
 
 def aligned(ctx: TypeContext, terms: list[Term], shape: Shape) -> list[Term]:
@@ -172,11 +166,14 @@ class LayerNorm(TrailingNorm):
     def reference(self, xp: Any, x: Any, scale: Any, shift: Any = None) -> Any:
         kind = xp.element(x)
         stash = stashed(kind, self.stash_type)
-        wide, axes = xp.wide(x), tuple(range(self.axis % x.ndim, x.ndim))
-        mean = xp.mean(wide, axis=axes, keepdims=True)
-        inverse = 1 / xp.sqrt(variance(xp, wide, mean, axes) + self.epsilon)
-        found = xp.astype((wide - mean) * inverse, kind) * scale
-        return found if shift is None else found + shift, xp.astype(mean, stash), xp.astype(inverse, stash)
+        wide, first = xp.wide(x), self.axis % x.ndim
+        if kind.bits >= 32 and xp.element(scale) == kind:
+            found, mean, inverse = xp.layer_norm(wide, first, self.epsilon, scale, shift)
+        else:  # narrow floats are rounded before the scale
+            found, mean, inverse = xp.layer_norm(wide, first, self.epsilon)
+            found = xp.astype(found, kind) * scale
+            found = found if shift is None else found + shift
+        return found, xp.astype(mean, stash), xp.astype(inverse, stash)
 
 
 def stashed(element: Element, stash_type: int) -> Element:
@@ -228,9 +225,7 @@ class InstanceNorm(Op):
         return arithmetic_element(ctx, "x", "scale", "shift", real=True)
 
     def reference(self, xp: Any, x: Any, scale: Any, shift: Any) -> Any:
-        wide, axes = xp.wide(x), tuple(range(2, x.ndim))
-        mean = xp.mean(wide, axis=axes, keepdims=True)
-        found = (wide - mean) / xp.sqrt(variance(xp, wide, mean, axes) + self.epsilon)
+        found, *_ = xp.layer_norm(xp.wide(x), 2, self.epsilon)
         found = found * per_channel(xp, xp.wide(scale), x.ndim) + per_channel(xp, xp.wide(shift), x.ndim)
         return xp.astype(found, xp.element(x))
 
@@ -256,9 +251,7 @@ class GroupNorm(Op):
 
     def reference(self, xp: Any, x: Any, scale: Any, shift: Any) -> Any:
         grouped = xp.reshape(xp.wide(x), (x.shape[0], self.num_groups, x.shape[1] // self.num_groups, *x.shape[2:]))
-        axes = tuple(range(2, grouped.ndim))
-        mean = xp.mean(grouped, axis=axes, keepdims=True)
-        found = (grouped - mean) / xp.sqrt(variance(xp, grouped, mean, axes) + self.epsilon)
+        found, *_ = xp.layer_norm(grouped, 2, self.epsilon)
         found = xp.astype(xp.reshape(found, x.shape), xp.element(x))
         return found * per_channel(xp, scale, x.ndim) + per_channel(xp, shift, x.ndim)
 
@@ -308,9 +301,7 @@ class LogSoftmax(AlongAxis):
     def reference(self, xp: Any, x: Any) -> Any:
         if 0 in x.shape:
             return x
-        wide = xp.wide(x)
-        wide = wide - xp.max(wide, axis=self.axis, keepdims=True)  # before the logarithm is small beside it
-        return xp.astype(wide - xp.logsumexp(wide, self.axis, keepdims=True), xp.element(x))
+        return xp.astype(xp.log_softmax(xp.wide(x), self.axis), xp.element(x))
 
 
 @op("hardmax", onnx="Hardmax")

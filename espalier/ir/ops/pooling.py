@@ -56,7 +56,13 @@ class WindowPool(Op):
         return same or pairs(self.pads, spatial)
 
     def windows(self, xp: Any, x: Any, fill: Any, *, counted: bool = False) -> Any:
-        """The windows of x as (n, c, positions…, kernel elements), padded with `fill`.
+        """The windows of x as (n, c, positions…, kernel elements), padded as `padded` does."""
+        x, sizes = self.padded(xp, x, fill, counted=counted)
+        found = xp.windows(x, *sizes)
+        return xp.reshape(found, (*x.shape[:2], *sizes[-1], math.prod(self.kernel_shape)))
+
+    def padded(self, xp: Any, x: Any, fill: Any, *, counted: bool = False) -> tuple[Any, tuple[tuple[int, ...], ...]]:
+        """x padded with `fill`, and the windows' extents, strides, dilations and counts.
 
         Rounding up may let windows reach beyond the padding; there the fill is 0 if `counted`.
         """
@@ -69,10 +75,10 @@ class WindowPool(Op):
         for axis in range(spatial):
             reach = (counts[axis] - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1
             excess.append((0, max(0, reach - sum(pads[axis]) - extents[axis])))
-        x = xp.pad(x, [(0, 0), (0, 0), *pads], "constant", fill)
-        x = xp.pad(x, [(0, 0), (0, 0), *excess], "constant", 0 if counted else fill)
-        found = xp.windows(x, kernel, strides, dilations, counts)
-        return xp.reshape(found, (*x.shape[:2], *counts, math.prod(kernel)))
+        for amounts, value in ((pads, fill), (excess, 0 if counted else fill)):
+            if any(map(any, amounts)):
+                x = xp.pad(x, [(0, 0), (0, 0), *amounts], "constant", value)
+        return x, (kernel, strides, dilations, tuple(counts))
 
 
 @op("max_pool", onnx="MaxPool")
@@ -102,6 +108,11 @@ class MaxPool(WindowPool):
             found[1] = TensorType(elements.I64, found[1].shape)
         return found
 
+    def first_result(self, xp: Any, x: Any) -> Any:
+        kind = xp.element(x)
+        padded, sizes = self.padded(xp, x, -math.inf if kind.is_float else kind.range[0])
+        return xp.window_max(padded, *sizes)
+
     def reference(self, xp: Any, x: Any) -> Any:
         kind = xp.element(x)
         lowest = -math.inf if kind.is_float else kind.range[0]
@@ -128,7 +139,8 @@ class AveragePool(WindowPool):
     count_include_pad: int = 0
 
     def reference(self, xp: Any, x: Any) -> Any:
-        total = xp.sum(self.windows(xp, xp.wide(x), 0), axis=-1)
+        wide, sizes = self.padded(xp, xp.wide(x), 0)
+        total = xp.window_sum(wide, *sizes)
         ones = xp.asarray(np.ones((1, 1, *x.shape[2:]), np.float64))
         count = xp.sum(self.windows(xp, ones, 1 if self.count_include_pad else 0, counted=True), axis=-1)
         return xp.astype(total / xp.astype(count, xp.element(total)), xp.element(x))

@@ -27,6 +27,7 @@ from espalier.ir.xp.torch_elements import (
     to_numpy,
     wide,
 )  # fmt: skip
+from espalier.ir.xp.torch_kernels import batch_norm, batch_norm_training, layer_norm, relu, window_max, window_sum
 from espalier.ir.xp.torch_products import conv, det, einsum, fft, matmul, pad, scatter, windows
 
 Axes: TypeAlias = "int | tuple[int, ...] | None"
@@ -46,8 +47,9 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "argmax", "argmin", "argsort", "asarray", "astype", "bitcast", "cast", "conv", "det", "einsum", "element", "fft",
-    "is_floating", "matmul", "pad", "scatter", "to_numpy", "wide", "windows",
+    "argmax", "argmin", "argsort", "asarray", "astype", "batch_norm", "batch_norm_training", "bitcast", "cast", "conv",
+    "det", "einsum", "element", "fft", "is_floating", "layer_norm", "matmul", "pad", "relu", "scatter", "to_numpy",
+    "wide", "window_max", "window_sum", "windows",
 ]  # fmt: skip
 
 # ---- making tensors ----------------------------------------------------------------------------------------------
@@ -263,6 +265,11 @@ def argmin(array: Array, axis: int | None = None, keepdims: bool = False) -> Arr
 def softmax(array: Array, axis: int) -> Array:
     """exp(x) normalised to sum 1 over an axis."""
     return torch.softmax(array, axis)
+
+
+def log_softmax(array: Array, axis: int) -> Array:
+    """The logarithm of softmax."""
+    return torch.log_softmax(array, axis)
 
 
 def logsumexp(array: Array, axis: Axes, keepdims: bool = False) -> Array:
