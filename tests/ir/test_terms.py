@@ -158,7 +158,7 @@ def test_pinned_leaves_pin_what_meets_them() -> None:
 def test_different_extents_are_pinned() -> None:
     a, b = Variable(dims.symbol("n")), Variable(dims.symbol("m"))
     unify(a, b)
-    assert a.pinned == b.pinned == "extents not known to agree"
+    assert a.pinned == b.pinned == "its extents are not known to agree"
 
 
 def test_symbolic_factors() -> None:

@@ -61,7 +61,7 @@ def test_what_was_cut_can_be_cut_again(name: str) -> None:
     graph, inputs, _ = loaded(name)
     rng = np.random.default_rng(3)
     before = [(unit.name, unit.verdict) for unit in couple(graph).removable()]
-    graph = hard(graph, draw([u for u in couple(graph).removable()], 0.3, rng, least=2))
+    graph = hard(graph, draw(couple(graph).removable(), 0.3, rng, least=2))
     assert [(unit.name, unit.verdict) for unit in couple(graph).removable()] == before
     check_all(graph, inputs, rng)
 
