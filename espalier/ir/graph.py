@@ -33,13 +33,17 @@ class Location(NamedTuple):
     def merge(self, *others: Location) -> Location:
         """Everything that any of the locations says, once."""
         names, lines, passes = self
-        for other in others:
-            names, lines, passes = _union(names, other[0]), _union(lines, other[1]), _union(passes, other[2])
-        return Location(names, lines, passes)
+        for more_names, more_lines, more_passes in others:
+            names = _union(names, more_names)
+            if more_lines:
+                lines = _union(lines, more_lines)
+            if more_passes:
+                passes = _union(passes, more_passes)
+        return Location(names, lines, passes) if others else self
 
     def touched(self, by: str) -> Location:
         """The same place, after a pass."""
-        return self if by in self.passes else self._replace(passes=(*self.passes, by))
+        return self if by in self.passes else Location(self.names, self.lines, (*self.passes, by))
 
     def __str__(self) -> str:
         return ", ".join(filter(None, ["+".join(self.names), "; ".join(self.lines)])) or "unknown source"
@@ -49,6 +53,8 @@ def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
     """The texts of both, each once."""
     if not second or first == second:
         return first
+    if len(second) == 1:
+        return first if second[0] in first else first + second
     return tuple(dict.fromkeys(first + second)) if first else second
 
 
@@ -137,7 +143,10 @@ class Node:
     ) -> None:
         self.op = op
         self.operands: list[Value | None] = list(operands)
-        self.results = [Value(type, producer=self, index=k) for k, type in enumerate(result_types)]
+        if len(result_types) == 1:
+            self.results = [Value(result_types[0], producer=self)]
+        else:
+            self.results = [Value(type, producer=self, index=k) for k, type in enumerate(result_types)]
         self.regions = tuple(regions)
         self.location = location or Location()
         self.graph: Graph | None = None

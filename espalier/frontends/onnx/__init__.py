@@ -74,4 +74,7 @@ def _fewer_collections() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            if not gc.get_freeze_count():  # the model is no garbage: count it as old, without a look at every object
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()

@@ -30,10 +30,14 @@ def inference_affine(norm: Node, rewriter: Rewriter) -> Affine:
             rewriter.why("the statistics are no constants")
     rewriter.require(not op.training_mode, "the norm is in training mode")
 
+    made: list[tuple[Any, Any]] = []
+
     def compute() -> tuple[Any, Any]:
-        gamma, beta, mean, variance = (v.array.astype(np.float64) for v in parts)
-        scale = gamma / np.sqrt(variance + epsilon)
-        return scale, beta - mean * scale
+        if not made:  # weights and bias both ask
+            gamma, beta, mean, variance = (v.array.astype(np.float64) for v in parts)
+            scale = gamma / np.sqrt(variance + epsilon)
+            made.append((scale, beta - mean * scale))
+        return made[0]
 
     return compute
 
@@ -61,8 +65,10 @@ def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
 
     def scale_weight() -> NDArray[Any]:
         scale = affine()[0]
+        if axis == 0:
+            return np.asarray(weight.array * scale.reshape(-1, *(1,) * (len(shape) - 1)), element.dtype)
         factor = scale.reshape(groups, *(1,) * axis, -1, *(1,) * (len(shape) - axis - 1))
-        wide = weight.array.astype(np.float64).reshape(groups, -1, *shape[1:]) * factor
+        wide = weight.array.reshape(groups, -1, *shape[1:]) * factor
         return np.asarray(wide.reshape(shape), element.dtype)
 
     def move_bias() -> NDArray[Any]:
