@@ -1,15 +1,16 @@
 """Simplification: node counts, agreement and time of the exact passes beside onnxslim and onnxsim.
 
-Every tool runs at its defaults, in a process of its own, on the same files: the real models that ESPALIER_DATA holds,
-and the classic families as torch.onnx exports them. Models that onnxruntime refuses to run (exporters write a few that
-are invalid) and those in dialects of quantization are simplified, but not compared. Counted are the nodes of the result
-(constants aside) as long as it holds standard operators only, at the operator set version of the input; subgraphs count
-too.
+Every tool runs at its defaults, in a process of its own with one OpenMP thread, on the same files: the real models that
+ESPALIER_DATA holds, and the classic families as torch.onnx exports them. Models that onnxruntime refuses to run
+(exporters write a few that are invalid) and those in dialects of quantization are simplified, but not compared. Counted
+are the nodes of the result (constants aside) as long as it holds standard operators only, at the operator set version
+of the input; subgraphs count too.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -212,7 +213,7 @@ def measure(benchmark: Benchmark, folder: Path, quick: bool) -> dict[str, dict[s
         listing.write_text(json.dumps([[str(path), str(targets / path.name)] for path in paths]))
         process = subprocess.run(
             [sys.executable, "-m", "benchmarks.simplify", "--work", tool, "--listing", str(listing)],
-            capture_output=True, text=True, check=False,
+            capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         for line in process.stdout.splitlines():
             if line.startswith("ROW "):

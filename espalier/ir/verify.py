@@ -69,9 +69,7 @@ def _verify_structure(graph: Graph) -> list[Graph]:
                 continue
             if operand not in defined:
                 raise _fail("operands are defined before use", f"operand {position} of {node} ({operand}) is not", node)
-            if times == 1:
-                uses += 1
-            elif operand not in operands[:position]:
+            if times == 1 or operand not in operands[:position]:
                 uses += 1
             if (times != 1 or given > 1) and times != _times(operands, operand):
                 raise _fail("use lists agree", f"{operand} lists {node} as a user {times} times, wrongly")

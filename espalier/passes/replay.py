@@ -228,7 +228,7 @@ def _old_region(change: Change) -> tuple[list[Value], list[Node]]:
 
 
 def _tells(node: Node) -> bool:
-    """Whether a rule may know a node's results: they are integers, moved, or made of neither weights nor activations."""
+    """Whether a rule may know a node's results: they are moved, or not made of activations."""
     if node.op.moves:
         return True
     floats = [v for v in node.inputs if v.constant is None and isinstance(v.type, TensorType) and v.element.is_float]

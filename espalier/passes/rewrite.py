@@ -123,7 +123,7 @@ def rewrite(
 
 def _wanted(of: Any, constant: bool) -> str:
     """What must be among the operands, in words."""
-    kinds = [of] if isinstance(of, type) else list(of) if isinstance(of, Sequence) else []
+    kinds: list[Any] = [of] if isinstance(of, type) else list(of) if isinstance(of, Sequence) else []
     words = [f"no operand is made by {' or '.join(kind.name for kind in kinds) or 'a fitting operator'}"] if of else []
     return " or ".join(words + ["no operand is a constant"] * constant)
 
@@ -332,9 +332,7 @@ class _Driver:
             else:
                 self.graph.erase(node)
                 removed.append(node)
-                for operand in node.operands:
-                    if operand is not None and operand.producer is not None:
-                        stack.append(operand.producer)
+                stack += [v.producer for v in node.operands if v is not None and v.producer is not None]
                 continue
             for result in node.results:
                 if result.has_one_use:  # the last neighbour may match now

@@ -1,0 +1,110 @@
+"""What the manager shows of passes: replays by kind, comparison of what no replay shows, promised predicates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from espalier.errors import VerificationError
+from espalier.ir import Builder, Graph, Node
+from espalier.ir.ops import Mul, Neg, Relu
+from espalier.ir.types import parse as type_of
+from espalier.passes import BITEXACT, PassManager, parse_spec
+from espalier.passes.base import PASSES, Context, Pass, Predicate, graph_pass
+from espalier.passes.rewrite import RULES, Replacement, Rewriter, rewrite
+from espalier.passes.rules.matching import splat
+
+
+@pytest.fixture(autouse=True)
+def own_passes() -> Iterator[None]:
+    """Passes of a test go with it."""
+    passes, rules = set(PASSES), set(RULES)
+    yield
+    for registry, before in ((PASSES, passes), (RULES, rules)):
+        for name in registry.keys() - before:
+            del registry[name]
+
+
+def products(*factors: float) -> Graph:
+    graph = Graph()
+    builder = Builder(graph)
+    value = builder.input(type_of("f32[2, 300, 40]"), "x")
+    for factor in factors:
+        value = builder.relu(builder.mul(value, factor))
+    graph.set_outputs([value], ["y"])
+    return graph
+
+
+def test_a_rule_that_is_wrong_for_one_number_is_caught() -> None:
+    @rewrite(Mul, constant=True, semantics=BITEXACT)
+    def drop_small_factors(node: Node, rewriter: Rewriter) -> Replacement:
+        """x · c is x, supposedly for every c below 2."""
+        rewriter.require(splat(node.operand(1)) < 2, "the factor is large")
+        return node.operand(0)
+
+    report = PassManager([parse_spec("drop_small_factors")]).run(products(1.0, 1.0))
+    assert report.replayed == 1 and report.whole_model.startswith("well-formed")
+    with pytest.raises(VerificationError, match="rewrite 2"):
+        PassManager([parse_spec("drop_small_factors")]).run(products(1.0, 1.25))
+
+
+def test_what_a_pass_does_not_tell_is_compared() -> None:
+    @graph_pass("negate_secretly")
+    class NegateSecretly(Pass):
+        """Puts a wrong operator into the graph, past every recorder."""
+
+        def run(self, graph: Graph, context: Context) -> int:
+            for node in graph:
+                if node.is_a(Relu):
+                    graph.set_op(node, Neg())
+            return 1
+
+    with pytest.raises(VerificationError, match="after the passes"):
+        PassManager([parse_spec("negate_secretly")]).run(products(1.5))
+
+
+def test_equal_nodes_are_merged_without_a_replay() -> None:
+    graph = Graph()
+    builder = Builder(graph)
+    x = builder.input(type_of("f32[3, 4]"), "x")
+    w, again = np.ones((4, 2), np.float32), np.ones((4, 2), np.float32)
+    graph.set_outputs([builder.add(builder.matmul(x, w), builder.matmul(x, again))], ["y"])
+    report = PassManager([parse_spec("common_subexpressions")]).run(graph)
+    assert len(graph) == 2 and not report.passes[0].untold
+    assert report.replayed == 0 and report.whole_model.startswith("well-formed")
+
+
+def test_rules_are_asked_only_where_operands_fit() -> None:
+    asked: list[str] = []
+
+    @rewrite(Relu, of=Mul, semantics=BITEXACT)
+    def looks_at_products(node: Node, rewriter: Rewriter) -> Replacement:
+        """Never matches."""
+        asked.append(node.op.name)
+        rewriter.why("on principle")
+
+    graph = products(2.0)
+    graph.set_outputs([Builder(graph).relu(graph.outputs[0])], ["y"])
+    report = PassManager([parse_spec("looks_at_products")]).run(graph)
+    assert asked == ["relu"]
+    assert report.passes[0].reasons == {
+        "looks_at_products: on principle": 1,
+        "looks_at_products: no operand is made by mul": 1,
+    }
+
+
+def test_a_pass_is_held_to_what_it_establishes() -> None:
+    tidy = Predicate("there are no products", lambda graph: not any(node.is_a(Mul) for node in graph))
+
+    @graph_pass("claims_to_tidy", establishes=[tidy])
+    class ClaimsToTidy(Pass):
+        """Does nothing."""
+
+        def run(self, graph: Graph, context: Context) -> int:
+            return 0
+
+    with pytest.raises(VerificationError, match="there are no products"):
+        PassManager([parse_spec("claims_to_tidy")]).run(products(2.0))
+    PassManager([parse_spec("claims_to_tidy")], verify="none").run(products(2.0))
