@@ -43,7 +43,7 @@ def _emit(graph: Graph, node: Node) -> list[Value]:
     operands = [None if value is None else Emitted(builder, value) for value in node.operands]
     try:
         found = node.op.reference(EmittingPrimitives(builder), *operands)
-    except (AttributeError, TypeError, TypeInferenceError) as error:
+    except (Inexpressible, TypeInferenceError) as error:
         raise UnsupportedError(
             "E402",
             f"{node.op.name} has no form in standard operators: {error}",
@@ -53,6 +53,10 @@ def _emit(graph: Graph, node: Node) -> list[Value]:
         ) from error
     made = found if isinstance(found, tuple) else (found,)
     return [array.value for array in made][: len(node.results)]
+
+
+class Inexpressible(Exception):
+    """A reference asked for what emitted values can't give: numbers, or a primitive without a standard operator."""
 
 
 class Emitted:
@@ -68,7 +72,7 @@ class Emitted:
     @property
     def shape(self) -> tuple[Any, ...]:
         if self.value.shape is None:
-            raise TypeError("the rank is not known")
+            raise Inexpressible("the rank is not known")
         return tuple(self.value.shape)
 
     def lift(self, other: Any) -> Value:
@@ -127,13 +131,20 @@ class Emitted:
     def __le__(self, other: Any) -> Emitted:
         return self.emit("less_or_equal", self, other)
 
-    def __eq__(self, other: Any) -> Emitted:  # type: ignore[override]
+    def __eq__(self, other: Any) -> Emitted:  # type: ignore[override]  # a comparison is a node
         return self.emit("equal", self, other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # == makes a node
 
     def __bool__(self) -> bool:
-        raise TypeError("a value has no truth before it runs")
+        raise Inexpressible("a value has no truth before it runs")
+
+    def _refuse(self, *_: Any) -> Any:
+        raise Inexpressible("a value has neither numbers nor these operations before it runs")
+
+    __int__ = __float__ = __index__ = __len__ = __iter__ = __getitem__ = __array__ = _refuse
+    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __matmul__ = __rmatmul__ = __and__ = __or__ = __xor__ = _refuse
+    __invert__ = __abs__ = __lshift__ = __rshift__ = __rand__ = __ror__ = __rxor__ = _refuse
 
 
 class EmittingPrimitives:
@@ -141,6 +152,9 @@ class EmittingPrimitives:
 
     def __init__(self, builder: Builder) -> None:
         self.builder = builder
+
+    def __getattr__(self, name: str) -> Any:
+        raise Inexpressible(f"the primitive {name} has no standard operator here")
 
     def element(self, array: Emitted) -> Element:
         return array.value.element.storage

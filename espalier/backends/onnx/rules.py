@@ -21,10 +21,11 @@ Attributes = dict[str, Any]
 @rule("opaque")
 def opaque(node: Node, version: int, attributes: Attributes, operands: Operands) -> Printed:
     """The node that it came as; of ai.onnx only where its schema is the same."""
-    proto = NodeProto.FromString(node.op.node)  # type: ignore[attr-defined]
+    op: Any = node.op
+    proto = NodeProto.FromString(op.node)
     domain = "" if proto.domain == "ai.onnx" else proto.domain
     if not domain:
-        then = schemas.schema_of("", proto.op_type, dict(node.op.opsets).get("", version))  # type: ignore[attr-defined]
+        then = schemas.schema_of("", proto.op_type, dict(op.opsets).get("", version))
         now = schemas.schema_of("", proto.op_type, version)
         if then is None or now is None or then.since_version != now.since_version:
             raise CannotPrint(f"{proto.op_type} is kept as it was, and opset {version} has another")
@@ -42,8 +43,9 @@ def control(node: Node, version: int, attributes: Attributes, operands: Operands
 
 @rule("constant_of_shape")
 def constant_of_shape(node: Node, version: int, attributes: Attributes, operands: Operands) -> Printed:
-    element = node.op.dtype.storage  # type: ignore[attr-defined]
-    array = np.full((1,), node.op.value).astype(element.dtype)  # type: ignore[attr-defined]
+    op: Any = node.op
+    element = op.dtype.storage
+    array = np.full((1,), op.value).astype(element.dtype)
     tensor = helper.make_tensor("value", code_of(element), [1], array.tobytes(), raw=True)
     if version < 9:
         raise CannotPrint("ConstantOfShape came with opset 9")
@@ -63,8 +65,9 @@ def softmax(node: Node, version: int, attributes: Attributes, operands: Operands
     """Before opset 13 all axes from `axis` on counted as one: the same only at the last."""
     if version >= 13:
         return
+    op: Any = node.op
     x = operands[0]
-    rank, axis = None if x is None else x.rank, node.op.axis  # type: ignore[attr-defined]
+    rank, axis = None if x is None else x.rank, op.axis
     if axis != -1 and (rank is None or axis % rank != rank - 1):
         raise CannotPrint(f"{node.op.onnx} of opset {version} takes the last axis only")
     if rank is None:
@@ -110,7 +113,8 @@ def group_norm(node: Node, version: int, attributes: Attributes, operands: Opera
 @rule("grid_sample")
 def grid_sample(node: Node, version: int, attributes: Attributes, operands: Operands) -> None:
     if version < 20:
-        mode = node.op.mode  # type: ignore[attr-defined]
+        op: Any = node.op
+        mode = op.mode
         if mode in ("linear", "cubic"):
             attributes["mode"] = f"bi{mode}"
 

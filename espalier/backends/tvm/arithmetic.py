@@ -106,7 +106,7 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
             if found == 1:
                 found = extent
             elif isinstance(found, int) and isinstance(extent, int):
-                raise ValueError(f"shapes {shapes} don't broadcast")
+                raise Untraceable(f"shapes {shapes} don't broadcast")
             elif isinstance(extent, int):
                 found = extent
             elif not isinstance(found, int):
@@ -346,7 +346,7 @@ def _bitwise(name: str, integer: Callable[[Expr, Expr], Expr], boolean: Callable
     def operation(a: Any, b: Any) -> Any:
         if promoted(a, b).kind == "bool":
             if boolean is None:
-                raise TypeError(f"{name} is not defined on bool")
+                raise Untraceable(f"{name} is not defined on bool")
             return _binary(a, b, lambda at, x, y: boolean(x, y))
         return _binary(a, b, lambda at, x, y: integer(x, y))
 

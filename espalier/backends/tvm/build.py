@@ -16,7 +16,7 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")  # TVM's own pinning makes two th
 import tvm
 from tvm import relax, tirx
 
-from espalier.backends.tvm import lowerings, module, numbers, trace
+from espalier.backends.tvm import extents, lowerings, module, numbers, trace
 from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
 from espalier.ir.execute import check_inputs
 from espalier.ir.graph import Graph, constant_value, infer_node
@@ -112,11 +112,17 @@ def target_with(sets: Sequence[str]) -> dict[str, Any]:
     return {"kind": "llvm", "mtriple": triple, **base, "mattr": [f"+{name}" for name in sets]}
 
 
-def _relax_pipeline() -> Any:
+def relax_pipeline() -> Any:
+    """The passes that turn `main` into what TVM's virtual machine runs."""
     steps = relax.transform
+
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]  # TVM has no types
+    def derived_extents(functions: Any, _: Any) -> Any:
+        return extents.bind_extents(functions)
+
     return tvm.transform.Sequential([
         steps.ToNonDataflow(), steps.RemovePurityChecking(), steps.CallTIRRewrite(), steps.StaticPlanBlockMemory(),
-        steps.LowerAllocTensor(), steps.KillAfterLastUse(), steps.LowerRuntimeBuiltin(), steps.ComputePrimValue(),
+        steps.LowerAllocTensor(), derived_extents, steps.KillAfterLastUse(), steps.LowerRuntimeBuiltin(),
         steps.VMShapeLower(), steps.AttachGlobalSymbol(),
     ])  # fmt: skip
 
@@ -124,7 +130,7 @@ def _relax_pipeline() -> Any:
 def _kernel_pipeline() -> Any:
     """TVM's default pipeline for loops, without the simplifications that LLVM does in a fraction of the time."""
 
-    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]  # TVM has no types
     def lowered(functions: Any, _: Any) -> Any:
         steps = tirx.transform
         return tvm.transform.Sequential([
@@ -152,7 +158,7 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
     try:
         made = module.write(inputs, outputs)
         with chosen:
-            executable = relax.build(made.relax, chosen, relax_pipeline=_relax_pipeline(), tir_pipeline="espalier")
+            executable = relax.build(made.relax, chosen, relax_pipeline=relax_pipeline(), tir_pipeline="espalier")
     except EspalierError:
         raise
     except Exception as error:

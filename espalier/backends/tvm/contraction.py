@@ -22,7 +22,7 @@ from espalier.backends.tvm.movement import pad, reshape, transpose
 from espalier.backends.tvm.numbers import cast_type, expression_type, immediate
 from espalier.backends.tvm.reduction import LONG
 from espalier.backends.tvm.selection import getitem
-from espalier.backends.tvm.tensor import At, Expr, Fold, Index, Tensor
+from espalier.backends.tvm.tensor import At, Expr, Fold, Index, Tensor, Untraceable
 from espalier.ir import elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
@@ -53,12 +53,13 @@ def matmul(a: Any, b: Any) -> Tensor:
         right, drop = PRIMITIVES["expand_dims"](right, 1), [*drop, -1]
     count = left.shape[-1] if isinstance(left.shape[-1], int) else right.shape[-2]
     if isinstance(left.shape[-1], int) and isinstance(right.shape[-2], int) and left.shape[-1] != right.shape[-2]:
-        raise ValueError(f"matrices of {left.shape} and {right.shape} can't be multiplied")
+        raise Untraceable(f"matrices of {left.shape} and {right.shape} can't be multiplied")
     lead = broadcast_shapes(left.shape[:-2], right.shape[:-2])
     found = batched(left, right, (*lead, left.shape[-2], right.shape[-1]), count, inner)
     if drop:
         found = PRIMITIVES["squeeze"](found, axis=tuple(axis % (len(lead) + 2) for axis in drop))
-    return astype(found, kind)  # type: ignore[no-any-return]
+    result: Tensor = astype(found, kind)
+    return result
 
 
 def batched(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension, kind: Element) -> Tensor:
@@ -103,7 +104,8 @@ def conv(
 
     tiled = products.convolution(source, weights, counts, strides, dilations, groups, inner)
     if tiled is not None:
-        return astype(tiled, kind)  # type: ignore[no-any-return]
+        product: Tensor = astype(tiled, kind)
+        return product
     each = outputs // groups
     state = _accumulator(inner, int(np.prod([per_group, *kernel])))
 
@@ -124,7 +126,8 @@ def conv(
     shape, extents = (source.shape[0], outputs, *counts), (per_group, *kernel)
     found = Fold(shape, inner, [source, weights], ["many", "many"], extents, [state],
                  lambda: [immediate(0, state)], step, lambda at, s: cast_type(s[0], dtype))  # fmt: skip
-    return astype(found, kind)  # type: ignore[no-any-return]
+    pooled: Tensor = astype(found, kind)
+    return pooled
 
 
 @primitive
@@ -161,7 +164,8 @@ def einsum(text: str, *arrays: Any) -> Tensor:
         tensor = PRIMITIVES["sum"](tensor, axis=summed)
         current = "".join(c for c in current if c in result)
     tensor = transpose(tensor, [current.index(c) for c in result])
-    return astype(tensor, kind)  # type: ignore[no-any-return]
+    made: Tensor = astype(tensor, kind)
+    return made
 
 
 def _diagonal(letters: str, tensor: Tensor) -> tuple[str, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, filled, primitive
 from espalier.backends.tvm.arithmetic import astype as real_astype
-from espalier.backends.tvm.tensor import Tensor
+from espalier.backends.tvm.tensor import Tensor, Untraceable
 from espalier.ir import elements
 from espalier.ir.elements import Element
 
@@ -66,7 +66,7 @@ def astype(array: Pair, kind: Element) -> Any:
 
 def reduce(name: str, array: Pair, axis: Any, keepdims: bool) -> Pair:
     if name != "sum":
-        raise NotImplementedError(f"{name} of complex numbers")
+        raise Untraceable(f"{name} of complex numbers")
     return array.each(lambda part: PRIMITIVES["sum"](part, axis=axis, keepdims=keepdims))
 
 
@@ -126,7 +126,7 @@ def fft(array: Any, axis: int, length: int | None = None, inverse: bool = False)
     extent = source.shape[axis]
     count = extent if length is None else length
     if not isinstance(count, int) or not isinstance(extent, int):
-        raise NotImplementedError("a Fourier transform of a length that is not known")
+        raise Untraceable("a Fourier transform of a length that is not known")
     if count != extent:
         if count < extent:
             source = source[(slice(None),) * axis + (slice(0, count),)]

@@ -48,6 +48,7 @@ class Writer:
         self.symbols: dict[str, Any] = {}
         self.values: dict[Tensor, Any] = {}
         self.weights: list[Constant] = []
+        self.given = 0
 
     def symbol(self, name: str) -> Any:
         if name not in self.symbols:
@@ -69,10 +70,7 @@ class Writer:
                 name = symbol_name(extent) if not isinstance(extent, int) else None
                 if name is not None and name not in self.symbols:
                     self.symbols[name] = tirx.Var(f"n{len(self.symbols)}", "int64")
-        parameters = [
-            relax.Var(f"input{k}", self.type(tensor, foreign_type(tensor.element)))
-            for k, tensor in enumerate(self.inputs)
-        ]
+        parameters = [relax.Var(f"input{k}", self._parameter(tensor)) for k, tensor in enumerate(self.inputs)]
         for tensor in fuse.in_order(self.results):
             if (
                 isinstance(tensor, Constant)
@@ -83,13 +81,28 @@ class Writer:
         weights = [relax.Var(f"weight{k}", self.type(tensor)) for k, tensor in enumerate(self.weights)]
         with self.builder.function("main", [*parameters, *weights]):
             for tensor, parameter in zip(self.inputs, parameters, strict=True):
-                self.values[tensor] = self._raw(tensor, parameter)
+                self.values[tensor] = self._raw(tensor, self._matched(tensor, parameter))
             self.values.update(zip(self.weights, weights, strict=True))
             for root in self.plan.roots:
                 self._emit(root)
             found = [self._given(tensor) for tensor in self.results]
             self.builder.emit_func_output(relax.Tuple(found))
         return Module(self.builder.get(), self.weights)
+
+    def _parameter(self, tensor: Tensor) -> Any:
+        """The type of an input, in which each extent is a number, or a symbol of its own where it is derived."""
+        extents = self.shape(tensor)
+        for axis, extent in enumerate(tensor.shape):
+            if not isinstance(extent, int) and symbol_name(extent) is None:
+                self.given += 1
+                extents[axis] = tirx.Var(f"given{self.given}", "int64")
+        return relax.TensorType(extents, foreign_type(tensor.element) or numbers.buffer_type(tensor.element))
+
+    def _matched(self, tensor: Tensor, value: Any) -> Any:
+        """An input whose derived extents have been compared with what its symbols say."""
+        if all(isinstance(extent, int) or symbol_name(extent) is not None for extent in tensor.shape):
+            return value
+        return self.builder.match_cast(value, self.type(tensor, foreign_type(tensor.element)))
 
     def _raw(self, tensor: Tensor, value: Any) -> Any:
         if foreign_type(tensor.element) is None:

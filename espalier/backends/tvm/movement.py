@@ -29,7 +29,7 @@ from espalier.ir.xp import numpy as numpy_xp
 def transpose(array: Any, perm: Sequence[int]) -> Tensor:
     perm = tuple(int(axis) % array.ndim for axis in perm)
     if perm == tuple(range(array.ndim)):
-        return array  # type: ignore[no-any-return]
+        return array  # type: ignore[no-any-return]  # any array, that is a tensor here
     inverse = [perm.index(axis) for axis in range(array.ndim)]
     return view(array, [array.shape[axis] for axis in perm], lambda at, index: [index[axis] for axis in inverse])
 
@@ -42,15 +42,15 @@ def reshape(array: Any, shape: Any) -> Tensor:
     if -1 in target:
         known = dims.product(extent for extent in target if not (isinstance(extent, int) and extent == -1))
         if known == 0:
-            raise ValueError("the shape to reshape to is ambiguous")
+            raise Untraceable("the shape to reshape to is ambiguous")
         rest = dims.floor_divide(array.size, known)
         target[target.index(-1)] = rest
     target = [extent if isinstance(extent, Dim) else int(extent) for extent in target]
     if tuple(target) == array.shape:
-        return array  # type: ignore[no-any-return]
+        return array  # type: ignore[no-any-return]  # any array, that is a tensor here
     size, wanted = array.size, dims.product(target)
     if isinstance(size, int) and isinstance(wanted, int) and size != wanted:
-        raise ValueError(f"{array.shape} can't be reshaped to {tuple(target)}")
+        raise Untraceable(f"{array.shape} can't be reshaped to {tuple(target)}")
     if [extent for extent in target if extent != 1] == [extent for extent in array.shape if extent != 1]:
         return _unit_axes(array, target)
     if size == 0:
@@ -76,7 +76,7 @@ def squeeze(array: Any, axis: Any = None) -> Tensor:
     dropped = {int(a) % array.ndim for a in axes if axis is not None or array.shape[a] == 1}
     for a in dropped:
         if isinstance(array.shape[a], int) and array.shape[a] != 1:
-            raise ValueError(f"axis {a} of {array.shape} can't be dropped")
+            raise Untraceable(f"axis {a} of {array.shape} can't be dropped")
     target = [extent for a, extent in enumerate(array.shape) if a not in dropped]
     kept = [a for a in range(array.ndim) if a not in dropped]
     return view(
@@ -206,7 +206,7 @@ def repeat(array: Any, repeats: Any, axis: int | None = None) -> Any:
 @primitive
 def pad(array: Any, pads: Sequence[tuple[Any, Any]], mode: str = "constant", value: Any = 0) -> Tensor:
     """Add, or with negative amounts cut, positions at both ends of each axis."""
-    pads = [tuple(p if isinstance(p, Dim) else int(p) for p in pair) for pair in pads]  # type: ignore[misc]
+    pads = [tuple(p if isinstance(p, Dim) else int(p) for p in pair) for pair in pads]  # type: ignore[misc]  # pairs
     source = as_tensor(array)
     if all(pair == (0, 0) for pair in pads):
         return source
@@ -254,7 +254,7 @@ def _pad_by_index(source: Tensor, pads: Sequence[tuple[Any, Any]], shape: Sequen
             found = tirx.min(folded, period - folded)
             found = select(tirx.EQ(span, immediate(1, "int64")), zero(), found)
         else:
-            raise ValueError(f"there is no padding mode {mode!r}")
+            raise Untraceable(f"there is no padding mode {mode!r}")
         return found + immediate(low, "int64")
 
     def position(at: At, index: Index) -> list[Expr]:

@@ -251,11 +251,11 @@ def matrices(
         weights = right
 
         def vector(scope: Scope, buffer: Expr, index: Index, position: Index) -> Expr:
-            first = broadcast_index(scope, index[:-2], right.shape[:-2], lead)  # type: ignore[arg-type]
+            first = broadcast_index(scope, index[:-2], right.shape[:-2], lead)  # type: ignore[arg-type]  # a scope has `dim`
             return tirx.BufferLoad(buffer, [*first, position[0], tirx.Ramp(index[-1], integer(1), lanes)])
 
     def scalar(scope: Scope, buffer: Expr, index: Index, position: Index) -> Expr:
-        first = broadcast_index(scope, index[:-2], left.shape[:-2], lead)  # type: ignore[arg-type]
+        first = broadcast_index(scope, index[:-2], left.shape[:-2], lead)  # type: ignore[arg-type]  # a scope has `dim`
         return tirx.BufferLoad(buffer, [*first, index[-2], position[0]])
 
     plan = Plan(len(shape) - 2, len(shape) - 1, lanes, (count,), scalar, vector)

@@ -23,7 +23,7 @@ from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequen
 from espalier.backends.tvm.numbers import expression_type, immediate, is_nan, select, wrap
 from espalier.backends.tvm.scalars import dtype_of, maximum, minimum
 from espalier.backends.tvm.selection import safe_position
-from espalier.backends.tvm.tensor import Expr, Program, Tensor
+from espalier.backends.tvm.tensor import Expr, Program, Tensor, Untraceable
 from espalier.ir import elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
@@ -170,7 +170,8 @@ def _passes(extent: Dimension) -> int:
 
 @primitive
 def sort(array: Any, axis: int = -1) -> Tensor:
-    return PRIMITIVES["take_along_axis"](array, argsort(array, axis), axis)  # type: ignore[no-any-return]
+    result: Tensor = PRIMITIVES["take_along_axis"](array, argsort(array, axis), axis)
+    return result
 
 
 _COMBINED: dict[str, Callable[[Expr, Expr], Expr]] = {
@@ -189,7 +190,7 @@ def scatter(array: Any, index: tuple[Any, ...], updates: Any, reduction: str = "
     if len(index) == 1 and index[0] is Ellipsis:
         index = ()
     if any(not isinstance(k, Tensor | np.ndarray) for k in index):
-        raise NotImplementedError("scatter at slices")
+        raise Untraceable("scatter at slices")
     places = [as_tensor(k if isinstance(k, Tensor) else np.asarray(k, np.int64)) for k in index]
     lead = broadcast_shapes(*(place.shape for place in places))
     rest = data.shape[len(places) :]
@@ -254,7 +255,7 @@ def det(array: Any) -> Tensor:
     kind: Element = source.element
     n, dtype = source.shape[-1], expression_type(kind)
     if not isinstance(n, int):
-        raise NotImplementedError("the determinant of matrices whose size is not known")
+        raise Untraceable("the determinant of matrices whose size is not known")
 
     def write(scope: Scope, inputs: Sequence[Expr], outputs: Sequence[Expr]) -> Statement:
         names = scope.kernel.names
@@ -315,4 +316,5 @@ def det(array: Any) -> Tensor:
 
         return around(scope, source.shape[:-2], one)
 
-    return astype(Program([(source.shape[:-2], kind)], [source], write), array.element)  # type: ignore[no-any-return]
+    result: Tensor = astype(Program([(source.shape[:-2], kind)], [source], write), array.element)
+    return result

@@ -12,7 +12,7 @@ from tvm import tirx
 from espalier.backends.tvm import scalars
 from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, astype, elementwise, filled, primitive
 from espalier.backends.tvm.numbers import cast_type, expression_type, immediate, is_nan, rounded, select, wrap
-from espalier.backends.tvm.tensor import Access, At, Expr, Fold, Index, Tensor
+from espalier.backends.tvm.tensor import Access, At, Expr, Fold, Index, Tensor, Untraceable
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
@@ -82,7 +82,8 @@ def _accumulated(name: str, neutral: float, combine: Callable[[Expr, Expr], Expr
         kind = _summed(array.element)
         source = astype(array, kind)
         if not reduced_axes(axis, array.ndim):
-            return source  # type: ignore[no-any-return]
+            result: Tensor = source
+            return result
         count = _count(array, axis)
         state = expression_type(kind)
         if state == "float32" and not (isinstance(count, int) and count <= LONG):
@@ -105,11 +106,12 @@ def _extreme(name: str, combine: Callable[[Expr, Expr], Expr], worst: Callable[[
     def operation(array: Any, axis: Any = None, keepdims: bool = False, **ignored: Any) -> Tensor:
         kind = array.element
         if kind.kind == "bool":
-            return PRIMITIVES["any" if name == "max" else "all"](array, axis=axis, keepdims=keepdims)  # type: ignore[no-any-return]
+            result: Tensor = PRIMITIVES["any" if name == "max" else "all"](array, axis=axis, keepdims=keepdims)
+            return result
         if not reduced_axes(axis, array.ndim):
             return as_tensor(array)
         if _count(array, axis) == 0 and "initial" not in ignored:
-            raise ValueError(f"{name} of nothing")
+            raise Untraceable(f"{name} of nothing")
         state = expression_type(kind)
         return fold(
             array, axis, keepdims, kind, [state], lambda: [immediate(worst(kind), state)],
@@ -202,11 +204,13 @@ def logsumexp(array: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     top = PRIMITIVES["where"](PRIMITIVES["isfinite"](top), top, filled(top.shape, 0, top.element))
     total = PRIMITIVES["sum"](PRIMITIVES["exp"](array - top), axis=axis, keepdims=True)
     found = PRIMITIVES["log"](total) + top
-    return found if keepdims else PRIMITIVES["squeeze"](found, axis=reduced_axes(axis, array.ndim))  # type: ignore[no-any-return]
+    result: Tensor = found if keepdims else PRIMITIVES["squeeze"](found, axis=reduced_axes(axis, array.ndim))
+    return result
 
 
 @primitive
 def softmax(array: Any, axis: int) -> Tensor:
     """exp(x) normalised to sum 1 over an axis."""
     shifted = PRIMITIVES["exp"](array - PRIMITIVES["max"](array, axis=axis, keepdims=True, initial=-math.inf))
-    return shifted / PRIMITIVES["sum"](shifted, axis=axis, keepdims=True)  # type: ignore[no-any-return]
+    result: Tensor = shifted / PRIMITIVES["sum"](shifted, axis=axis, keepdims=True)
+    return result

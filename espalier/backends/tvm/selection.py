@@ -117,7 +117,7 @@ def _select(array: Tensor, keys: Sequence[Any]) -> Tensor:
             if isinstance(number, int) and number < 0:
                 number = extent + number
             if isinstance(number, int) and isinstance(extent, int) and not 0 <= number < extent:
-                raise IndexError(f"position {number} lies outside of an axis of {extent}")
+                raise Untraceable(f"position {number} lies outside of an axis of {extent}")
             plan.append(("fixed", number))
         axis += 1
     if not arrays:

@@ -27,8 +27,11 @@ TRANSCENDENTAL = 8
 """Cost of an exponential and the like, in units of one addition."""
 
 
-class Untraceable(TypeError):
-    """A reference asked for numbers that are only known when the model runs."""
+class Untraceable(Exception):
+    """A reference asked for what has no form in loops: a primitive, or numbers only known when the model runs.
+
+    `tensor` is the one whose numbers were wanted.
+    """
 
     def __init__(self, message: str, tensor: Tensor | None = None) -> None:
         super().__init__(message)
@@ -138,7 +141,7 @@ for _name, _method in {
     "lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal", "ne": "not_equal",
 }.items():  # fmt: skip
     setattr(Tensor, f"__{_name}__", _operator(_method))
-Tensor.__hash__ = object.__hash__  # type: ignore[method-assign]
+Tensor.__hash__ = object.__hash__  # type: ignore[method-assign]  # == makes a tensor, so identity
 
 
 def _unary(name: str) -> Callable[[Any], Any]:

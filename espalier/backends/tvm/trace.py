@@ -10,10 +10,10 @@ import numpy as np
 from espalier.backends.tvm import fuse, xp
 from espalier.backends.tvm.arithmetic import as_tensor
 from espalier.backends.tvm.tensor import Constant, Input, Tensor, Untraceable
-from espalier.errors import EspalierError, UnsupportedError
+from espalier.errors import EspalierError, InternalError, UnsupportedError
 from espalier.ir.dims import Dim
 from espalier.ir.graph import Graph, Node, Value
-from espalier.ir.op import lookup
+from espalier.ir.op import Op, lookup
 from espalier.ir.types import TensorType
 
 Lowering = Callable[..., Any]
@@ -117,16 +117,11 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
         results = _attempt(node, operands)
     except UnsupportedError as error:
         raise _named(node, error) from error
-    except (
-        Untraceable,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        IndexError,
-        NotImplementedError,
-        KeyError,
-    ) as error:
+    except (Untraceable, ValueError, TypeError) as error:
+        # A reference refuses operands by ValueError; where it wants a number, Python refuses a symbol by TypeError.
+        # Any other is a fault of ours.
+        if isinstance(error, TypeError) and not _has_symbols(operands):
+            raise
         refused = UnsupportedError(
             "E402", f"the TVM backend can't emit this use of {node.op.name}: {error}",
             node=node.op.name, source=str(node.location),
@@ -149,8 +144,9 @@ def _named(node: Node, error: UnsupportedError) -> EspalierError:
 
 
 def _attempt(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
+    op: Any = node.op
     if node.is_a(lookup("opaque")):
-        raise UnsupportedError("E403", f"the meaning of {node.op.op_type} is not known")  # type: ignore[attr-defined]
+        raise UnsupportedError("E403", f"the meaning of {op.op_type} is not known")
     operands = [_plain(operand) for operand in operands]
     own = LOWERINGS.get(node.op.name)
     if own is not None:
@@ -160,6 +156,8 @@ def _attempt(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
     keywords: dict[str, Any] = {}
     if node.regions:
         keywords["regions"] = [Region(region) for region in node.regions]
+    if type(node.op).reference is Op.reference:
+        raise Untraceable("it has neither a lowering nor a reference")
     with np.errstate(all="ignore"):
         results = node.op.reference(xp, *operands, **keywords)
     return results if isinstance(results, tuple) else (results,)
@@ -171,6 +169,16 @@ def _symbolic(content: Any) -> bool:
         and content.dtype == object
         and any(isinstance(entry, Dim) for entry in content.reshape(-1).tolist())
     )
+
+
+def _has_symbols(operands: Sequence[Any]) -> bool:
+    """Whether an operand's shape or content has symbolic dimensions."""
+    return any(
+        not operand.is_static if isinstance(operand, Tensor)
+        else _has_symbols(operand) if isinstance(operand, list | tuple)
+        else isinstance(operand, np.ndarray) and _symbolic(operand)
+        for operand in operands
+    )  # fmt: skip
 
 
 def _plain(operand: Any) -> Any:
@@ -202,11 +210,17 @@ def _checked(node: Node, value: Value, result: Any) -> Any:
         and kind != expected
         and kind.dtype != expected.dtype
     ):
-        raise TypeError(f"the lowering gives {kind or result.dtype} where the graph says {declared}")
+        raise InternalError(
+            "E901", f"the lowering of {node.op.name} gives {kind or result.dtype} where the graph says {declared}",
+            node=node.op.name, source=str(node.location),
+        )  # fmt: skip
     wanted = declared.shape
     if wanted is not None and (
         len(wanted) != len(shape)
         or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(wanted, shape, strict=True))
     ):
-        raise ValueError(f"the lowering gives the shape {shape} where the graph says {declared}")
+        raise InternalError(
+            "E901", f"the lowering of {node.op.name} gives the shape {shape} where the graph says {declared}",
+            node=node.op.name, source=str(node.location),
+        )  # fmt: skip
     return result

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from espalier.backends.tvm import build
+from espalier.backends.tvm import build, module, trace
 from espalier.backends.tvm.emit import TvmBackend
 from espalier.cost.device import device
 from espalier.errors import UnsupportedError
@@ -124,6 +124,34 @@ def test_a_symbol_that_no_input_gives_is_refused() -> None:
         build.build(graph)
 
 
+def test_an_input_whose_extent_derives_from_another() -> None:
+    agree(lambda b, x, y: b.concat(b.relu(x), y, axis=0), normal(3), normal(6), types=["f32[n]", "f32[2*n]"])
+
+
+def test_tvm_derives_no_dimension_itself() -> None:
+    """Its shape functions store in the order of addresses, so that libraries would differ from run to run."""
+
+    def function(b: Builder, x: Any, y: Any) -> Any:
+        z = b.max_pool(b.conv(x, W, strides=(2, 2)), kernel_shape=(2, 2))
+        return b.concat(z, z, axis=3), b.reshape(z, np.array([0, -1])), b.relu(y)
+
+    inputs = [normal(2, 3, 9, 8), normal(16)]
+    graph = graph_of(function, inputs, ["f32[n, 3, h, w]", "f32[2*w]"])
+    lowered = build.relax_pipeline()(module.write(*trace.trace(graph)).relax)
+    names = [variable.name_hint for variable in lowered.get_global_vars()]
+    assert [name for name in names if name.startswith("extents")] == ["extents0"]
+    assert not [name for name in names if name.startswith("shape_func")]
+
+
+def test_a_fault_in_a_lowering_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(node: Any, x: Any) -> Any:
+        return x.no_such_attribute
+
+    monkeypatch.setitem(trace.LOWERINGS, "relu", faulty)
+    with pytest.raises(AttributeError):
+        build.build(graph_of(lambda b, x: b.relu(x), [normal(3)]))
+
+
 def test_a_weight_used_twice_is_one_argument() -> None:
     held = constant_value(normal(64, 64))
     graph = graph_of(lambda b, x: b.add(b.mul(x, held), b.div(x, held)), [normal(64, 64)])
@@ -136,25 +164,23 @@ from espalier.backends.tvm import build
 from espalier.ir import Builder, Graph
 from espalier.ir.types import parse
 graph = Graph(); b = Builder(graph); random = np.random.default_rng(0)
-x = b.input(parse("f32[n, 3, 8, 8]"), "x")
-y = b.relu(b.conv(x, random.standard_normal((32, 3, 3, 3)).astype("f4")))
+x = b.input(parse("f32[n, 3, 8, w]"), "x")
+y = b.relu(b.conv(x, random.standard_normal((32, 3, 3, 3)).astype("f4"), strides=(2, 2)))
 graph.set_outputs([b.softmax(b.flatten(b.global_average_pool(y))), b.reduce_max(y, np.array([1]))])
 build.build(graph, threads=2).save(pathlib.Path(sys.argv[1]) / "model.so")
 print(hashlib.sha256((pathlib.Path(sys.argv[1]) / "model.so").read_bytes()).hexdigest())
 """
 
 
-@pytest.mark.slow
 def test_the_library_is_the_same_in_every_folder_and_under_every_hash_seed(tmp_path: Path) -> None:
-    digests = set()
-    for seed, folder in (("0", "a"), ("1", "b/longer"), ("2", "c")):
+    runs = []
+    for seed, folder in (("0", "a"), ("1", "b/longer")):
         (tmp_path / folder).mkdir(parents=True)
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[3])}
         command = [sys.executable, "-c", SCRIPT, str(tmp_path / folder)]
-        done = subprocess.run(
-            command, env=environment, cwd=tmp_path / folder, capture_output=True, text=True, check=True
-        )
-        digests.add(done.stdout.strip())
+        runs.append(subprocess.Popen(command, env=environment, cwd=tmp_path / folder, stdout=subprocess.PIPE))
+    digests = {run.communicate()[0].strip() for run in runs}
+    assert [run.returncode for run in runs] == [0, 0]
     assert len(digests) == 1
 
 

@@ -52,8 +52,9 @@ def loop(node: Node, trip_count: Any = None, cond: Any = None, *values: Any) -> 
 @lowers("scan")
 def scan(node: Node, *values: Any) -> Any:
     """Unrolled by the reference, if the number of entries is known and not large."""
-    first = values[node.op.carried]  # type: ignore[attr-defined]
-    axis = node.op.input_axes()[0]  # type: ignore[attr-defined]
+    op: Any = node.op
+    first = values[op.carried]
+    axis = op.input_axes()[0]
     count = first.shape[axis]
     if isinstance(count, int) and count <= UNROLLED:
         return NotImplemented
