@@ -76,7 +76,7 @@ class WindowPool(Op):
             reach = (counts[axis] - 1) * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1
             excess.append((0, max(0, reach - sum(pads[axis]) - extents[axis])))
         for amounts, value in ((pads, fill), (excess, 0 if counted else fill)):
-            if any(map(any, amounts)):
+            if any(not isinstance(amount, int) or amount for pair in amounts for amount in pair):
                 x = xp.pad(x, [(0, 0), (0, 0), *amounts], "constant", value)
         return x, (kernel, strides, dilations, tuple(counts))
 

@@ -6,8 +6,10 @@ only what differs stands here.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +19,9 @@ from numpy.typing import NDArray
 
 from espalier.ir import dims, elements
 from espalier.ir.elements import Element
-from espalier.ir.xp.numpy_kernels import batch_norm, batch_norm_training, layer_norm, relu
+from espalier.ir.xp.formulas import FORMULAS
 
 Array = NDArray[Any]
-__all__ = ["batch_norm", "batch_norm_training", "layer_norm", "relu"]
 
 _OWN = {
     "abs", "acos", "acosh", "all", "any", "arange", "argmax", "argmin", "asin", "asinh", "atan", "atanh",
@@ -36,6 +37,8 @@ _OWN = {
 def __getattr__(name: str) -> Any:
     if name in _OWN:
         return getattr(np, name)
+    if name in FORMULAS:
+        return functools.partial(FORMULAS[name], sys.modules[__name__])
     raise AttributeError(f"no primitive is called {name!r}")
 
 
@@ -238,12 +241,6 @@ def softmax(array: Array, axis: int) -> Array:
     return np.asarray(shifted / np.sum(shifted, axis=axis, keepdims=True))
 
 
-def log_softmax(array: Array, axis: int) -> Array:
-    """The logarithm of softmax."""
-    array = array - np.max(array, axis=axis, keepdims=True)  # before the logarithm is small beside it
-    return np.asarray(array - logsumexp(array, axis, keepdims=True))
-
-
 def logsumexp(array: Array, axis: int | tuple[int, ...] | None, keepdims: bool = False) -> Array:
     """log Σ exp(x) over axes, without overflow."""
     top = np.max(array, axis=axis, keepdims=True, initial=-np.inf)
@@ -323,21 +320,6 @@ def windows(
         ),
         writeable=False,
     )
-
-
-def window_max(
-    x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], counts: Sequence[int]
-) -> Array:
-    """The largest number of each window over the last axes of (n, c, …), which must be padded as needed."""
-    return np.asarray(np.max(windows(x, kernel, strides, dilations, counts), axis=tuple(range(-len(kernel), 0))))
-
-
-def window_sum(
-    x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], counts: Sequence[int]
-) -> Array:
-    """The sum of each window over the last axes of (n, c, …), which must be padded as needed."""
-    found = windows(x, kernel, strides, dilations, counts).reshape(*x.shape[:2], *counts, math.prod(kernel))
-    return np.asarray(np.sum(found, axis=-1))
 
 
 _UNROLLED = 1 << 22
