@@ -36,14 +36,16 @@ class GraphModule(nn.Module):
     their running ones on, as torch's own modules do.
 
     Attributes:
-        weights: constant → the name of its parameter or buffer here.
+        weights: constant → the name of its parameter or buffer here (and so for what is computed from constants alone).
+        views: constant → what makes it of that tensor.
     """
 
     def __init__(self, graph: Graph, trainable: Callable[[Value], bool]) -> None:
         super().__init__()
         self.graph = graph
         self.weights: dict[Value, str] = {}
-        self._views: dict[Value, tuple[View, ...]] = {}
+        self.views: dict[Value, tuple[View, ...]] = {}
+        self._settled: list[Node] = []
         self._nodes = graph.nodes
         constants = list(_constants(self._nodes, graph))
         statistics = _statistics(self._nodes)
@@ -72,7 +74,7 @@ class GraphModule(nn.Module):
         else:
             self.register_buffer(name, tensor)
         for value, constant in zip(values, held, strict=True):
-            self.weights[value], self._views[value] = name, constant.views[common:]
+            self.weights[value], self.views[value] = name, constant.views[common:]
 
     def _settle(self, statistics: Set[Value]) -> None:
         """Compute once what depends only on constants that neither learn nor move, such as amounts of padding."""
@@ -84,11 +86,14 @@ class GraphModule(nn.Module):
                 continue
             with torch.no_grad():
                 found = node.op.reference(xp, *(None if v is None else self.read(v) for v in node.operands))
-            for value, result in zip(node.results, found if isinstance(found, tuple) else (found,), strict=False):
-                if not isinstance(result, torch.Tensor):
-                    continue
+            results = found if isinstance(found, tuple) else (found,)
+            if not all(isinstance(result, torch.Tensor) for result in results):
+                left.append(node)
+                continue
+            self._settled.append(node)
+            for value, result in zip(node.results, results, strict=False):
                 self.weights[value] = name = f"computed_{len(self._buffers)}"
-                self._views[value] = ()
+                self.views[value] = ()
                 self.register_buffer(name, result.clone(), persistent=False)
         self._nodes = left
 
@@ -98,7 +103,7 @@ class GraphModule(nn.Module):
     def read(self, value: Value) -> torch.Tensor:
         """A constant as it is now."""
         tensor: torch.Tensor = getattr(self, self.weights[value])
-        for view in self._views[value]:
+        for view in self.views[value]:
             tensor = VIEWS[view.kind](tensor, *view.arguments)
         return tensor
 
@@ -109,6 +114,9 @@ class GraphModule(nn.Module):
     def forward(self, *inputs: torch.Tensor, observe: Callable[[Node, Sequence[Any]], None] | None = None) -> list[Any]:
         """The outputs. `observe` is told each node and its results, as they are computed."""
         store: dict[Value, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
+        for node in self._settled if observe is not None else ():
+            assert observe is not None
+            observe(node, [self.read(value) for value in node.results])
         for position, node in enumerate(self._nodes):
             operands = [None if v is None else self._read(v, store) for v in node.operands]
             op = self._training_ops[position] if self.training else node.op
@@ -153,7 +161,7 @@ class GraphModule(nn.Module):
                 continue
             if name not in sources:
                 sources[name] = ArraySource(_array(getattr(self, name), held))
-            views = self._views[value]
+            views = self.views[value]
             fresh = constant_value(Constant(sources[name], held.element, held.shape, views), name=value.name)
             for node in value.users:
                 if node.graph is graph:
