@@ -39,7 +39,7 @@ def reindex(coupling: Coupling, selection: Selection, by: str) -> None:
     graph = coupling.graph
     dirty: set[Node] = set()
     for value in {member.value: None for unit in selection for member in unit.weights}:
-        dirty.update(_replace_here(graph, value, _cut(coupling, value, chosen)))
+        dirty.update(replace_here(graph, value, _cut(coupling, value, chosen)))
     for node, equation in coupling.equations.items():
         followers = {name: bound for name, bound in equation.bound.items() if _has(bound, chosen)}
         if followers:
@@ -90,7 +90,7 @@ def zeroed(coupling: Coupling, removed: Mapping[Unit, Any]) -> None:
             for unit, indices in parts:
                 gone = np.isin(coupling.coordinate(value, axis, unit), indices)
                 array[(slice(None),) * axis + (gone,)] = 0
-        _replace_here(coupling.graph, value, constant(array, value.constant.element))
+        replace_here(coupling.graph, value, constant(array, value.constant.element))
 
 
 def _cut(coupling: Coupling, value: Value, chosen: Mapping[Variable, Indices]) -> Constant:
@@ -102,7 +102,7 @@ def _cut(coupling: Coupling, value: Value, chosen: Mapping[Variable, Indices]) -
     return held
 
 
-def _replace_here(graph: Graph, old: Value, new: Constant) -> list[Node]:
+def replace_here(graph: Graph, old: Value, new: Constant) -> list[Node]:
     """Let this graph (but no copy of it that shares the constant) use another constant; gives the users."""
     value = constant_value(new, name=old.name)
     users = [user for user in old.users if user.graph is graph]

@@ -1,0 +1,116 @@
+"""What least squares promises: nothing is lost that the rest can say, and without data's word it is plain deletion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from espalier.analysis.coupling import couple
+from espalier.errors import InputError
+from espalier.ir import Builder, Graph, TensorType, elements, verify
+from espalier.ir.clone import clone
+from espalier.ir.execute import execute
+from espalier.passes.structure.compensate import compensate, removal_costs
+from espalier.passes.structure.reindex import reindex, without
+
+RNG = np.random.default_rng(5)
+GROUPS = [1, 2]
+
+
+def network(groups: int = 1, norm: bool = False, duplicate: bool = False) -> Graph:
+    """conv → (norm) → relu → (grouped) conv with bias → mean → linear; channels 1 and 3 may be the same."""
+    graph = Graph("network")
+    b = Builder(graph)
+    first = RNG.normal(size=(8, 3, 3, 3))
+    if duplicate:
+        first[3] = first[1]
+    x = b.conv(graph.add_input(TensorType(elements.F64, ("n", 3, 10, 10)), "x"), first, pads=(1, 1, 1, 1))
+    if norm:
+        parts = (RNG.normal(size=8), RNG.normal(size=8), RNG.normal(size=8), RNG.uniform(0.5, 2, 8))
+        x = b.batch_norm(x, *parts)
+    x = b.relu(x)
+    x = b.conv(x, RNG.normal(size=(6, 8 // groups, 3, 3)), RNG.normal(size=6), group=groups)
+    x = b.reduce_mean(b.relu(x), np.array([2, 3]), keepdims=0)
+    graph.set_outputs([b.matmul(x, RNG.normal(size=(6, 4)))], ["y"])
+    return graph
+
+
+def batches(count: int = 3) -> list[list[Any]]:
+    return [[RNG.normal(size=(16, 3, 10, 10))] for _ in range(count)]
+
+
+def first_unit(graph: Graph) -> Any:
+    return couple(graph).removable()[0]
+
+
+def deleted(graph: Graph, removed: dict[str, list[int]]) -> Graph:
+    copy = clone(graph)
+    coupling = couple(copy)
+    units = {unit.name: unit for unit in coupling.units}
+    reindex(coupling, {units[name]: without(units[name], gone) for name, gone in removed.items()}, "prune")
+    return copy
+
+
+def error(graph: Graph, other: Graph, inputs: list[Any]) -> float:
+    a, b = execute(graph, inputs)[0], execute(other, inputs)[0]
+    return float(np.linalg.norm(a - b) / np.linalg.norm(a))
+
+
+def test_a_copy_of_another_channel_costs_nothing() -> None:
+    graph, data = network(duplicate=True), batches()
+    unit = first_unit(graph)
+    costs = removal_costs(couple(graph), data, damping=1e-9)
+    by_name = {found.name: cost for found, cost in costs.items()}[unit.name]
+    assert set(np.argsort(by_name)[:2]) == {1, 3}
+    small = compensate(graph, {unit.name: [3]}, data, "prune", damping=1e-12)
+    verify(small, "types")
+    assert error(graph, small, batches(1)[0]) < 1e-6
+    assert error(graph, deleted(graph, {unit.name: [3]}), batches(1)[0]) > 1e-2
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("groups", GROUPS)
+def test_making_up_is_better_than_deletion_on_data_not_seen(groups: int, norm: bool) -> None:
+    graph = network(groups, norm)
+    unit = first_unit(graph)
+    removed = {unit.name: list(range(unit.extent // 2))}
+    small = compensate(graph, removed, batches(), "prune")
+    verify(small, "types")
+    unseen = batches(1)[0]
+    assert error(graph, small, unseen) < 0.8 * error(graph, deleted(graph, removed), unseen)
+
+
+def test_without_a_word_from_the_data_it_is_deletion() -> None:
+    graph = network()
+    removed = {first_unit(graph).name: [0, 5]}
+    data = batches(1)
+    bias_only = compensate(graph, removed, data, "prune", damping=1e12)
+    wanted, found = deleted(graph, removed), bias_only
+    weights = [[v.array for v in g.constants() if v.rank == 4] for g in (wanted, found)]
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_the_layer_is_the_least_squares_solution() -> None:
+    """One layer, checked against numpy's own solver."""
+    graph = Graph("layer")
+    b = Builder(graph)
+    hidden = b.matmul(graph.add_input(TensorType(elements.F64, ("n", 5)), "x"), RNG.normal(size=(5, 7)))
+    weight = RNG.normal(size=(7, 3))
+    graph.set_outputs([b.matmul(b.relu(hidden), weight)], ["y"])
+    x = RNG.normal(size=(200, 5))
+    small = compensate(graph, {first_unit(graph).name: [2, 4]}, [[x]], "prune", damping=1e-12)
+    inputs = np.maximum(x @ graph.constants()[0].array, 0)
+    kept = np.delete(inputs, [2, 4], axis=1)
+    wanted = np.linalg.lstsq(kept, inputs @ weight, rcond=None)[0]
+    np.testing.assert_allclose(small.constants()[1].array, wanted, atol=1e-6)
+
+
+def test_bad_requests() -> None:
+    graph = network()
+    with pytest.raises(InputError, match="no unit"):
+        compensate(graph, {"nothing": [0]}, batches(1), "prune")
+    with pytest.raises(InputError, match="data"):
+        compensate(graph, {first_unit(graph).name: [0]}, [], "prune")
