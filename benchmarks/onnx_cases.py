@@ -151,3 +151,16 @@ def compare(expected: list[Any], found: list[Any], rtol: float, atol: float) -> 
             except (AssertionError, ValueError, TypeError) as error:
                 return " ".join(str(error).split())[:300] or type(error).__name__
     return None
+
+
+def within_rounding(wanted: list[Any], found: list[Any]) -> bool:
+    """Whether floats differ by at most one unit in the last place of the largest expected element, and nothing else."""
+    for a, b in zip(wanted, found, strict=True):
+        if compare([a], [b], 0, 0) is None:
+            continue
+        if not isinstance(a, np.ndarray) or a.dtype.kind != "f" or np.shape(a) != np.shape(b) or not a.size:
+            return False
+        limit = float(np.finfo(a.dtype).eps) * float(np.max(np.abs(a)))
+        if not np.max(np.abs(a.astype(np.float64) - np.asarray(b, np.float64))) <= limit:
+            return False
+    return True
