@@ -186,6 +186,7 @@ def verify(
 @app.command
 def inspect(
     model: Path, /, *, text: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    units: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     trust: Trust = False, json: Json = False,
 ) -> None:  # fmt: skip
     """What a model or an artifact is made of: inputs, outputs, operators, weights, MACs.
@@ -194,10 +195,12 @@ def inspect(
     ----------
     text
         Print the graph in text form instead.
+    units
+        Print what can be pruned or widened instead: each unit, the weights that have it, and why it is as it is.
     """
     from espalier.runners import describe
 
-    found, printed = describe(model, text=text, trust=trust)
+    found, printed = describe(model, text=text, units=units, trust=trust)
     _show(found, json, printed)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier import frontends, runtime
+from espalier.analysis.summary import units_table
 from espalier.cost.count import macs
 from espalier.errors import InputError
 from espalier.ir import Graph, Type, Value, to_text
@@ -195,13 +196,19 @@ def compare(
     return list(rows.values())
 
 
-def describe(path: Path, *, text: bool = False, trust: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """Facts about a model, and the same as lines to print."""
+def describe(
+    path: Path, *, text: bool = False, units: bool = False, trust: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """Facts about a model (or about its units), and the same as lines to print."""
+    if units and is_artifact(path):
+        raise InputError("E202", f"{path} is an artifact: its units are gone", hint="Inspect the model it was made of.")
     if is_artifact(path):
         return explain_artifact(path)
     graph = frontends.load(path, **({"trust": True} if trust else {}))
     if text:
         return {"text": to_text(graph)}, [to_text(graph)]
+    if units:
+        return units_table(graph)
     counts = Counter(node.op.name for each in graph.all_graphs() for node in each)
     weights = [value.constant for value in graph.constants() if value.constant is not None]
     counted = [macs(node) for node in graph]
