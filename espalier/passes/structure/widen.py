@@ -1,0 +1,161 @@
+"""Widening: units get more indices, everywhere at once, and the model still computes the same."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.analysis.coupling import Coupling, Unit, couple
+from espalier.errors import InputError
+from espalier.ir import Graph, Node, Value, constant_value
+from espalier.ir.constants import constant
+from espalier.passes.base import GROWS, Context, Pass, approximates, graph_pass
+from espalier.passes.structure.widening import Repetition, Widening, along, weights_that_make
+
+
+@graph_pass("widen", semantics=GROWS)
+class Widen(Pass):
+    """Repeat indices of units (channels, heads, features, hidden states) without changing the outputs.
+
+    Repetitions of an index share what it is worth wherever a node sums over it (Net2Wider, arXiv:1511.05641, applied to
+    whole units). A unit over which statistics are computed must be repeated evenly, so by a whole factor.
+
+    Attributes:
+        factor: the new extent of each unit relative to today's; rounded, never less than today's.
+        to: the new extent instead.
+        only, ignore: patterns of units' names (as `espalier inspect --units` prints them), separated by `;`.
+        uneven: how unequally repetitions share, from 0 (all the same) to below 1. Outputs stay as they are, but
+            repetitions get different gradients, so that they can learn different things.
+        noise: standard deviation of what is added to the weights that make new indices, relative to theirs. The outputs
+            change then.
+        seed: of the choice of what is repeated, the shares and the noise; None takes the run's.
+    """
+
+    factor: float = 2.0
+    to: int | None = None
+    only: str = ""
+    ignore: str = ""
+    uneven: float = 0.0
+    noise: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 < self.factor < 1e6:
+            raise InputError("E201", f"factor={self.factor} is not above 1")
+        if self.to is not None and self.to < 1:
+            raise InputError("E201", f"to={self.to} is not positive")
+        if not 0 <= self.uneven < 1:
+            raise InputError("E201", f"uneven={self.uneven} is not from 0 to below 1")
+        if not 0 <= self.noise < 1e6:
+            raise InputError("E201", f"noise={self.noise} is negative or not finite")
+        if self.noise:
+            object.__setattr__(self, "semantics", approximates("noise", self.noise))
+
+    def run(self, graph: Graph, context: Context) -> int:
+        coupling = couple(graph)
+        units = chosen_units(coupling, self.only, self.ignore)
+        rng = np.random.default_rng(context.seed if self.seed is None else self.seed)
+        wanted = {}
+        for unit in units:
+            extent = round(unit.extent * self.factor) if self.to is None else self.to
+            if extent < unit.extent:
+                raise InputError("E201", f"to={self.to} is less than the extent {unit.extent} of {unit.name}")
+            if extent > unit.extent and context.may_rewrite():
+                wanted[unit] = repeat(unit.extent, extent, rng, self.uneven)
+        return widen(coupling, wanted, self.name, self.noise, rng, context)
+
+
+def chosen_units(coupling: Coupling, only: str = "", ignore: str = "") -> list[Unit]:
+    """The units that patterns, separated by `;`, name; all that are not frozen if there are none.
+
+    Raises InputError E202 for a pattern that no unit has, E221 for a frozen unit that is asked for by its full name.
+    """
+    wanted, left = ([p.strip() for p in text.split(";") if p.strip()] for text in (only, ignore))
+    names = [unit.name for unit in coupling.units]
+    for pattern in (*wanted, *left):
+        if pattern not in names and not fnmatch.filter(names, pattern):
+            raise InputError("E202", f"no unit is called {pattern!r}", hint="`espalier inspect --units` lists them.")
+    found = []
+    for unit in coupling.units:
+        if any(unit.name == p or fnmatch.fnmatchcase(unit.name, p) for p in left):
+            continue
+        if unit.verdict == "frozen":
+            if unit.name in wanted:
+                raise InputError("E221", f"{unit.name} is frozen: {unit.why()}")
+        elif not wanted or any(unit.name == p or fnmatch.fnmatchcase(unit.name, p) for p in wanted):
+            found.append(unit)
+    return found
+
+
+def repeat(extent: int, to: int, rng: np.random.Generator, uneven: float = 0.0) -> Repetition:
+    """All indices, then random ones again (each as often as any other, give or take one), with their shares."""
+    rounds = [rng.permutation(extent) for _ in range((to - 1) // extent)]
+    indices = np.concatenate([np.arange(extent), *rounds])[:to].astype(np.int64)
+    weight = 1 + uneven * rng.uniform(-1, 1, to) if uneven else np.ones(to)
+    return Repetition(indices, weight / np.bincount(indices, weight, extent)[indices])
+
+
+def widen(
+    coupling: Coupling,
+    wanted: Mapping[Unit, Repetition],
+    by: str,
+    noise: float = 0.0,
+    rng: np.random.Generator | None = None,
+    context: Context | None = None,
+) -> int:
+    """Widen units; those that can't be are told to the context. The number of units. The coupling is spent afterwards.
+
+    Raises InputError E221 if none of the wanted ones can be widened.
+    """
+    plan = Widening(coupling, wanted)
+    if context is not None:
+        context.reasons.update(plan.refused.values())
+    if plan.refused and not plan.accepted:
+        unit, reason = next(iter(plan.refused.items()))
+        others = f" (nor can {len(plan.refused) - 1} other units)" if len(plan.refused) > 1 else ""
+        raise InputError("E221", f"{unit.name} can't be widened: {reason}{others}")
+    if not plan.accepted:
+        return 0
+    makers = _makers(coupling, plan.accepted) if noise else []
+    plan.apply(by)
+    if rng is not None:
+        for place, axis, new in makers:
+            held = place[0].operand(place[1])
+            added = rng.normal(0, noise * float(held.array.std()), np.moveaxis(held.array, axis, 0)[new].shape)
+            rewrite_rows(coupling.graph, held, axis, new, added.__add__)
+    return len(plan.accepted)
+
+
+Maker = tuple[tuple[Node, int], int, NDArray[np.bool_]]
+"""Where a weight is read, its axis that makes a unit, and which positions of that are to be repetitions."""
+
+
+def _makers(coupling: Coupling, accepted: Mapping[Unit, Repetition]) -> list[Maker]:
+    chosen = {unit.variable: repetition.indices for unit, repetition in accepted.items()}
+    found: list[Maker] = []
+    for unit in accepted:
+        for value, axis in weights_that_make(coupling, unit):
+            there = along(coupling.axes[value][axis], unit.variable, chosen)
+            user = next(node for node in value.users if node.graph is coupling.graph)
+            found.append(((user, user.operands.index(value)), axis, there >= unit.extent))
+    return found
+
+
+def rewrite_rows(
+    graph: Graph, value: Value, axis: int, rows: NDArray[np.bool_], make: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    """Give some positions of an axis of a weight other numbers: `make` maps those of today, rows first."""
+    held = value.constant
+    assert held is not None
+    moved = np.moveaxis(np.array(held.array), axis, 0)
+    moved[rows] = make(moved[rows]).astype(moved.dtype)
+    fresh = constant_value(constant(np.ascontiguousarray(np.moveaxis(moved, 0, axis)), held.element), name=value.name)
+    for node in value.users:
+        if node.graph is graph:
+            for position, operand in enumerate(node.operands):
+                if operand is value:
+                    graph.set_operand(node, position, fresh)
