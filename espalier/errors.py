@@ -266,6 +266,55 @@ declare(
 )
 declare(
     InputError,
+    "E221",
+    "a unit may not be changed",
+    "The indices of a frozen unit can't be removed or repeated: an input, an output or an operator depends on them.",
+    "`espalier inspect --units` says why each unit is frozen; leave this one out with `--ignore`.",
+)
+declare(
+    InputError,
+    "E222",
+    "a unit has no such indices",
+    "The indices chosen for a unit lie outside of it, or none would be left.",
+    "`espalier inspect --units` lists units and their extents.",
+)
+declare(
+    InputError,
+    "E223",
+    "a weight holds NaN or infinite numbers",
+    "Scores, and whatever rests on them, would mean nothing.",
+    "Train or export the model again; the message names the weight.",
+)
+declare(
+    InputError,
+    "E224",
+    "nothing can be pruned",
+    "No unit is left after `only`, `ignore` and `exact_only`, or the criterion has nothing to say about any of them.",
+    "`espalier inspect --units` lists units; another criterion may score them.",
+)
+declare(
+    InputError,
+    "E226",
+    "there is no gradient",
+    "Gradients were asked for, but no output is a float that depends on the weights by differentiable operators.",
+    "Use a criterion that needs no gradients, such as magnitude.",
+)
+declare(
+    InputError,
+    "E231",
+    "the training diverged",
+    "The loss became infinite or NaN.",
+    "Use a smaller learning rate, or limit the norm of the gradients.",
+)
+declare(
+    InputError,
+    "E232",
+    "the checkpoint cannot be used",
+    "It is damaged, or of a run with another model, other data or other options.",
+    "Give each run a folder of its own; remove the checkpoint to begin anew.",
+)
+declare(
+    InputError,
     "E301",
     "the text form of a graph cannot be parsed",
     "The text is not what the printer writes.",

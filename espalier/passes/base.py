@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import math
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +28,13 @@ class Semantics:
     bound: float = 0.0
 
     def __str__(self) -> str:
-        return self.kind if self.kind != "approximates" else f"approximates({self.metric} ≤ {self.bound:g})"
+        if self.kind != "approximates":
+            return self.kind
+        return (
+            f"approximates({self.metric})"
+            if self.bound == math.inf
+            else f"approximates({self.metric} ≤ {self.bound:g})"
+        )
 
 
 BITEXACT = Semantics("bit-exact")
@@ -39,7 +46,7 @@ GROWS = Semantics("grows")
 
 
 def approximates(metric: str, bound: float) -> Semantics:
-    """Outputs change, by at most `bound` in `metric`."""
+    """Outputs change, by at most `bound` in `metric`; infinite: by what the options ask for, and is measured."""
     return Semantics("approximates", metric, bound)
 
 
@@ -66,6 +73,8 @@ class Context:
     """Told of each rewrite before the old nodes go."""
     reasons: Counter[str] = field(default_factory=Counter)
     """Why matches nearly happened, by reason, in the pass that runs."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the pass that runs has to say of its work, as JSON; `summary` in it are lines for people."""
 
     def may_rewrite(self) -> bool:
         """Whether the limit of rewrites still leaves one; counts it."""
@@ -176,6 +185,9 @@ def load_passes() -> None:
     package = importlib.import_module("espalier.passes.rules")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"espalier.passes.rules.{module.name}")
+    structure = importlib.import_module("espalier.passes.structure")
+    for name in structure.PASSES:
+        importlib.import_module(f"espalier.passes.structure.{name}")
     plugins.load_all("espalier.passes")
 
 
@@ -195,19 +207,23 @@ def parse_spec(spec: str) -> Pass:
     name, _, rest = spec.strip().partition(":")
     cls = lookup(name.strip().replace("-", "_"))
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    try:
+        made = cls(**parse_options(f"pass {cls.name}", fields, rest.split(",")))
+    except (TypeError, ValueError) as error:
+        raise InputError("E203", f"{spec!r}: {error}") from None
+    return made
+
+
+def parse_options(owner: str, fields: Mapping[str, dataclasses.Field[Any]], items: Iterable[str]) -> dict[str, Any]:
+    """Options from texts such as ``ratio=0.5``, as the types of the fields' defaults. Raises InputError E203."""
     options: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in rest.split(","))):
+    for item in filter(None, (part.strip() for part in items)):
         key, equals, value = item.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or key not in fields:
-            raise InputError(
-                "E203", f"the pass {cls.name} has no option {key!r}", hint=f"It has {sorted(fields) or 'none'}."
-            )
-        options[key] = _parse_option(cls.name, fields[key], value.strip())
-    try:
-        return cls(**options)
-    except (TypeError, ValueError) as error:
-        raise InputError("E203", f"{spec!r}: {error}") from None
+            raise InputError("E203", f"the {owner} has no option {key!r}", hint=f"It has {sorted(fields) or 'none'}.")
+        options[key] = _parse_option(owner, fields[key], value.strip())
+    return options
 
 
 def _parse_option(owner: str, option: dataclasses.Field[Any], text: str) -> Any:
@@ -222,10 +238,12 @@ def _parse_option(owner: str, option: dataclasses.Field[Any], text: str) -> Any:
         if isinstance(default, float) and isinstance(value, int):
             value = float(value)
         if default is not None and default is not dataclasses.MISSING and not isinstance(value, type(default)):
-            raise ValueError(f"a {type(default).__name__} is wanted")
+            raise ValueError
         return value
-    except (KeyError, ValueError, SyntaxError) as error:
-        raise InputError("E203", f"option {option.name} of {owner}: {text!r} is no valid value ({error})") from None
+    except (KeyError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        wanted = "a number or a list" if default in (None, dataclasses.MISSING) else type(default).__name__
+        message = f"option {option.name} of {owner}: {text!r} is no valid value ({wanted} is wanted)"
+        raise InputError("E203", message) from None
 
 
 def _print_option(value: Any) -> str:

@@ -19,8 +19,9 @@ from espalier.ir.clone import clone
 from espalier.ir.execute import run
 from espalier.passes.base import Context, Pass, order
 from espalier.passes.replay import Replayer
-from espalier.passes.samples import NoSample, sample_inputs, sensitivity
+from espalier.passes.samples import NoSample, sensitivity, try_graph
 from espalier.train.agreement import disagreement
+from espalier.train.measure import in_words, measure
 
 VerifyLevel = Literal["none", "structure", "rewrites", "all"]
 
@@ -42,6 +43,10 @@ class PassReport:
     """Why matches nearly happened."""
     untold: bool = False
     """Whether it changed something without telling the recorder, so that no replay can show that it is right."""
+    measured: dict[str, Any] | None = None
+    """Of a pass that approximates: how the model after it compares with the one before, on (some of) the data."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the pass itself has to say."""
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "reasons": dict(self.reasons.most_common(20))}
@@ -61,6 +66,16 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "passes": [p.to_json() for p in self.passes]}
+
+
+@dataclass
+class _Segment:
+    """Passes between two that approximate: what the model was before them, and what was done until then."""
+
+    base: Graph | None
+    rewrites: int = 0
+    start: int = 0
+    passes: list[Pass] = field(default_factory=list)
 
 
 @dataclass
@@ -86,6 +101,8 @@ class PassManager:
     dump: Path | None = None
     data: Any = None
     device: Any = None
+    reference: Graph | None = field(default=None, init=False)
+    """After a run: what the outputs must still be. The model right after the last pass that approximates; else None."""
 
     def run(self, graph: Graph) -> Report:
         """Change the graph in place. Raises VerificationError if a pass breaks its promise."""
@@ -107,50 +124,72 @@ class PassManager:
         original = None
         if self.verify in ("rewrites", "all"):
             context.recorder, original = replayer, clone(graph)
+        stages: list[str] = []
+        segment = _Segment(original)
         for each in order(self.passes, graph):
+            approximates = each.semantics.kind == "approximates"
+            if approximates:
+                stages += self._finish(segment, graph, report, context)
+                before = clone(graph)
             self._run_pass(each, graph, context, report, replayer)
-            if self.verify == "all" and report.passes[-1].rewrites and original is not None:
+            done = report.passes[-1]
+            if approximates:
+                if done.rewrites or done.untold:
+                    done.measured = measure(before, graph, self.data)
+                    stages.append(f"{each.name} changes the outputs: {in_words(done.measured)}")
+                    self.reference = clone(graph)
+                segment = _Segment(original and clone(graph), context.rewrites, len(report.passes))
+                continue
+            segment.passes.append(each)
+            if self.verify == "all" and done.rewrites and segment.base is not None:
                 verify(graph, "types")
-                report.whole_model = compare_models(original, graph, self.seed)
+                compare_models(segment.base, graph, self.seed, self.data)
         report.rewrites, report.replayed, report.unreplayed = context.rewrites, replayer.checked, replayer.unchecked
         if self.verify != "none":
             verify(graph, "types" if original is not None else "structure")
-        if original is not None:
-            report.whole_model = self._whole_model(original, graph, report, context.rewrites)
+        stages += self._finish(segment, graph, report, context)
+        if stages:
+            report.whole_model = "; then ".join(stages)
         return report
 
-    def _whole_model(self, original: Graph, graph: Graph, report: Report, rewrites: int) -> str:
-        """Compare the outputs with the original's if there is something to compare that no replay has shown yet."""
-        changed = [each for each in report.passes if each.rewrites or each.untold]
-        loose = [each.spec for each in changed if each.semantics.startswith("approximates")]
-        if loose:
-            return f"not compared: {', '.join(loose)} may change the outputs"
+    def _finish(self, segment: _Segment, graph: Graph, report: Report, context: Context) -> list[str]:
+        """The outcome of passes that keep the outputs, where something was to be checked."""
+        if segment.base is None or (segment.start and not segment.passes):
+            return []
+        return [self._whole_model(segment, graph, report, context.rewrites)]
+
+    def _whole_model(self, segment: _Segment, graph: Graph, report: Report, rewrites: int) -> str:
+        """Compare the outputs with those at the start if there is something that no replay has shown yet."""
+        changed = [each for each in report.passes[segment.start :] if each.rewrites or each.untold]
         if not changed:
             return "unchanged"
         if self.verify == "all" or report.unreplayed or any(each.untold for each in changed):
-            return self._compare(original, graph, rewrites)
-        return f"well-formed; each kind of its {rewrites} rewrites was replayed and agrees"
+            return self._compare(segment, graph, rewrites - segment.rewrites)
+        count = rewrites - segment.rewrites
+        return f"well-formed; each kind of its {count} rewrites was replayed and agrees"
 
-    def _compare(self, original: Graph, graph: Graph, rewrites: int) -> str:
+    def _compare(self, segment: _Segment, graph: Graph, rewrites: int) -> str:
         """`compare_models`; a failure names the first rewrite after which the model disagrees, found by bisection."""
+        assert segment.base is not None
         try:
-            return compare_models(original, graph, self.seed)
+            return compare_models(segment.base, graph, self.seed, self.data)
         except VerificationError as error:
             good, bad = 0, rewrites
             while bad - good > 1:
                 middle = (good + bad) // 2
-                trial = clone(original)
-                PassManager(self.passes, "none", self.seed, middle, data=self.data, device=self.device).run(trial)
+                trial = clone(segment.base)
+                PassManager(segment.passes, "none", self.seed, middle, data=self.data, device=self.device).run(trial)
                 try:
-                    compare_models(original, trial, self.seed)
+                    compare_models(segment.base, trial, self.seed, self.data)
                     good = middle
                 except VerificationError:
                     bad = middle
+            bad += segment.rewrites
             error.hint = f"The first rewrite after which it disagrees is number {bad}; look with --stop-after {bad}."
             raise
 
     def _run_pass(self, each: Pass, graph: Graph, context: Context, report: Report, replayer: Replayer) -> None:
-        context.reasons = Counter()
+        context.reasons, context.details = Counter(), {}
         before, told, topology = context.rewrites, replayer.told, graph.epochs.topology
         nodes, start = len(graph), time.process_time()
         try:
@@ -169,7 +208,16 @@ class PassManager:
         seconds, verifying = done - start, time.process_time() - done
         report.passes.append(
             PassReport(
-                each.spec, str(each.semantics), count, nodes, len(graph), seconds, verifying, context.reasons, untold
+                each.spec,
+                str(each.semantics),
+                count,
+                nodes,
+                len(graph),
+                seconds,
+                verifying,
+                context.reasons,
+                untold,
+                details=context.details,
             )
         )
         if each.name in self.print_after or "all" in self.print_after:
@@ -195,18 +243,19 @@ def _check_established(each: Pass, graph: Graph) -> None:
             )
 
 
-def compare_models(original: Graph, changed: Graph, seed: int = 0) -> str:
-    """Run both on the same made-up inputs; the outcome in words. Raises VerificationError E602 if they disagree."""
-    try:
-        inputs = sample_inputs(original.inputs, seed)
-        with np.errstate(all="ignore"):
-            wanted = run(original, inputs)
-    except NoSample as error:
-        return f"not compared: {error}"
-    except Exception as error:  # inputs that were made up need not be ones that the model takes
-        return f"not compared: the original does not run on made-up inputs ({type(error).__name__}: {str(error)[:200]})"
+def compare_models(original: Graph, changed: Graph, seed: int = 0, data: Any = None) -> str:
+    """Run both on the first samples of the data, or on the same made-up inputs; the outcome in words.
+
+    Raises VerificationError E602 if they disagree, InputError if the original does not run on the data.
+    """
     if not all(node.op.deterministic for node in original):
         return "not compared: the model holds random or unknown operators"
+    try:
+        inputs, wanted = trial = try_graph(original, seed, data)
+    except NoSample as error:
+        return f"not compared: {error}"
+    if trial.is_empty:
+        return "not compared: all outputs are empty"
     with np.errstate(all="ignore"):
         found = run(changed, inputs)
     worst = 0.0

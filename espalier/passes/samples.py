@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from espalier.errors import EspalierError, InputError
 from espalier.ir import Graph, TensorType, Value
 from espalier.ir.dims import Dimension, substitute, symbols
 from espalier.ir.elements import Element
 from espalier.ir.execute import run
 from espalier.train.agreement import disagreement
+from espalier.train.data import Data
+from espalier.train.evaluate import in_batches
 
 Mode = Literal["normal", "zero", "large", "extreme"]
 MODES: tuple[Mode, ...] = ("normal", "zero", "large", "extreme")
 _EXTENTS = (2, 3, 4, 5)
+SIZES = (1, 8, 17, 32, 37, 67, 224)
+"""Where the extents begin that inputs are made up with: windows, multiples and odd numbers want different ones."""
+ELEMENTS = 1 << 22
+"""Elements of all inputs together, beyond which only the smallest sizes are tried."""
+SECONDS = 30.0
+"""Processor time after which no further sizes are tried."""
+SAMPLES = 8
+"""How many samples of given data a check runs on."""
 
 
 class NoSample(Exception):
@@ -30,9 +44,16 @@ def sample_inputs(
     `instead` gives known extents of values whose content is not known others.
     """
     values = list(values)
-    rng = np.random.default_rng(seed)
     names = sorted({name for value in values for dim in value.shape or () for name in symbols(dim)})
     binding = {name: _EXTENTS[k % len(_EXTENTS)] for k, name in enumerate(names)}
+    return _samples(values, binding, seed, mode, instead)
+
+
+def _samples(
+    values: Iterable[Value], binding: dict[str, int], seed: int, mode: Mode = "normal",
+    instead: Mapping[int, int] | None = None,
+) -> list[Any]:  # fmt: skip
+    rng = np.random.default_rng(seed)
     return [_sample(value, binding, rng, mode, instead or {}) for value in values]
 
 
@@ -73,6 +94,149 @@ def _numbers(element: Element, shape: list[int], rng: np.random.Generator, mode:
         return np.zeros(shape, element.dtype)
     top = min(high, 2 if mode == "normal" else 100)
     return rng.integers(max(low, 0), top + 1, shape).astype(element.dtype)
+
+
+class Trial(NamedTuple):
+    """Inputs that a model takes, and what it gives for them, both in order."""
+
+    inputs: list[Any]
+    outputs: list[Any]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no output holds anything that could be compared."""
+        return not any(np.size(output) for output in self.outputs)
+
+
+def try_graph(graph: Graph, seed: int, data: Any = None) -> Trial:
+    """Inputs on which two versions of a graph can be compared, with the graph's outputs by reference execution.
+
+    The first samples of the data if there are any, else inputs that are made up (see `try_sizes`).
+
+    Raises:
+        NoSample: nothing that was made up runs; the text says why.
+        InputError: the model does not run on the data.
+    """
+
+    def call(arrays: Sequence[Any]) -> list[Any]:
+        with np.errstate(all="ignore"):
+            return run(graph, list(arrays))
+
+    if isinstance(data, Data):
+        inputs = _first_samples(data)
+        try:
+            return Trial(inputs, list(in_batches(call, [value.shape for value in graph.inputs])(inputs)))
+        except EspalierError:
+            raise
+        except (ValueError, LookupError, ArithmeticError, TypeError) as error:
+            raise InputError("E207", f"the model does not run on the data: {error}") from error
+    return try_sizes(graph.inputs, call, seed, shapes_of(graph))
+
+
+def _first_samples(data: Data) -> list[Any]:
+    """Of the first batch as many samples as a fixed batch takes, or a few; all if the first axis may be no batch."""
+    inputs = list(next(iter(data)).inputs)
+    extents = {value.shape[0] for value in data.inputs if value.shape}
+    if len(extents) != 1 or any(value.shape is None for value in data.inputs):
+        return inputs
+    (extent,) = extents
+    count = extent if isinstance(extent, int) else SAMPLES
+    return [a[:count] if value.shape else a for a, value in zip(inputs, data.inputs, strict=True)]
+
+
+def shapes_of(graph: Graph) -> set[tuple[Dimension, ...]]:
+    """All different shapes of a graph, if the inputs have extents that vary."""
+    if not any(symbols(dim) for value in graph.inputs for dim in value.shape or ()):
+        return set()
+    types = {result.type for node in graph for result in node.results}
+    return {type.shape for type in types if isinstance(type, TensorType) and type.shape}
+
+
+def try_sizes(
+    values: Sequence[Value],
+    call: Callable[[list[Any]], Sequence[Any]],
+    seed: int,
+    shapes: Iterable[Sequence[Dimension]] = (),
+) -> Trial:
+    """Made-up inputs that something takes: small ones if they do, else larger ones, for extents that vary.
+
+    Sizes for which a shape has an extent below 1 that sizes can avoid, or an output is empty, are the last choice.
+
+    Args:
+        values: The inputs.
+        call: Maps arrays in their order to outputs, and raises what it likes for arrays that don't fit.
+        seed: Of the arrays' content.
+        shapes: Shapes of what is computed, in terms of the inputs' symbols.
+
+    Raises:
+        NoSample: none of the sizes will do; the text says why the first did not.
+    """
+    names = {name for value in values for dim in value.shape or () for name in symbols(dim)}
+    dims = {dim for shape in shapes for dim in shape if symbols(dim) and symbols(dim) <= names}
+    possible, hollow = list[dict[str, int]](), list[dict[str, int]]()
+    for binding in _bindings(values):
+        extents = [substitute(dim, dict(binding)) for dim in dims]
+        lowest = min((extent for extent in extents if isinstance(extent, int)), default=1)
+        if lowest >= 0:
+            (possible if lowest else hollow).append(binding)
+    fallback, reason, start = None, "", time.process_time()
+    for binding in [*possible, *hollow]:
+        try:
+            inputs = _samples(values, binding, seed)
+            outputs = list(call(inputs))
+        except NoSample:
+            raise
+        except Exception as error:  # inputs that were made up need not be ones that the model takes
+            reason = reason or f"{type(error).__name__}: {str(error)[:200]}"
+        else:
+            if all(np.size(output) for output in outputs):
+                return Trial(inputs, outputs)
+            if fallback is None or fallback.is_empty:
+                fallback = Trial(inputs, outputs)
+        if time.process_time() - start > SECONDS:
+            break
+    if fallback is None:
+        raise NoSample(f"the model does not run on made-up inputs ({reason or 'no sizes fit its shapes'})")
+    return fallback
+
+
+def _bindings(values: Sequence[Value]) -> Iterator[dict[str, int]]:
+    """Symbol → extent, from small to large: all different; alike along each axis; all alike."""
+    places: dict[str, set[int]] = {}
+    for value in values:
+        for axis, dim in enumerate(value.shape or ()):
+            for name in symbols(dim):
+                places.setdefault(name, set()).add(axis)
+    names = sorted(places)
+    batches = [name for name in names if places[name] == {0}]
+    rest = [name for name in names if name not in batches]
+    along = sorted({min(axes) for axes in places.values()})
+    small, seen = list(itertools.islice(_extents(1), len(names))), list[dict[str, int]]()
+    for size in SIZES:
+        large = list(itertools.islice(_extents(size), len(names)))
+        alike = dict(zip(along, large, strict=False))
+        for found in (
+            dict(zip([*batches, *rest], [*small[: len(batches)], *large[len(batches) :]], strict=True)),
+            dict(zip([*rest, *batches], large, strict=True)),
+            {name: small[0] if name in batches else alike[min(places[name])] for name in names},
+            dict.fromkeys(names, large[0] if large else 0),
+        ):
+            total = sum(math.prod(_extent(dim, found) for dim in value.shape or ()) for value in values)
+            if found not in seen and (size == 1 or total <= ELEMENTS):
+                seen.append(found)
+                yield found
+
+
+def _extents(size: int) -> Iterator[int]:
+    """Different extents from a size on: multiples of 8 or 32 from a multiple on, primes from any other."""
+    if size % 8 == 0:
+        return itertools.count(size, min(size, 32))
+    return (n for n in itertools.count(max(size, 2)) if all(n % k for k in range(2, math.isqrt(n) + 1)))
+
+
+def _extent(dim: Dimension, binding: Mapping[str, int]) -> int:
+    found = substitute(dim, dict(binding))
+    return found if isinstance(found, int) else 1
 
 
 def sensitivity(graph: Graph, inputs: Sequence[Any], wanted: Sequence[Any], position: int, seed: int) -> float:

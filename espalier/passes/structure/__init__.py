@@ -1,1 +1,4 @@
-"""Passes that change how wide a model is: units leave (pruning) or arrive (growth), together wherever they stand."""
+"""Passes that change how large a model is: units lose indices, or get more of them."""
+
+PASSES = ("prune",)
+"""The modules here that declare passes; none of them imports torch before it runs."""

@@ -1,0 +1,312 @@
+"""Structured pruning: whole indices of units go, everywhere at once, and a smaller model of the same kind remains."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from espalier.analysis.coupling import Coupling, Unit, couple
+from espalier.cost.count import macs
+from espalier.cost.remaining import Remaining
+from espalier.errors import InputError
+from espalier.ir import Graph, Value
+from espalier.ir.dims import Dimension
+from espalier.passes.base import Context, Pass, approximates, graph_pass
+from espalier.passes.structure.criteria import Criterion, parse_criterion
+from espalier.passes.structure.importance import AGGREGATES, NORMALISERS, Scored, Scores, check_finite, parts_of
+from espalier.passes.structure.reindex import reindex
+from espalier.passes.structure.select import SCOPES, Kept, Selector
+
+LARGEST_WEIGHT = 1e4
+"""A constant with larger elements is a mask or a sentinel, not something learned."""
+
+
+@graph_pass("prune", semantics=approximates("drop", math.inf))
+class Prune(Pass):
+    """Remove the least important indices of units: channels, heads, features, hidden states.
+
+    Attributes:
+        ratio: the share of each unit's indices to remove (scope=global, isomorphic: of all units' that are ranked
+            together); macs, params: the share of the model's multiply–accumulates or parameters to remove instead.
+        criterion: what an index is worth, such as taylor, or magnitude:p=1.
+        scope: local, global or isomorphic.
+        ratios: units with a ratio of their own: PATTERN:RATIO, several separated by `;`.
+        aggregate, normalise: how the scores of a unit's weights become one, and comparable with other units'.
+        round_to: axes of weights keep multiples of so many positions; device: of what the device says.
+        only, ignore: patterns of units' names (as `espalier inspect --units` prints them), separated by `;`.
+        exact_only: leave units alone over which statistics are computed.
+        samples: how many samples of the data criteria look at; 0: all.
+    """
+
+    ratio: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    criterion: str = "magnitude"
+    scope: str = "local"
+    ratios: str = ""
+    aggregate: str = "mean"
+    normalise: str = "mean"
+    round_to: str = "1"
+    only: str = ""
+    ignore: str = ""
+    exact_only: bool = False
+    samples: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("ratio", "macs", "params"):
+            _check_share(name, getattr(self, name))
+        targets = [name for name in ("ratio", "macs", "params") if getattr(self, name) is not None]
+        if len(targets) > 1 or not (targets or self.ratios):
+            raise InputError(
+                "E201", f"prune wants one of ratio, macs and params, not {' and '.join(targets) or 'none'}"
+            )
+        for name, known in (("scope", SCOPES), ("aggregate", AGGREGATES), ("normalise", NORMALISERS)):
+            if getattr(self, name) not in known:
+                raise InputError("E201", f"{name}={getattr(self, name)!r} is none of {', '.join(known)}")
+        if self.round_to != "device" and not (str(self.round_to).isdigit() and int(self.round_to) > 0):
+            raise InputError("E201", f"round_to is a number from 1 on, or device, not {self.round_to!r}")
+        if self.samples < 0:
+            raise InputError("E201", f"samples={self.samples} is negative")
+        self.own_ratios()
+        parse_criterion(self.criterion)
+
+    def own_ratios(self) -> list[tuple[str, float]]:
+        """The patterns of `ratios` with their ratios, in order. Raises InputError."""
+        found = []
+        for item in filter(None, map(str.strip, self.ratios.split(";"))):
+            pattern, colon, text = item.rpartition(":")
+            try:
+                ratio = float(text)
+            except ValueError:
+                colon = ""
+            if not colon:
+                raise InputError("E201", f"ratios are PATTERN:RATIO, separated by ';', not {item!r}")
+            _check_share(f"the ratio of {pattern}", ratio)
+            found.append((pattern.strip(), ratio))
+        return found
+
+    def run(self, graph: Graph, context: Context) -> int:
+        criterion = parse_criterion(self.criterion)
+        if criterion.needs and context.data is None:
+            what = f"the criterion {criterion.name} looks at {', '.join(sorted(criterion.needs))}"
+            raise InputError("E212", f"{what}, which needs data", hint="Give some with --data, or use magnitude.")
+        coupling = couple(graph)
+        check_finite(coupling)
+        candidates = self.candidates(coupling)
+        scores = score_units(
+            coupling, candidates, criterion, self.aggregate, self.normalise, context.data, self.samples, context.seed
+        )
+        if candidates and not scores:
+            raise InputError(
+                "E224",
+                f"the criterion {criterion.name} has nothing to say about any of the {len(candidates)} units",
+                hint="No weight of theirs is of the kind that it scores; use another, such as magnitude.",
+            )
+        costs = Remaining(coupling)
+        kept = self.select(coupling, scores, costs, self.multiple(context))
+        if not kept or not context.may_rewrite():
+            context.details = _details(self, coupling, graph, costs, {}, scores, candidates)
+            return 0
+        details = _details(self, coupling, graph, costs, kept, scores, candidates)
+        reindex(coupling, kept, self.name)
+        details["macs"]["after"] = _as_json(_macs(graph))
+        details["summary"] = _lines(details)
+        context.details = details
+        return 1
+
+    def candidates(self, coupling: Coupling) -> list[Unit]:
+        """The units that may be pruned. Raises InputError E202 for a pattern that no unit has."""
+        only, ignore = _patterns(self.only), _patterns(self.ignore)
+        for pattern in (*only, *ignore, *(pattern for pattern, _ in self.own_ratios())):
+            if not any(fnmatch.fnmatchcase(unit.name, pattern) for unit in coupling.units):
+                there = "`espalier inspect --units` lists them."
+                raise InputError("E202", f"no unit is called {pattern!r}", hint=there)
+        found = [
+            unit
+            for unit in coupling.removable()
+            if (not only or _matches(unit, only))
+            and not _matches(unit, ignore)
+            and not (self.exact_only and unit.verdict != "exact")
+        ]
+        if not found:
+            why = Counter(unit.why() for unit in coupling.units if unit.verdict == "frozen").most_common(1)
+            hint = f"Of {len(coupling.units)} units most are frozen because {why[0][0]}." if why else None
+            raise InputError("E224", "the model has no unit that may be pruned", hint=hint)
+        return found
+
+    def select(self, coupling: Coupling, scores: Mapping[Unit, Scores], costs: Remaining, multiple: int) -> Kept:
+        """What stays of each unit that loses something. Raises BudgetError E501 if a target is out of reach."""
+        patterns = self.own_ratios()
+        own: dict[Unit, float] = {}
+        for unit in scores:
+            ratio = next((r for pattern, r in patterns if fnmatch.fnmatchcase(unit.name, pattern)), None)
+            if ratio is not None:
+                own[unit] = ratio
+        selector = Selector(coupling, scores, self.scope, multiple, own)  # type: ignore[arg-type]
+        if self.macs is not None:
+            return selector.by_cost(self.macs, costs.macs_with, "multiply–accumulates")
+        if self.params is not None:
+            return selector.by_cost(self.params, costs.parameters_with, "parameters")
+        return selector.by_ratio(self.ratio or 0.0)
+
+    def stays(self, unit: Unit, scores: Mapping[Unit, Scores], candidates: Sequence[Unit]) -> str:
+        """Why a unit that could lose indices loses none."""
+        if unit not in candidates:
+            inexact = self.exact_only and unit.verdict != "exact"
+            return f"not exact: {unit.why()}" if inexact else "left out by only or ignore"
+        return "none of its indices were to go" if unit in scores else f"nothing for {self.criterion} to score"
+
+    def multiple(self, context: Context) -> int:
+        """The number of positions that axes keep multiples of. Raises InputError if the device is not known."""
+        if self.round_to != "device":
+            return int(self.round_to)
+        if context.device is None:
+            raise InputError("E201", "round_to=device needs a device", hint="Give a number, or --device.")
+        return int(context.device.channel_multiple)
+
+
+def score_units(
+    coupling: Coupling,
+    units: Sequence[Unit],
+    criterion: Criterion,
+    aggregate: str = "mean",
+    normalise: str = "mean",
+    data: Any = None,
+    samples: int = 0,
+    seed: int = 0,
+) -> dict[Unit, Scores]:
+    """One normalised score per index of each unit that the criterion can score.
+
+    Raises InputError E205 without torch if data are needed, and what `gather` raises.
+    """
+    evidence = None
+    if criterion.needs:
+        try:
+            from espalier.train.evidence import gather
+        except ImportError:
+            message = f"the criterion {criterion.name} runs the model with torch"
+            raise InputError("E205", message, hint="pip install 'espalier[torch]'") from None
+        evidence = gather(coupling, data, criterion.needs, samples=samples, training=criterion.training)  # type: ignore[arg-type]
+    found: dict[Unit, Scores] = {}
+    for position, unit in enumerate(units):
+        random = np.random.default_rng([seed, position])
+        scored = Scored(unit, parts_of(coupling, unit, _learned), evidence, random)
+        scores = criterion.score(scored, aggregate, normalise)
+        if scores is None:
+            continue
+        if scores.shape != (unit.extent,) or not np.all(np.isfinite(scores)):
+            raise InputError(
+                "E223", f"the scores of {unit.name} by {criterion.name} are not {unit.extent} finite numbers"
+            )
+        found[unit] = scores
+    return found
+
+
+def _learned(value: Value) -> bool:
+    """Whether a constant is a weight: floats of 16 bits or more, finite and not huge (those are masks)."""
+    held = value.constant
+    if held is None or not held.element.is_float or held.element.bits < 16 or held.size < 2:
+        return False
+    return float(np.abs(np.asarray(held.array, np.float32)).max()) < LARGEST_WEIGHT
+
+
+def _check_share(name: str, share: Any) -> None:
+    if share is None:
+        return
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise InputError("E201", f"{name} must be at least 0 and below 1, not {share!r}")
+
+
+def _patterns(text: str) -> list[str]:
+    return [pattern.strip() for pattern in text.split(";") if pattern.strip()]
+
+
+def _matches(unit: Unit, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(unit.name, pattern) for pattern in patterns)
+
+
+# ---- what was done, for people and programs ------------------------------------------------------------------
+
+
+def _macs(graph: Graph) -> Dimension:
+    total: Dimension = 0
+    for node in graph:
+        count = macs(node)
+        total = total if count is None else total + count
+    return total
+
+
+def _as_json(dimension: Dimension) -> int | str:
+    return dimension if isinstance(dimension, int) else str(dimension)
+
+
+def _details(
+    options: Prune,
+    coupling: Coupling,
+    graph: Graph,
+    costs: Remaining,
+    kept: Kept,
+    scores: Mapping[Unit, Scores],
+    candidates: Sequence[Unit],
+) -> dict[str, Any]:
+    """What goes where, what stays, and why."""
+    chosen = {unit.variable: indices for unit, indices in kept.items()}
+    before = _as_json(_macs(graph))
+    after, parameters = costs.macs_with(chosen), costs.parameters_with(chosen)
+    rest = {unit: options.stays(unit, scores, candidates) for unit in coupling.removable() if unit not in kept}
+    found: dict[str, Any] = {
+        "macs": {"before": before, "after": before, "removed": _share(costs.macs, after)},
+        "parameters": {
+            "before": costs.parameters,
+            "after": parameters,
+            "removed": _share(costs.parameters, parameters),
+        },
+        "cut": [
+            {
+                "unit": unit.name,
+                "extent": unit.extent,
+                "kept": len(indices),
+                "verdict": unit.verdict,
+                "weights": [str(member) for member in unit.weights],
+            }
+            for unit, indices in kept.items()
+        ],
+        "whole": [{"unit": unit.name, "extent": unit.extent, "why": why} for unit, why in rest.items()],
+        "frozen": [
+            {"unit": unit.name, "extent": _as_json(unit.variable.extent), "why": unit.why()}
+            for unit in coupling.units
+            if unit.verdict == "frozen"
+        ],
+    }
+    found["summary"] = _lines(found)
+    return found
+
+
+def _share(before: int, after: int) -> float:
+    return 1 - after / before if before else 0.0
+
+
+def _lines(details: Mapping[str, Any]) -> list[str]:
+    """The details for people; what is frozen by reason."""
+    macs, parameters = details["macs"], details["parameters"]
+    lines = [
+        f"MACs {macs['before']} → {macs['after']} ({macs['removed']:.1%} removed), "
+        f"parameters {parameters['before']} → {parameters['after']} ({parameters['removed']:.1%} removed)"
+    ]
+    lines += [
+        f"cut {row['unit']}: {row['extent']} → {row['kept']}, {row['verdict']}, in {len(row['weights'])} weights"
+        for row in details["cut"]
+    ]
+    lines += [f"whole {row['unit']}: {row['extent']}, {row['why']}" for row in details["whole"]]
+    reasons: dict[str, list[str]] = {}
+    for row in details["frozen"]:
+        reasons.setdefault(row["why"].partition(" (at ")[0], []).append(row["unit"])
+    for why, names in reasons.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        lines.append(f"frozen {shown}: {why}")
+    return lines
