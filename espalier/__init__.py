@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from espalier import runtime as runtime
     from espalier.driver import Artifact as Artifact
     from espalier.driver import compile as compile
+    from espalier.edit import Edited as Edited
+    from espalier.edit import prune as prune
     from espalier.errors import EspalierError as EspalierError
     from espalier.frontends import load as load
     from espalier.ir import Graph as Graph
@@ -22,13 +24,15 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "Artifact": "espalier.driver",
+    "Edited": "espalier.edit",
     "EspalierError": "espalier.errors",
     "Graph": "espalier.ir",
     "Pass": "espalier.passes",
     "compile": "espalier.driver",
     "load": "espalier.frontends",
+    "prune": "espalier.edit",
 }
-__all__ = ["Artifact", "EspalierError", "Graph", "Pass", "compile", "load", "runtime"]
+__all__ = ["Artifact", "Edited", "EspalierError", "Graph", "Pass", "compile", "load", "prune", "runtime"]
 
 
 def __getattr__(name: str) -> Any:

@@ -100,6 +100,87 @@ def compile_(
 
 
 @app.command
+def prune(
+    model: Path,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    criterion: str = "magnitude",
+    scope: Literal["local", "global", "isomorphic"] = "local",
+    ratios: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    aggregate: Literal["mean", "sum", "max", "prod", "first"] = "mean",
+    normalise: Literal["mean", "sum", "max", "std", "median", "lamp", "none"] = "mean",
+    round_to: str = "1",
+    only: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    ignore: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    exact_only: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    samples: int = 1024,
+    data: str | None = None,
+    max_drop: float | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    trust: Trust = False,
+    json: Json = False,
+) -> None:
+    """Remove the least important channels, heads and features of a model; ONNX out, to compile or to train on.
+
+    Parameters
+    ----------
+    model
+        An .onnx or .pt2 file.
+    output
+        The .onnx file to write. Inputs and outputs keep their names, types and dynamic axes.
+    ratio
+        Share of each unit's indices to remove; with another scope, of all that are ranked together.
+    macs
+        Share of the multiply-accumulates to remove, instead of a ratio.
+    params
+        Share of the parameters to remove, instead of a ratio.
+    criterion
+        What an index is worth: magnitude (or magnitude:p=1), lamp, batch_norm_scale, fpgm, random; from data: taylor,
+        snip, obd, activation, relative.
+    scope
+        What is ranked together: each unit for itself, all, or units that are used alike.
+    ratios
+        PATTERN:RATIO for units with a ratio of their own.
+    aggregate
+        How the scores of a unit's weights become one.
+    normalise
+        How units become comparable.
+    round_to
+        Axes of weights keep multiples of so many positions, or of what the device says (device).
+    only
+        Prune only units whose names match one of these patterns; `espalier inspect --units` prints the names.
+    ignore
+        Leave these units alone.
+    exact_only
+        Leave units alone over which statistics are computed.
+    samples
+        How many samples the criterion looks at; 0 for all.
+    data
+        An .npz file, a folder of such, or package.module:function.
+    max_drop
+        Largest loss in points of top-1 (of agreement with the original, without labels).
+    device
+        Whose multiples round_to=device means.
+    seed
+        Seed of everything that is random.
+    """
+    from espalier.edit import prune as prune_model
+
+    found = prune_model(
+        model, output=output, ratio=ratio, macs=macs, params=params, criterion=criterion, scope=scope,
+        ratios=";".join(ratios), aggregate=aggregate, normalise=normalise, round_to=round_to, only=";".join(only),
+        ignore=";".join(ignore), exact_only=exact_only, samples=samples, data=data, max_drop=max_drop, device=device,
+        seed=seed, trust=trust,
+    )  # fmt: skip
+    _show(found.to_json(), json, found.summary())
+
+
+@app.command
 def run(
     artifact: Path,
     /,
@@ -123,8 +204,9 @@ def run(
     threads
         How many threads; as many as there are cores by default.
     """
-    from espalier.runners import open_runner, read_inputs, write_outputs
+    from espalier.runners import check_target, open_runner, read_inputs, write_outputs
 
+    check_target(output)
     runner = open_runner(artifact, threads=threads, trust=trust)
     found = runner(read_inputs(inputs, runner))
     write_outputs(output, found)
@@ -135,14 +217,17 @@ def run(
 
 @app.command
 def bench(
-    *models: Path, threads: int | None = None, rounds: int = 15, seed: int = 0, json: Json = False
-) -> None:
+    *models: Path, data: str | None = None, threads: int | None = None, rounds: int = 15, seed: int = 0,
+    json: Json = False,
+) -> None:  # fmt: skip
     """Time artifacts and models side by side: interleaved rounds, medians, ratios to the first.
 
     Parameters
     ----------
     models
         Artifacts; or .onnx files, run by onnxruntime.
+    data
+        Inputs, of which the first batch is fed; made-up ones by default.
     threads
         How many threads each engine may use.
     rounds
@@ -152,9 +237,18 @@ def bench(
     """
     from espalier.runners import bench as measure
 
-    rows = measure(models, threads=threads, rounds=rounds, seed=seed)
-    lines = [f"{row['median_ms']:10.3f} ms  ×{row['ratio']:.2f}  {row['engine']:12} {row['model']}" for row in rows]
+    rows = measure(models, data=data, threads=threads, rounds=rounds, seed=seed)
+    failed = [row for row in rows if row["error"]]
+    lines = [
+        f"{'failed':>13}         {row['engine'] or '':12} {row['model']}" if row["error"]
+        else f"{row['median_ms']:10.3f} ms  ×{row['ratio']:.2f}  {row['engine']:12} {row['model']}"
+        for row in rows
+    ]  # fmt: skip
     _show({"rows": rows}, json, lines)
+    for row in failed:
+        print(_plain(f"{row['error']['code']}: {row['model']}: {row['error']['message']}"), file=sys.stderr)
+    if failed:
+        raise SystemExit(2)
 
 
 @app.command
@@ -174,7 +268,11 @@ def verify(
     from espalier.runners import compare
 
     rows = compare(a, b, data=data, tolerance=tolerance, seed=seed, trust=trust)
-    lines = [f"{row['output']}: off by {row['difference']:.3g} (limit {row['limit']:g})" for row in rows]
+    lines = [
+        f"{row['output']}: off by {row['difference']:.3g} (limit {row['limit']:g})"
+        if row["elements"] or not row["agrees"] else f"{row['output']}: empty, so there was nothing to compare"
+        for row in rows
+    ]  # fmt: skip
     apart = [row for row in rows if not row["agrees"]]
     _show({"agree": not apart, "outputs": rows}, json, [*lines, *([] if apart else ["They agree."])])
     if apart:
