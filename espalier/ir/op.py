@@ -280,8 +280,11 @@ class Op:
         """
         return self.zero(states)
 
-    def training(self) -> Op:
-        """The operator as it acts while the model trains: with the batch's statistics, say. Itself, by default."""
+    def training(self, keep: float | None = None) -> Op:
+        """The operator as it acts while the model trains: with the batch's statistics, say. Itself, by default.
+
+        `keep` is the share of its running statistics that a step keeps, where that is not to be its own.
+        """
         return self
 
     def element(self, ctx: TypeContext) -> Element:

@@ -167,7 +167,7 @@ class Data:
             elif ":" in str(self.source):
                 yield from call(str(self.source))
             else:
-                raise InputError("E206", f"{self.source!r} is no .npz file, folder or package.module:function")
+                raise InputError("E206", f"{_named(self.source)} is no .npz file, folder or package.module:function")
         elif isinstance(self.source, Mapping):
             yield dict(self.source)
         elif isinstance(self.source, Iterable):
@@ -229,7 +229,7 @@ def _named(source: Any) -> str:
 
 
 def _fit(array: Any, value: Value, finite: bool) -> NDArray[Any]:
-    """The array in the input's element. Raises InputError if rank, extent or kind differ, or a number is not `finite`."""
+    """The array in the input's element. Raises InputError if rank, extents or kind differ, or it must be `finite`."""
     array = np.asarray(array.detach().cpu().numpy() if hasattr(array, "detach") else array)
     if not isinstance(value.type, TensorType):
         raise InputError("E214", f"input {value.name!r} is a {value.type}; data can only be tensors")

@@ -38,6 +38,7 @@ class GraphModule(nn.Module):
     Attributes:
         weights: constant → the name of its parameter or buffer here (and so for what is computed from constants alone).
         views: constant → what makes it of that tensor.
+        statistics: the names of the buffers that hold running statistics.
     """
 
     def __init__(self, graph: Graph, trainable: Callable[[Value], bool]) -> None:
@@ -59,8 +60,9 @@ class GraphModule(nn.Module):
             tied.setdefault(key, []).append(value)
         for values in tied.values():
             self._add(values, not learning.isdisjoint(values))
+        self.statistics = {self.weights[value] for value in statistics if value.constant is not None}
         self._settle(statistics)
-        self._training_ops = [node.op.training() for node in self._nodes]
+        self.keep_statistics(None)
         self._last_use = _last_uses(self._nodes, graph)
 
     def _add(self, values: Sequence[Value], learns: bool) -> None:
@@ -99,6 +101,10 @@ class GraphModule(nn.Module):
 
     def _may_change(self, value: Value, statistics: Set[Value]) -> bool:
         return value not in self.weights or value in statistics or self.weights[value] in self._parameters
+
+    def keep_statistics(self, share: float | None) -> None:
+        """Set which share of the running statistics a training step keeps; None: what each operator says."""
+        self._training_ops = [node.op.training(share) for node in self._nodes]
 
     def read(self, value: Value) -> torch.Tensor:
         """A constant as it is now."""

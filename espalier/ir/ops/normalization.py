@@ -54,8 +54,8 @@ class BatchNorm(Op):
     zero = batch_norm_zero
     moves_on = {1: 3, 2: 4}
 
-    def training(self) -> BatchNorm:
-        return self.replace(training_mode=1)
+    def training(self, keep: float | None = None) -> BatchNorm:
+        return self.replace(training_mode=1, momentum=self.momentum if keep is None else keep)
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         if ctx.rank("x") == 1:  # a batch of numbers, of one channel
