@@ -9,7 +9,8 @@ import os
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -21,12 +22,12 @@ from numpy.typing import NDArray
 from espalier import frontends, runtime
 from espalier.analysis.summary import units_table
 from espalier.cost.count import macs
-from espalier.errors import InputError
-from espalier.ir import Graph, Type, Value, to_text
+from espalier.errors import EspalierError, InputError
+from espalier.ir import Graph, TensorType, Type, Value, to_text
 from espalier.ir.dims import Dimension
 from espalier.ir.execute import execute
 from espalier.ir.types import parse as parse_type
-from espalier.passes.samples import NoSample, sample_inputs
+from espalier.passes.samples import NoSample, Trial, shapes_of, try_sizes
 from espalier.runtime.manifest import TensorSpec
 from espalier.runtime.manifest import to_json as manifest_json
 from espalier.train.agreement import disagreement
@@ -44,6 +45,8 @@ class Runner:
     engine: str
     inputs: tuple[Value, ...]
     call: Callable[[Arrays], Arrays]
+    shapes: Collection[Sequence[Dimension]] = ()
+    """Shapes of what is computed, in terms of the inputs' symbols."""
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         order, names = [value.name for value in self.inputs], list[str]()
@@ -70,16 +73,23 @@ def open_runner(path: Path, *, threads: int | None = None, native: bool = False,
 
     Raises InputError or ArtifactError if the path can't be opened.
     """
-    if threads is not None and threads < 1:
-        raise InputError("E201", f"threads must be at least 1, not {threads}")
+    _check_threads(threads)
     if is_artifact(path):
         loaded = runtime.load(path, threads=threads)
         inputs = tuple(Value(type_of(spec), spec.name) for spec in loaded.inputs)
-        return Runner(str(path), loaded.manifest.engine, inputs, loaded)
+        outputs = [type_of(spec) for spec in loaded.outputs]
+        shapes = [type.shape for type in outputs if isinstance(type, TensorType) and type.shape is not None]
+        return Runner(str(path), loaded.manifest.engine, inputs, loaded, shapes)
     if native and path.suffix == ".onnx":
         return _onnxruntime(path, threads)
     graph = frontends.load(path, **({"trust": True} if trust else {}))
-    return Runner(str(path), "reference", tuple(graph.inputs), lambda arrays: run_graph(graph, arrays))
+    call: Callable[[Arrays], Arrays] = lambda arrays: run_graph(graph, arrays)  # noqa: E731
+    return Runner(str(path), "reference", tuple(graph.inputs), call, shapes_of(graph))
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise InputError("E201", f"threads must be at least 1, not {threads}")
 
 
 def run_graph(graph: Graph, arrays: Arrays) -> Arrays:
@@ -89,7 +99,7 @@ def run_graph(graph: Graph, arrays: Arrays) -> Arrays:
             found = execute(graph, arrays)
     except (ValueError, LookupError, ArithmeticError, TypeError) as error:
         message = f"the model does not run on these inputs: {error}"
-        raise InputError("E207", message, hint="Give inputs that it takes, with --data or --inputs.") from error
+        raise InputError("E207", message, hint="`espalier inspect MODEL` lists its inputs.") from error
     return dict(zip(graph.output_names, found, strict=True))
 
 
@@ -101,6 +111,7 @@ def _onnxruntime(path: Path, threads: int | None) -> Runner:
     graph = frontends.load(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 4  # what fails is reported below
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has its own exceptions for models that it does not take
@@ -108,19 +119,40 @@ def _onnxruntime(path: Path, threads: int | None) -> Runner:
     names = [output.name for output in session.get_outputs()]
 
     def call(arrays: Arrays) -> Arrays:
-        return dict(zip(names, session.run(names, arrays), strict=True))
+        try:
+            return dict(zip(names, session.run(names, arrays), strict=True))
+        except Exception as error:  # of its own kinds, most of them for inputs that the model does not take
+            raise InputError("E207", f"onnxruntime does not run {path} on these inputs: {error}") from error
 
-    return Runner(str(path), "onnxruntime", tuple(graph.inputs), call)
+    return Runner(str(path), "onnxruntime", tuple(graph.inputs), call, shapes_of(graph))
 
 
 def read_inputs(path: Path, runner: Runner) -> Arrays:
     """The arrays of an .npz file, fitted to the inputs. Raises InputError E206."""
-    batch = next(iter(Data(path, runner.inputs)))
+    batch = next(iter(Data(path, runner.inputs, finite=False)))
     return {value.name: array for value, array in zip(runner.inputs, batch.inputs, strict=True)}
+
+
+def check_target(path: Path) -> None:
+    """Raise InputError E209 if outputs can't go to a path: only a file of arrays is replaced."""
+    if path.is_dir():
+        raise InputError("E209", f"{path} cannot be written: it is a folder", hint="Give the name of an .npz file.")
+    if path.exists() and not _is_npz(path):
+        hint = "Choose another path with -o, or remove the file."
+        raise InputError("E209", f"{path} exists and is no .npz file; nothing else is replaced", hint=hint)
+
+
+def _is_npz(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return path.is_file() and all(name.endswith(".npy") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def write_outputs(path: Path, arrays: Arrays) -> None:
     """Write an .npz file at once: a crash leaves the old file or the new one. Raises InputError E209."""
+    check_target(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(temporary, "w") as archive:  # numpy.savez takes no array called "file"
@@ -129,71 +161,146 @@ def write_outputs(path: Path, arrays: Arrays) -> None:
                     np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
         temporary.replace(path)
     except (OSError, ValueError) as error:
-        raise InputError("E209", f"{path} cannot be written: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError("E209", f"{path} cannot be written: {reason}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def made_up(inputs: Sequence[Value], seed: int) -> Arrays:
-    """Random inputs that fit. Raises InputError if none can be made."""
+def made_up(runner: Runner, seed: int, inputs: Sequence[Value] | None = None) -> Trial:
+    """Random inputs that the runner takes, of these types if given. Raises InputError if none are found."""
+    names = [value.name for value in runner.inputs]
+
+    def call(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        return list(runner(dict(zip(names, arrays, strict=True))).values())
+
     try:
-        return {v.name: a for v, a in zip(inputs, sample_inputs(inputs, seed), strict=True)}
+        return try_sizes(inputs or runner.inputs, call, seed, runner.shapes)
     except NoSample as error:
-        raise InputError("E212", f"no inputs can be made up: {error}", hint="Give some with --data.") from None
+        message = f"no inputs can be made up for {runner.name}: {error}"
+        raise InputError("E212", message, hint="Give some with --data.") from None
 
 
 def bench(
-    paths: Sequence[Path], *, threads: int | None = None, rounds: int = 15, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Interleaved timing of whole calls: median milliseconds of each, and ratios to the first. Raises InputError."""
+    paths: Sequence[Path], *, data: str | None = None, threads: int | None = None, rounds: int = 15, seed: int = 0,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Interleaved timing of whole calls: median milliseconds of each, and ratios to the first that runs.
+
+    The first batch of the data goes in, or made-up inputs: the same for all that take the same. What can't be opened or
+    run has its error in its row. Raises InputError for wrong options.
+    """
     if not paths or rounds < 1:
         raise InputError("E201", "bench needs at least one model or artifact, and one round")
-    runners = [open_runner(path, threads=threads, native=True) for path in paths]
-    inputs = [made_up(runner.inputs, seed) for runner in runners]
-    repeats = []
-    for runner, arrays in zip(runners, inputs, strict=True):
-        runner(arrays)
-        start = time.perf_counter()
-        runner(arrays)
-        repeats.append(max(1, min(1000, math.ceil(0.02 / max(1e-9, time.perf_counter() - start)))))
-    times: list[list[float]] = [[] for _ in runners]
-    for _ in range(rounds):
-        for k, (runner, arrays) in enumerate(zip(runners, inputs, strict=True)):
+    _check_threads(threads)
+    errors: dict[int, EspalierError] = {}
+    calls: dict[int, tuple[Runner, Arrays, int]] = {}
+    fed: list[Arrays] = []
+    for k, path in enumerate(paths):
+        try:
+            runner = open_runner(path, threads=threads, native=True)
+            arrays = _feed(runner, data, seed, fed)
             start = time.perf_counter()
-            for _ in range(repeats[k]):
-                runner(arrays)
-            times[k].append(1e3 * (time.perf_counter() - start) / repeats[k])
-    ratios = [float(np.median(np.array(t) / np.array(times[0]))) for t in times]
+            runner(arrays)
+            calls[k] = runner, arrays, max(1, min(1000, math.ceil(0.02 / max(1e-9, time.perf_counter() - start))))
+        except EspalierError as error:
+            errors[k] = error
+    times: dict[int, list[float]] = {k: [] for k in calls}
+    for _ in range(rounds):
+        for k, (runner, arrays, repeats) in calls.items():
+            if k in errors:
+                continue
+            try:
+                start = time.perf_counter()
+                for _ in range(repeats):
+                    runner(arrays)
+                times[k].append(1e3 * (time.perf_counter() - start) / repeats)
+            except EspalierError as error:
+                errors[k] = error
+    first = next((times[k] for k in calls if k not in errors), [])
     return [
-        {"model": r.name, "engine": r.engine, "median_ms": float(np.median(t)), "ratio": ratio, "rounds": rounds}
-        for r, t, ratio in zip(runners, times, ratios, strict=True)
+        {
+            "model": str(path),
+            "engine": calls[k][0].engine if k in calls else None,
+            "median_ms": None if k in errors else float(np.median(times[k])),
+            "ratio": None if k in errors else float(np.median(np.array(times[k]) / np.array(first))),
+            "rounds": rounds,
+            "error": errors[k].to_json() if k in errors else None,
+        }
+        for k, path in enumerate(paths)
     ]
+
+
+def _feed(runner: Runner, data: str | None, seed: int, fed: list[Arrays]) -> Arrays:
+    """Inputs that the runner takes, those of an earlier one if possible; it has been called with them once."""
+    if data is not None:
+        batch = next(iter(Data(data, runner.inputs, finite=False)))
+        arrays = {value.name: array for value, array in zip(runner.inputs, batch.inputs, strict=True)}
+        runner(arrays)
+        return arrays
+    types = {v.name: v.element.storage.dtype for v in runner.inputs if isinstance(v.type, TensorType)}
+    for arrays in fed:
+        if types == {name: array.dtype for name, array in arrays.items()}:
+            with suppress(EspalierError):
+                runner(arrays)
+                return arrays
+    found = made_up(runner, seed).inputs
+    fed.append({value.name: array for value, array in zip(runner.inputs, found, strict=True)})
+    return fed[-1]
 
 
 def compare(
     a: Path, b: Path, *, data: str | None = None, tolerance: float | None = None, seed: int = 0, trust: bool = False
 ) -> list[dict[str, Any]]:
-    """Largest difference per output over all data (or made-up inputs), relative to the largest element."""
+    """Largest difference per output over all data (or made-up inputs), relative to the largest element.
+
+    NaN agrees with NaN, and an infinite number with itself. Raises InputError if all outputs are empty.
+    """
     if tolerance is not None and not tolerance >= 0:
         raise InputError("E201", f"the tolerance must be at least 0, not {tolerance}")
     first, second = (open_runner(path, trust=trust) for path in (a, b))
     if len(first.inputs) != len(second.inputs):
         raise InputError("E201", f"{a} has {len(first.inputs)} inputs, {b} has {len(second.inputs)}")
-    batches = [batch.inputs for batch in Data(data, first.inputs)] if data else None
-    feeds = [dict(zip((v.name for v in first.inputs), batch, strict=True)) for batch in batches or []]
-    feeds = feeds or [made_up(first.inputs, seed + k) for k in range(2)]
+    names = [[value.name for value in runner.inputs] for runner in (first, second)]
     rows: dict[str, dict[str, Any]] = {}
-    for feed in feeds:
-        wanted, found = first(feed), second(dict(zip((v.name for v in second.inputs), feed.values(), strict=True)))
+    for inputs in _feeds(first, second, data, seed):
+        wanted, found = (
+            each(dict(zip(of, inputs, strict=True))) for each, of in zip((first, second), names, strict=True)
+        )
         if len(wanted) != len(found):
             raise InputError("E201", f"{a} has {len(wanted)} outputs, {b} has {len(found)}")
-        for position, name in enumerate(wanted):
+        for position, (name, array) in enumerate(wanted.items()):
             other = found[name] if name in found else list(found.values())[position]
-            difference, limit = disagreement(wanted[name], other)
-            limit = limit if tolerance is None else tolerance
-            worst = max(difference, rows.get(name, {}).get("difference", 0.0))
-            rows[name] = {"output": name, "difference": worst, "limit": limit, "agrees": worst <= limit}
+            row = rows.setdefault(
+                name, {"output": name, "difference": 0.0, "limit": 0.0, "agrees": True, "elements": 0}
+            )
+            difference, limit = disagreement(array, other)
+            row["limit"] = limit if tolerance is None else tolerance
+            row["difference"] = max(row["difference"], math.inf if math.isnan(difference) else difference)
+            row["agrees"] = row["difference"] <= row["limit"]
+            row["elements"] += int(np.size(array))
+    if all(row["agrees"] and not row["elements"] for row in rows.values()):
+        message = f"nothing was compared: all outputs of {a} are empty on these inputs"
+        raise InputError("E206" if data else "E212", message, hint="Give other inputs with --data.")
     return list(rows.values())
+
+
+def _feeds(first: Runner, second: Runner, data: str | None, seed: int) -> Iterator[Sequence[Any]]:
+    """Inputs for both: all data, or made-up ones that the first takes."""
+    if data is not None:
+        yield from (batch.inputs for batch in Data(data, first.inputs, finite=False))
+        return
+    inputs = [Value(_narrower(a.type, b.type), a.name) for a, b in zip(first.inputs, second.inputs, strict=True)]
+    for k in range(2):
+        yield made_up(first, seed + k, inputs).inputs
+
+
+def _narrower(a: Type, b: Type) -> Type:
+    """The type with those extents of the other one that are numbers, where its own vary."""
+    if not isinstance(a, TensorType) or not isinstance(b, TensorType) or a.shape is None or b.shape is None:
+        return a
+    if len(a.shape) != len(b.shape):
+        return a
+    return TensorType(a.element, tuple(n if isinstance(n, int) else m for m, n in zip(a.shape, b.shape, strict=True)))
 
 
 def describe(

@@ -294,6 +294,70 @@ def test_integers_that_would_wrap_around_are_refused(call) -> None:
         assert call("run neg.onnx --inputs x.npz -o y.npz")[0] == code
 
 
+def window(kernel: int, length: int | str = "t") -> onnx.ModelProto:
+    """A convolution along a length that varies, without padding."""
+    weight = numpy_helper.from_array(np.ones((2, 1, kernel), np.float32), "w")
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["b", c, d])
+            for n, c, d in (("x", 1, length), ("y", 2, None)))  # fmt: skip
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def test_a_window_longer_than_the_smallest_size_is_compiled_and_compared(call) -> None:
+    onnx.save(window(7), "window.onnx")
+    done = json.loads(call("compile window.onnx -o window --backend onnx --json")[1])
+    assert done["agreement"].startswith("agrees")
+    code, text, _ = call("verify window.onnx window --json")
+    assert code == 0 and json.loads(text)["outputs"][0]["elements"] > 0
+    assert call("bench window window.onnx --rounds 1")[0] == 0
+
+
+def test_two_models_without_outputs_to_compare_do_not_agree(call) -> None:
+    onnx.save(window(7), "window.onnx")
+    np.savez("short.npz", x=np.ones((0, 1, 9), np.float32))
+    code, text, said = call("verify window.onnx window.onnx --data short.npz --json")
+    assert (code, json.loads(text)["error"]["code"]) == (2, "E206") and "empty" in said
+
+
+def test_data_of_nan_are_compared(call) -> None:
+    onnx.save(window(2), "window.onnx")
+    np.savez("nan.npz", x=np.array([[[1, 2, np.nan, 4, np.inf, 6]]], np.float32))
+    assert call("verify window.onnx window.onnx --data nan.npz")[0] == 0
+    assert call("run window.onnx --inputs nan.npz -o y.npz")[0] == 0
+    with np.load("y.npz") as found:
+        assert np.isnan(found["y"][0, 0, 1]) and found["y"][0, 0, 0] == 3
+    assert call("compile window.onnx -o out --backend onnx --data nan.npz")[0] == 2
+
+
+def test_one_bad_model_leaves_the_other_rows(call, artifact: str) -> None:
+    code, text, said = call("bench missing.onnx artifact model.onnx --data inputs.npz --rounds 1 --json")
+    bad, first, second = json.loads(text)["rows"]
+    assert code == 2 and bad["error"]["code"] == "E101" and bad["median_ms"] is None
+    assert first["ratio"] == 1.0 and first["error"] is None and second["median_ms"] > 0
+    assert said.startswith("E101: missing.onnx: ") and len(said.splitlines()) == 1
+    np.savez("wrong.npz", image=np.zeros((4, 3, 16, 15), np.float32))
+    code, text, _ = call("bench artifact --data wrong.npz --json")
+    assert code == 2 and json.loads(text)["rows"][0]["error"]["code"] == "E206"
+
+
+def test_only_arrays_are_replaced(call) -> None:
+    Path("notes.txt").write_text("mine")
+    Path("folder").mkdir()
+    for target in ("notes.txt", "folder", "model.onnx"):
+        code, _, said = call(f"run model.onnx --inputs inputs.npz -o {target}")
+        assert (code, said[:6]) == (2, "E209: ") and f".{target}." not in said
+    assert Path("notes.txt").read_text() == "mine" and onnx.load("model.onnx")
+    for _ in range(2):
+        assert call("run model.onnx --inputs inputs.npz -o y.npz")[0] == 0
+
+
+def test_messages_hold_nothing_of_our_insides(call) -> None:
+    np.save("i.npy", np.zeros(3))
+    assert "'i.npy' is no .npz" in call("run model.onnx --inputs i.npy -o y.npz")[2]
+    said = call("compile model.onnx -o out --passes fold_constants:limit=abc")[2]
+    assert "ast." not in said and "'abc' is no valid value (int is wanted)" in said
+
+
 def test_weights_of_nothing_but_nan_do_not_agree_with_numbers(call) -> None:
     model = network(seed=0)
     model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.full(10, np.nan, np.float32), "b"))

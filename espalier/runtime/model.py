@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping
 from types import TracebackType
@@ -24,6 +25,10 @@ class LoadedModel:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+        try:
+            threads = None if threads is None else operator.index(threads)
+        except TypeError:
+            raise ArtifactError("E709", f"threads is a whole number, not {threads!r}") from None
         if threads is not None and threads < 1:
             raise ArtifactError("E709", f"a model needs at least one thread, not {threads}")
         files = ArtifactFiles(path)

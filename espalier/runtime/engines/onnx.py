@@ -53,7 +53,7 @@ class OnnxEngine:
                 raise ArtifactError("E712", f"onnxruntime passes no {spec.element}, the type of {spec.name!r}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:

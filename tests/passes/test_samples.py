@@ -1,0 +1,70 @@
+"""Inputs that are made up: sizes that fit the model, none empty where that can be avoided."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from espalier.ir import Builder, Graph
+from espalier.ir.types import parse
+from espalier.passes.samples import SAMPLES, NoSample, try_graph, try_sizes
+from espalier.train.data import Data
+
+
+def convolution(kernel: int, type: str = "f32[b, 4, t]") -> Graph:
+    graph = Graph()
+    builder = Builder(graph)
+    x = builder.input(parse(type), "x")
+    graph.set_outputs([builder.conv(x, np.ones((8, 4, kernel), np.float32))], ["y"])
+    return graph
+
+
+@pytest.mark.parametrize("kernel", [1, 7, 33, 200])
+def test_windows_fit_into_what_is_made_up(kernel: int) -> None:
+    trial = try_graph(convolution(kernel), seed=0)
+    (x,), (y,) = trial
+    assert x.shape[2] >= kernel and x.shape[0] != x.shape[2] and y.size and not trial.is_empty
+
+
+def test_sizes_that_a_model_asks_for_are_found() -> None:
+    def multiples(arrays):
+        if any(extent % 32 for extent in arrays[0].shape[2:]):
+            raise ValueError("no multiple of 32")
+        return arrays
+
+    (x,) = try_sizes(_inputs("f32[n, 3, h, w]"), multiples, 0).inputs
+    assert x.shape[0] == 2 and x.shape[2] != x.shape[3]
+
+    def alike(arrays):
+        return [arrays[0] + arrays[1]]
+
+    a, b = try_sizes([*_inputs("f32[n, s]"), *_inputs("f32[m, r]", "y")], alike, 0).inputs
+    assert a.shape == b.shape and a.shape[0] != a.shape[1]
+
+
+def _inputs(type: str, name: str = "x"):
+    graph = Graph()
+    return [Builder(graph).input(parse(type), name)]
+
+
+def test_what_never_runs_says_why_it_first_did_not() -> None:
+    def refuse(arrays):
+        raise ValueError(f"not {arrays[0].shape[0]}")
+
+    with pytest.raises(NoSample, match="ValueError: not 2"):
+        try_sizes(_inputs("f32[n]"), refuse, 0)
+    with pytest.raises(NoSample, match="no sizes fit"):
+        try_graph(convolution(5000), seed=0)
+
+
+def test_empty_outputs_are_the_last_choice() -> None:
+    (x,) = try_sizes(_inputs("f32[n]"), lambda arrays: [arrays[0][20:]], 0).inputs
+    assert len(x) > 20
+    assert try_sizes(_inputs("f32[n]"), lambda arrays: [arrays[0][:0]], 0).is_empty
+
+
+def test_data_come_first() -> None:
+    graph = convolution(7)
+    x = np.random.default_rng(0).normal(size=(100, 4, 50)).astype(np.float32)
+    trial = try_graph(graph, 0, Data({"x": x}, tuple(graph.inputs)))
+    np.testing.assert_array_equal(trial.inputs[0], x[:SAMPLES])
