@@ -1,7 +1,7 @@
 """espalier fits neural networks to devices: compression as compilation.
 
-    artifact = espalier.compile("model.onnx", device="cpu", output="artifact")
-    outputs = espalier.runtime.load("artifact")({"input": array})
+artifact = espalier.compile("model.onnx", device="cpu", output="artifact")
+outputs = espalier.runtime.load("artifact")({"input": array})
 """
 
 from __future__ import annotations
@@ -39,5 +39,19 @@ def __getattr__(name: str) -> Any:
     if name == "runtime":
         return importlib.import_module("espalier.runtime")
     if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
+        try:
+            module = importlib.import_module(_EXPORTS[name])
+        except ModuleNotFoundError as error:
+            raise only_runtime(f"espalier.{name}", error) from None
+        return getattr(module, name)
     raise AttributeError(f"module 'espalier' has no attribute {name!r}")
+
+
+def only_runtime(what: str, error: ModuleNotFoundError) -> EspalierError:
+    """The refusal of what needs a package that is not installed. Raises the error itself for a module of ours."""
+    from espalier.errors import InputError
+
+    if (error.name or "espalier").partition(".")[0] == "espalier":
+        raise error
+    message = f"{what} needs the package {error.name}; only what espalier.runtime needs seems to be installed here"
+    return InputError("E205", message, hint="Install the compiler: pip install espalier, without --no-deps.")

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from espalier import __version__
+from espalier.errors import InputError, InternalError, Interruption
 from espalier.runtime.errors import EspalierError
 
 app = App(
@@ -349,7 +350,7 @@ def explain(subject: str, /, *, json: Json = False) -> None:
     subject
         A code such as E103, or the path of an artifact.
     """
-    from espalier.errors import CATALOGUE, InputError
+    from espalier.errors import CATALOGUE
 
     if subject.upper() in CATALOGUE:
         entry = CATALOGUE[subject.upper()]
@@ -365,7 +366,21 @@ def explain(subject: str, /, *, json: Json = False) -> None:
 
 
 def _show(found: Any, as_json: bool, lines: Sequence[str]) -> None:
-    print(json.dumps(found, default=str) if as_json else "\n".join(map(_plain, lines)))
+    _print((json.dumps(found, default=str) if as_json else "\n".join(map(_plain, lines))) + "\n")
+
+
+def _print(text: str) -> None:
+    """Write to standard output now. Raises InputError E209 where it takes no more."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's last flush
+        message = f"standard output cannot be written: {error.strerror}"
+        hint = "What the command wrote to files is complete."
+        raise InputError("E209", message, hint=hint) from None
 
 
 def _plain(text: str) -> str:
@@ -373,21 +388,25 @@ def _plain(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with the code that says how it went."""
+def main(arguments: Sequence[str] | None = None, *, interrupted: bool = False) -> None:
+    """Run the command line and exit with the code that says how it went (`interrupted`: at once)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names that the terminal's encoding lacks are no reason to fail
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(_guard(lambda: app(arguments, exit_on_error=False, print_error=False), "--json" in arguments))
+
+    def act() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+        app(arguments, exit_on_error=False, print_error=False)
+
+    sys.exit(_guard(act, "--json" in arguments))
 
 
 def _guard(action: Callable[[], Any], as_json: bool) -> int:
-    from espalier.errors import InputError, InternalError
-
     try:
         action()
-        sys.stdout.flush()
+        _print("")
     except EspalierError as error:
         return _report(error, as_json)
     except CycloptsError as error:
@@ -396,6 +415,8 @@ def _guard(action: Callable[[], Any], as_json: bool) -> int:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        if as_json:
+            print(json.dumps({"error": Interruption("E801", "interrupted").to_json()}))
         return 130
     except BrokenPipeError:  # whoever read our output is gone: so that the interpreter can flush it, send it nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

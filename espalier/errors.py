@@ -4,7 +4,7 @@
 
 A code is declared once, below the class that is raised with it. `espalier explain CODE` prints the declaration.
 The hundreds go by area: 1 model files, 2 usage, 3 the graph, 4 what isn't supported, 5 budgets, 6 verification,
-7 artifacts (in `espalier.runtime.errors`), 9 faults of ours.
+7 artifacts (in `espalier.runtime.errors`), 8 interruptions, 9 faults of ours.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = [
     "Explanation",
     "InputError",
     "InternalError",
+    "Interruption",
     "UnsupportedError",
     "VerificationError",
     "declare",
@@ -470,6 +471,21 @@ declare(
     "a pass broke its promise",
     "After the pass, something that it says it establishes or keeps does not hold.",
     "The pass is at fault; leave it out with `--passes`.",
+)
+
+
+class Interruption(EspalierError):
+    """Stopped from outside. Exit code 130."""
+
+    exit_code = 130
+
+
+declare(
+    Interruption,
+    "E801",
+    "interrupted",
+    "The command was stopped, by Ctrl-C for one, before it was done.",
+    "Run it again; outputs are written whole or not at all.",
 )
 
 

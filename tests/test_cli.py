@@ -329,6 +329,49 @@ def test_data_of_nan_are_compared(call) -> None:
     assert call("compile window.onnx -o out --backend onnx --data nan.npz")[0] == 2
 
 
+def test_an_output_that_takes_no_more_is_named(call) -> None:
+    with open("/dev/full", "w") as full:
+        made = start("compile", "model.onnx", "-o", "out", "--backend", "onnx", stdout=full)
+        _, said = made.communicate(timeout=120)
+    assert made.returncode == 2 and said.startswith("E209: standard output cannot be written: No space"), said
+    assert Path("out/manifest.json").is_file() and "Exception" not in said
+
+
+def test_ctrl_c_during_the_imports(tmp_path: Path) -> None:
+    """An import that takes long, at which the interrupt arrives."""
+    (tmp_path / "cyclopts.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n" + REAL_CYCLOPTS)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "espalier", "passes", "--json"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert json.loads(done.stdout)["error"]["exit_code"] == 130
+
+
+REAL_CYCLOPTS = """
+import importlib, sys
+sys.path[:] = [p for p in sys.path if p != __file__.rpartition('/')[0]]
+del sys.modules['cyclopts']
+sys.modules['cyclopts'] = importlib.import_module('cyclopts')
+"""
+
+
+def test_without_the_compilers_packages_one_line_says_so(tmp_path: Path) -> None:
+    for name in ("cyclopts", "ml_dtypes"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('it is missing', name={name!r})")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "espalier", "passes", "--json"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("E205: the command line needs the package cyclopts; only")
+    assert json.loads(done.stdout)["error"]["code"] == "E205"
+    program = "import espalier\ntry: espalier.compile\nexcept Exception as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("E205: espalier.compile needs the package ml_dtypes; only"), done.stderr
+
+
 def test_one_bad_model_leaves_the_other_rows(call, artifact: str) -> None:
     code, text, said = call("bench missing.onnx artifact model.onnx --data inputs.npz --rounds 1 --json")
     bad, first, second = json.loads(text)["rows"]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation, shape_of
 from espalier.ir.dims import Dimension
-from espalier.ir.elements import Element
+from espalier.ir.elements import Element, Quantized
 from espalier.ir.op import In, Op, TypeContext, op
 from espalier.ir.ops.elementwise import arithmetic_element
 from espalier.ir.types import TensorType, Type
@@ -258,8 +258,10 @@ class ArgExtreme(Op):
     select_last_index: int = 0
 
     def element(self, ctx: TypeContext) -> Element:
-        arithmetic_element(ctx, "x", real=True)
-        return elements.I64
+        element = ctx.element("x")
+        if not isinstance(element, Quantized) or element.axis is not None or element.block:
+            arithmetic_element(ctx, "x", real=True)
+        return elements.I64  # integers of one scale are in the order of what they stand for
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         rank = ctx.rank("x")
