@@ -267,6 +267,13 @@ declare(
 )
 declare(
     InputError,
+    "E215",
+    "a plug-in failed",
+    "A pass or a rule of an installed package raised an exception, or built nodes that cannot be typed.",
+    "The message names the package and the line; repair it, or leave the pass out.",
+)
+declare(
+    InputError,
     "E221",
     "a unit may not be changed",
     "The indices of a frozen unit can't be removed or repeated: an input, an output or an operator depends on them.",

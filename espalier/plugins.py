@@ -6,7 +6,9 @@ import functools
 import importlib.metadata
 import os
 import sys
+import traceback
 from importlib.metadata import EntryPoint
+from typing import Any
 
 from espalier.errors import InputError
 
@@ -28,6 +30,25 @@ def load_all(group: str) -> None:
             raise
         except Exception as error:  # the fault is in somebody else's package, whatever it is
             raise InputError("E208", f"the plug-in {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
+
+
+def failure(what: str, module: str, error: Exception, node: Any = None) -> InputError | None:
+    """The error E215 for an exception in somebody else's code, naming its line; None if the module is one of ours.
+
+    Args:
+        what: What failed, such as "the rule lower_gate".
+        module: Full name of the module that holds it.
+        node: The node at which it failed.
+    """
+    if module.partition(".")[0] == "espalier":
+        return None
+    frames = traceback.extract_tb(error.__traceback__)
+    root = os.path.dirname(getattr(sys.modules.get(module), "__file__", None) or "")
+    frame = next((f for f in reversed(frames) if root and f.filename.startswith(root)), frames[-1] if frames else None)
+    where = f" (line {frame.lineno} of {frame.filename}: {frame.line})" if frame else ""
+    message = f"{what} of the plug-in {module} failed: {type(error).__name__}: {error}{where}"
+    hint = "Leave it out with --passes, or repair the package."
+    return InputError("E215", message, node=node, source=getattr(node, "location", None), hint=hint)
 
 
 def _places() -> tuple[tuple[str, int], ...]:

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +177,59 @@ def test_a_broken_plug_in_is_named(
     plug_in(tmp_path, monkeypatch, group, "mine", text)
     error = refusal(group)
     assert error.code == "E208" and "plugin_of_" in error.message and error.exit_code == 2
+
+
+FAULTY = {
+    "    return rewriter.mul(x, rewriter.reshape(factor, [-1] + [1] * (x.rank - 2)))": "    return 1 / 0",
+    "    factor = rewriter.sigmoid(rewriter.mul(gate, node.sharpness))": "    factor = rewriter.conv(gate, gate)",
+}
+
+
+@pytest.mark.parametrize("line", FAULTY)
+def test_an_exception_in_a_rule_is_the_packages(package, line: str) -> None:
+    run = package(REWRITES, line, FAULTY[line])
+    done = run("-c", f"{make_model()}\nimport espalier.cli\n{COMPILE}")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("E215: the rule lower_channel_gate of the plug-in channelwise.rewrites failed: ")
+    assert FAULTY[line].strip() in done.stderr and "rewrites.py" in done.stderr and "gated" in done.stderr
+
+
+FAULTY_PASS = """
+from espalier.passes import graph_pass
+
+
+@graph_pass("lower_channel_gate")
+class Faulty:
+    def run(self, graph, context):
+        raise KeyError(3)
+"""
+
+
+def test_an_exception_in_a_graph_pass_is_the_packages(package) -> None:
+    text = files(PAGE)[REWRITES]
+    run = package(REWRITES, text, FAULTY_PASS)
+    done = run("-c", f"{make_model()}\nimport espalier.cli\n{COMPILE}")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("E215: the pass lower_channel_gate of the plug-in channelwise.rewrites failed: Key")
+
+
+def test_axes_that_cannot_be_read_are_refused_at_once(package) -> None:
+    run = package(OPERATORS, '"n c X?, c -> n c X?"', '"X?, c? -> X?"')
+    done = run("-c", f"{make_model()}\nimport espalier.cli\nespalier.cli.main(['passes'])")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("E302: the axes of the operator 'channel_gate' (channelwise.operators): can't read")
+
+
+def test_a_graph_pass_may_be_frozen_already() -> None:
+    @passes.graph_pass("frozen_already")
+    @dataclass(frozen=True)
+    class Frozen:
+        limit: int = 3
+
+        def run(self, graph, context):
+            return 0
+
+    try:
+        assert passes.parse_spec("frozen_already:limit=5").limit == 5
+    finally:
+        del passes.PASSES["frozen_already"]

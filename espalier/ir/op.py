@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from espalier import plugins
 from espalier.errors import InputError
-from espalier.ir import zeros
+from espalier.ir import axes, zeros
 from espalier.ir.axes import DeclarationError, Equation, declare, shape_of, undescribed
 from espalier.ir.constants import SMALL
 from espalier.ir.dims import Dim, Dimension, Shape, product, symbol
@@ -333,6 +333,10 @@ def op(name: str, *, onnx: str | None = None, domain: str = "") -> Callable[[typ
         known = OPS.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise InputError("E204", f"two operators are called {name!r}: {known.__module__} and {cls.__module__}")
+        try:
+            axes.parse(cls.axes or "->")
+        except ValueError as error:
+            raise InputError("E302", f"the axes of the operator {name!r} ({cls.__module__}): {error}") from None
         cls.name, cls.onnx, cls.onnx_domain = name, onnx, domain
         _collect(cls)
         OPS[name] = cls

@@ -173,8 +173,11 @@ def graph_pass(
     def make(cls: type[Any]) -> type[Any]:
         cls.name, cls.semantics = name, semantics
         cls.requires, cls.establishes, cls.breaks = tuple(requires), tuple(establishes), tuple(breaks)
-        made = dataclass(frozen=True)(cls)
-        return register(made)
+        if not issubclass(cls, Pass):
+            names = {key: getattr(cls, key) for key in ("__doc__", "__module__", "__qualname__")}
+            cls = type(cls.__name__, (cls, Pass), names)
+        parameters = cls.__dict__.get("__dataclass_params__")
+        return register(cls if parameters is not None and parameters.frozen else dataclass(frozen=True)(cls))
 
     return make
 
@@ -196,9 +199,8 @@ def lookup(name: str) -> type[Pass]:
     load_passes()
     if name not in PASSES:
         near = difflib.get_close_matches(name, PASSES, 3)
-        raise InputError(
-            "E202", f"no pass is called {name!r}", hint=f"Did you mean {', '.join(near)}?" if near else None
-        )
+        hint = f"Did you mean {', '.join(near)}?" if near else "`espalier passes` lists them."
+        raise InputError("E202", f"no pass is called {name!r}", hint=hint)
     return PASSES[name]
 
 

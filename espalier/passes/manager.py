@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from espalier import plugins
 from espalier.errors import EspalierError, InputError, VerificationError
 from espalier.ir import Graph, to_text, verify
 from espalier.ir.clone import clone
@@ -204,6 +205,12 @@ class PassManager:
         except EspalierError as error:
             self._dump(graph, each, error)
             raise
+        except Exception as error:
+            refusal = plugins.failure(f"the pass {each.name}", type(each).__module__, error)
+            if refusal is None:
+                raise
+            self._dump(graph, each, refusal)
+            raise refusal from error
         untold = context.recorder is not None and changed and replayer.told - told < max(count, 1)
         seconds, verifying = done - start, time.process_time() - done
         report.passes.append(

@@ -19,10 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
-from espalier.errors import InternalError
+from espalier import plugins
+from espalier.errors import EspalierError, InternalError
 from espalier.ir import Builder, Graph, Node, Op, TypeInferenceError, Value
 from espalier.ir.constants import Constant
-from espalier.ir.graph import refine_type
+from espalier.ir.inference import refine_type
 from espalier.ir.verify import compatible
 from espalier.passes.base import BITEXACT, PASSES, Change, Context, Pass, Predicate, Semantics, graph_pass, register
 from espalier.passes.inference import propagate
@@ -260,7 +261,14 @@ class _Driver:
         except NoMatch as reason:
             self.context.reasons[f"{rule.name}: {reason}"] += 1
             replacement = None
-        except TypeInferenceError as error:
+        except EspalierError:
+            raise
+        except Exception as error:
+            module = getattr(rule.apply, "__module__", "")
+            if (refusal := plugins.failure(f"the rule {rule.name}", module, error, root)) is not None:
+                raise refusal from error
+            if not isinstance(error, TypeInferenceError):
+                raise
             raise InternalError(
                 "E903", f"{rule.name} built a node of wrong types: {error}", node=root, source=root.location
             ) from error
