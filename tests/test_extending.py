@@ -23,6 +23,7 @@ from tests.documents import FILE, blocks, files, install, lay_out
 
 PAGE = "docs/extending.md"
 OPERATORS, REWRITES, TEST = "channelwise/operators.py", "channelwise/rewrites.py", "tests/test_channel_gate.py"
+PASS = "channelwise/passes.py"
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def package(tmp_path: Path):
 
     def lay(path: str = OPERATORS, old: str = "", new: str = ""):
         shown = files(PAGE)
-        assert {"pyproject.toml", OPERATORS, REWRITES, TEST} == set(shown)
+        assert {"pyproject.toml", OPERATORS, REWRITES, PASS, TEST} == set(shown)
         assert old in shown[path]
         shown[path] = shown[path].replace(old, new) if old else shown[path]
         lay_out(shown, tmp_path)
@@ -233,3 +234,25 @@ def test_a_graph_pass_may_be_frozen_already() -> None:
         assert passes.parse_spec("frozen_already:limit=5").limit == 5
     finally:
         del passes.PASSES["frozen_already"]
+
+
+SHARE = """
+import sys
+from espalier.ir import Builder, Graph
+from espalier.ir.types import parse
+from espalier.passes.base import Context, lookup
+from channelwise.operators import ChannelGate
+
+graph = Graph()
+build = Builder(graph)
+x, gate = build.input(parse("f32[n, 3, 4, 4]"), "x"), build.input(parse("f32[3]"), "gate")
+gated = [build.channel_gate(x, gate) for _ in range(3)]
+graph.set_outputs([build.add(build.add(gated[0], gated[1]), gated[2])], ["y"])
+print(lookup("share_gates")().run(graph, Context(stop_after=int(sys.argv[1]))), len(graph))
+"""
+
+
+@pytest.mark.parametrize(("limit", "printed"), [("9", "2 3"), ("1", "1 4"), ("0", "0 5")])
+def test_the_documented_graph_pass_shares_nodes(package, limit: str, printed: str) -> None:
+    done = package()("-c", SHARE, limit)
+    assert done.stdout.strip() == printed, done.stderr
