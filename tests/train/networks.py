@@ -26,6 +26,7 @@ def classifier(seed: int = 0, channels: int = 6, batch: str = "n") -> Graph:
         shift = draw.normal(0, 0.1, filters).astype(np.float32)
         mean, variance = (np.full(filters, k, np.float32) for k in (0, 1))
         x = builder.relu(builder.batch_norm(x, scale, shift, mean, variance))
+        x.name = f"relu_{filters}"
     pooled = builder.reduce_mean(x, np.array([2, 3]), keepdims=0)
     scores = builder.gemm(pooled, weight(4, 8), weight(4), transB=1)
     graph.set_outputs([scores], ["scores"])
