@@ -335,10 +335,13 @@ def passes(name: str | None = None, /, *, json: Json = False) -> None:
 def devices(*, json: Json = False) -> None:
     """The devices that there are."""
     from espalier.cost.device import devices as known
+    from espalier.cost.device import faults
 
     rows = [device.model_dump(mode="json") for device in known().values()]
     lines = [f"{row['name']:12} {row['kind']:5} {row['backend']:9} {row['description']}" for row in rows]
     _show({"devices": rows}, json, lines)
+    for error in faults():
+        print(_plain(f"left out: {error}"), file=sys.stderr)
 
 
 @app.command

@@ -14,7 +14,7 @@ import pytest
 
 import espalier.runtime
 from espalier.backends.base import backend, backends
-from espalier.cost.device import devices
+from espalier.cost.device import device, devices, faults
 from espalier.errors import InputError
 from espalier.frontends import load
 from espalier.ir import op as operators
@@ -142,7 +142,7 @@ LOADERS = {
     "espalier.ops": operators.load_builtin_operators.__wrapped__,
     "espalier.passes": passes.load_passes.__wrapped__,
     "espalier.backends": lambda: backend("mine"),
-    "espalier.devices": devices,
+    "espalier.devices": lambda: device("mine"),
     "espalier.frontends": lambda: load(Path("model.mine")),
 }
 
@@ -256,3 +256,17 @@ print(lookup("share_gates")().run(graph, Context(stop_after=int(sys.argv[1]))), 
 def test_the_documented_graph_pass_shares_nodes(package, limit: str, printed: str) -> None:
     done = package()("-c", SHARE, limit)
     assert done.stdout.strip() == printed, done.stderr
+
+
+def test_a_broken_device_file_stops_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_boards").mkdir()
+    (tmp_path / "broken_boards/board.toml").write_text('name = "board"')
+    install(tmp_path, "boards", {"espalier.devices": {"boards": "broken_boards"}})
+    monkeypatch.syspath_prepend(tmp_path)
+    assert device("cpu").name == "cpu" and "board" not in devices()
+    (fault,) = faults()
+    assert fault.code == "E213" and fault.message.startswith("board.toml of broken_boards describes no device: ")
+    assert len(fault.message.splitlines()) == 1
+    with pytest.raises(InputError) as caught:
+        device("board")
+    assert caught.value.code == "E213"

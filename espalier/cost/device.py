@@ -32,24 +32,43 @@ class Device(BaseModel):
 def devices() -> dict[str, Device]:
     """All known devices by name: the built-in ones, and those of the entry-point group `espalier.devices`.
 
-    An entry point names a package that holds .toml files. Raises InputError E213 for a broken description, E204 for a
-    name that is taken, E208 for a package that can't be imported.
+    An entry point names a package that holds .toml files. What is broken is left out; see `faults`.
     """
-    found: dict[str, Device] = {}
-    folders = [resources.files("espalier.cost") / "devices"]
+    return {name: found[0] for name, found in _survey()[0].items()}
+
+
+def faults() -> list[InputError]:
+    """What is broken: E213 a description, E204 a name that is taken, E208 a package that can't be imported."""
+    return _survey()[1]
+
+
+def _survey() -> tuple[dict[str, tuple[Device, str]], list[InputError]]:
+    """Name → device and the package that describes it, and what is broken, naming package and file."""
+    found: dict[str, tuple[Device, str]] = {}
+    broken: list[InputError] = []
+    folders = [("espalier", resources.files("espalier.cost") / "devices")]
     for entry in plugins.entries("espalier.devices"):
         try:
-            folders.append(resources.files(entry.value))
+            folders.append((entry.value, resources.files(entry.value)))
         except Exception as error:  # the fault is in somebody else's package, whatever it is
-            raise InputError("E208", f"the plug-in {entry.name!r} ({entry.value}) cannot be loaded: {error}") from error
-    for folder in folders:
+            message = f"the plug-in {entry.name!r} ({entry.value}) cannot be loaded: {error}"
+            broken.append(InputError("E208", message))
+    for package, folder in folders:
         for file in sorted(folder.iterdir(), key=lambda item: item.name):
-            if file.name.endswith(".toml"):
-                device = parse(file.read_text(encoding="utf-8"), file.name)
+            if not file.name.endswith(".toml"):
+                continue
+            try:
+                device = parse(file.read_text(encoding="utf-8"), f"{file.name} of {package}")
+            except InputError as error:
+                broken.append(error)
+            except (OSError, UnicodeDecodeError) as error:
+                broken.append(InputError("E213", f"{file.name} of {package} cannot be read: {error}"))
+            else:
                 if device.name in found:
-                    raise InputError("E204", f"two devices are called {device.name!r}")
-                found[device.name] = device
-    return found
+                    both = f"{found[device.name][1]} and {package}"
+                    broken.append(InputError("E204", f"two devices are called {device.name!r}: those of {both}"))
+                found.setdefault(device.name, (device, package))
+    return found, broken
 
 
 def device(name: str) -> Device:
@@ -59,16 +78,23 @@ def device(name: str) -> Device:
             return parse(Path(name).read_text(encoding="utf-8"), name)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError("E213", f"the device file {name!r} cannot be read: {error}") from None
-    known = devices()
+    known, broken = _survey()
+    for fault in broken:
+        if f"{name!r}" in fault.message or fault.message.startswith(f"{name}.toml "):
+            raise fault
     if name not in known:
         there = f"There are {', '.join(known)}, or a .toml file."
+        there += "".join(f" Left out: {fault.message}." for fault in broken)
         raise InputError("E202", f"no device is called {name!r}", hint=there)
-    return known[name]
+    return known[name][0]
 
 
 def parse(text: str, where: str) -> Device:
     """A device from TOML. Raises InputError E213 naming the key at fault."""
     try:
         return Device.model_validate(tomllib.loads(text))
-    except (ValidationError, tomllib.TOMLDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise InputError("E213", f"{where} describes no device: {error}") from None
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise InputError("E213", f"{where} describes no device: {said}") from None
