@@ -9,6 +9,7 @@ import numpy as np
 from espalier.errors import EspalierError
 from espalier.ir import Graph, Node, TensorType, Value, constant_value
 from espalier.ir.dims import Dim
+from espalier.ir.ops.movement import Transpose
 from espalier.ir.xp import numpy as xp
 from espalier.passes.base import Change, Context, Pass, graph_pass
 from espalier.passes.inference import propagate, reinfer
@@ -140,6 +141,9 @@ class FoldConstants(Pass):
 
     def _fold(self, node: Node, context: Context) -> list[Value] | None:
         results = node.results
+        if isinstance(node.op, Transpose) and (held := node.operand(0).constant) is not None:
+            # a view: what is tied stays tied
+            return [constant_value(held.transpose(node.op.permutation(len(held.shape))), name=results[0].name)]
         if len(results) == 1 and results[0].content is not None and node.operands:
             known = _numbers(results[0])
             if known is not None:

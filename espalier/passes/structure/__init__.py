@@ -1,4 +1,7 @@
 """Passes that change how large a model is: units lose indices, or get more of them."""
 
-PASSES = ("prune",)
+PASSES = (
+    "prune",
+    "sparsity",
+)
 """The modules here that declare passes; none of them imports torch before it runs."""

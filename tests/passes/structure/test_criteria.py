@@ -1,0 +1,217 @@
+"""Each criterion against the same scores computed by hand in torch, on a network with known layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from espalier.errors import InputError
+from espalier.passes.structure.criteria import CRITERIA, Criterion, criterion, load_criteria, parse_criterion
+from espalier.passes.structure.importance import NORMALISERS, parts_of
+from espalier.passes.structure.prune import score_units
+from espalier.train.module import looks_learned
+from tests.passes.structure.pruning import coupled, data_of, images, net
+
+LABELS = np.array([0, 1, 2, 3, 0, 1])
+
+
+def scores(
+    name: str, module: nn.Module, labels: np.ndarray | None = LABELS, **options: object
+) -> dict[str, np.ndarray]:
+    coupling, units = coupled(module, images())
+    data = data_of(coupling.graph, images(), labels=labels)
+    aggregate, normalise = options.pop("aggregate", "sum"), options.pop("normalise", "none")
+    found = score_units(coupling, list(units.values()), parse_criterion(name), aggregate, normalise, data, **options)
+    return {unit.name: values for unit, values in found.items()}
+
+
+def losses(module: nn.Module, labels: np.ndarray | None) -> torch.Tensor:
+    """Per sample, as `espalier.train.evidence` says."""
+    outputs = module(images())
+    if labels is None:
+        return 0.5 * (outputs**2).mean(1)
+    return nn.functional.cross_entropy(outputs, torch.from_numpy(labels), reduction="none")
+
+
+def by_index(tensor: torch.Tensor, axis: int = 0) -> torch.Tensor:
+    return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1).sum(1)
+
+
+def members(module: nn.Module) -> list[tuple[torch.Tensor, int]]:
+    """What lets the channels of the first convolution through: rows, columns, and the norm's scale."""
+    return [(module.first.weight, 0), (module.norm.weight, 0), (module.second.weight, 1)]
+
+
+def everything(module: nn.Module) -> list[tuple[torch.Tensor, int]]:
+    return [*members(module), (module.first.bias, 0), (module.norm.bias, 0)]
+
+
+def test_roles_come_from_the_declarations() -> None:
+    coupling, units = coupled(net(), images())
+    roles = {p.member.value.name: p.role for p in parts_of(coupling, units["first.weight.0"], looks_learned)}
+    assert roles == {
+        "first.weight": "row", "first.bias": "shift", "norm.weight": "scale", "norm.bias": "shift",
+        "second.weight": "column",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_magnitude(p: int) -> None:
+    module = net()
+    wanted = sum(by_index(w.abs() ** p, axis) for w, axis in members(module))
+    np.testing.assert_allclose(scores(f"magnitude:p={p}", module)["first.weight.0"], wanted.detach(), rtol=1e-5)
+
+
+def test_batch_norm_scale() -> None:
+    module = net()
+    found = scores("batch_norm_scale", module)
+    np.testing.assert_allclose(found["first.weight.0"], module.norm.weight.abs().detach(), rtol=1e-6)
+    assert "second.weight.0" not in found  # no norm there
+
+
+def test_lamp() -> None:
+    module = net()
+    squares = sum(by_index(w**2, axis) for w, axis in members(module)).detach().double().numpy()
+    wanted = [s / squares[squares >= s].sum() for s in squares]
+    np.testing.assert_allclose(scores("lamp", module)["first.weight.0"], wanted, rtol=1e-5)
+
+
+def test_fpgm() -> None:
+    module = net()
+    wanted = np.zeros(6)
+    for weight, axis in members(module):
+        rows = weight.detach().double().movedim(axis, 0).reshape(6, -1)
+        wanted += torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1).numpy()
+    np.testing.assert_allclose(scores("fpgm", module)["first.weight.0"], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [LABELS, None])
+@pytest.mark.parametrize("form", ["", ":multivariable=true"])
+def test_taylor(labels: np.ndarray | None, form: str) -> None:
+    module = net()
+    losses(module, labels).mean().backward()
+    products = [(w * w.grad, axis) for w, axis in everything(module)]
+    wanted = sum(by_index(p, axis).abs() if form else by_index(p.abs(), axis) for p, axis in products)
+    found = scores(f"taylor{form}", module, labels)["first.weight.0"]
+    np.testing.assert_allclose(found, wanted.detach(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("labels", [LABELS, None])
+def test_obd_squares_the_gradient_of_each_sample(labels: np.ndarray | None) -> None:
+    module = net()
+    wanted = np.zeros(6)
+    each = losses(module, labels)
+    for k in range(len(each)):
+        module.zero_grad()
+        each[k].backward(retain_graph=True)
+        wanted += sum(0.5 * by_index((w * w.grad) ** 2, axis) for w, axis in everything(module)).detach().numpy()
+    np.testing.assert_allclose(scores("obd", module, labels)["first.weight.0"], wanted / 6, rtol=1e-4)
+
+
+def test_snip_uses_the_statistics_of_the_batch() -> None:
+    module = net().train()
+    losses(module, LABELS).mean().backward()
+    wanted = sum(by_index((w * w.grad).abs(), axis) for w, axis in everything(module)).detach()
+    found = scores("snip", net())["first.weight.0"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3)
+    assert not np.allclose(found, scores("taylor", net())["first.weight.0"], rtol=1e-2)
+
+
+def test_activation_is_what_the_readers_see() -> None:
+    module = net()
+    x = torch.relu(module.norm(module.first(images())))
+    wanted = x.abs().mean((0, 2, 3)).detach()
+    np.testing.assert_allclose(scores("activation", module)["first.weight.0"], wanted, rtol=1e-4)
+
+
+def test_relative_importance_is_the_share_of_each_sum() -> None:
+    module = net()
+    x = torch.relu(module.norm(module.first(images()))).abs()
+    weight = module.second.weight.abs()
+    total = nn.functional.conv2d(x, weight, padding=1)
+    parts = [nn.functional.conv2d(x[:, k : k + 1], weight[:, k : k + 1], padding=1) for k in range(6)]
+    wanted = [float((part / total).mean().detach()) for part in parts]
+    found = scores("relative", module)["first.weight.0"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert found.sum() == pytest.approx(1)
+
+
+def test_random_repeats_by_seed() -> None:
+    a, b, c = (scores("random", net(), seed=seed)["first.weight.0"] for seed in (3, 3, 4))
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+def test_a_dead_channel_is_worth_least_and_a_duplicate_little() -> None:
+    module = net()
+    with torch.no_grad():
+        for tensor in (module.first.weight, module.first.bias, module.norm.weight, module.norm.bias):
+            tensor[2] = 0
+        module.second.weight[:, 2] = 0
+        module.norm.running_mean[2] = 0
+    for name in ("magnitude", "batch_norm_scale", "taylor", "obd", "activation", "relative", "lamp"):
+        found = scores(name, module)["first.weight.0"]
+        assert found[2] == 0 and found.argmin() == 2, name
+    module = net()
+    with torch.no_grad():
+        for weight, axis in members(module):
+            rows = weight.movedim(axis, 0)
+            rows[4] = rows[1]
+    pair = set(np.argsort(scores("fpgm", module)["first.weight.0"])[:4])
+    assert {1, 4} <= pair
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "form"),
+    [
+        ("mean", lambda s: s.mean(0)),
+        ("max", lambda s: s.max(0)),
+        ("prod", lambda s: s.prod(0)),
+        ("first", lambda s: s[0]),
+    ],
+)
+def test_aggregation(aggregate: str, form: object) -> None:
+    module = net()
+    stacked = np.stack([by_index(w**2, axis).detach().numpy() for w, axis in members(module)])
+    order = [0, 1, 2]  # first.weight, norm.weight, second.weight: the order of the graph
+    np.testing.assert_allclose(
+        scores("magnitude", module, aggregate=aggregate)["first.weight.0"], form(stacked[order]), rtol=1e-4
+    )
+
+
+def test_normalisation() -> None:
+    plain = scores("magnitude", net())["first.weight.0"]
+    for name, form in {"mean": np.mean, "sum": np.sum, "max": np.max, "std": np.std, "median": np.median}.items():
+        found = scores("magnitude", net(), normalise=name)["first.weight.0"]
+        np.testing.assert_allclose(found, plain / form(plain), rtol=1e-6)
+    assert np.array_equal(NORMALISERS["mean"](np.zeros(3)), np.zeros(3))
+
+
+def test_others_can_add_criteria_and_names_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_criteria()
+
+    @criterion("last_is_best")
+    class LastIsBest(Criterion):
+        """Higher indices are worth more."""
+
+        slope: float = 1.0
+
+        def score(self, scored, aggregate, normalise):
+            return self.slope * np.arange(scored.unit.extent, dtype=float)
+
+    try:
+        assert scores("last_is_best:slope=2", net())["first.weight.0"].tolist() == [0, 2, 4, 6, 8, 10]
+        with pytest.raises(InputError, match="two criteria"):
+            criterion("last_is_best")(type("Other", (Criterion,), {"__module__": "elsewhere"}))
+    finally:
+        del CRITERIA["last_is_best"]
+    for text, code in (
+        ("taylr", "E202"),
+        ("magnitude:q=2", "E203"),
+        ("magnitude:p=0", "E203"),
+        ("magnitude:p=x", "E203"),
+    ):
+        with pytest.raises(InputError) as caught:
+            parse_criterion(text)
+        assert caught.value.code == code
