@@ -33,6 +33,10 @@ WARM_UP = ("classic/hopfield",)
 PROGRESS = Path("build/architectures.jsonl")
 
 
+Examine = Callable[[str, Callable[[dict[str, Any]], None]], None]
+"""Takes the name of an architecture, and what is told of each stage; raises where it fails."""
+
+
 def names() -> list[str]:
     """All that is measured: "classic/…" and "transformers/…"."""
     from benchmarks.zoo.classic import FAMILIES
@@ -140,7 +144,7 @@ def compare(graph: Any, inputs: list[Any], wanted: list[Any]) -> float:
     return float(f"{worst:.3g}")
 
 
-def worker(name: str, write: int, seed: int) -> None:
+def worker(name: str, write: int, seed: int, examine: Examine) -> None:
     """In a child process: examine, writing one line of JSON per stage, and one for a failure."""
     import torch
 
@@ -163,7 +167,7 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}{place}"
 
 
-def run(name: str, limit: float, seed: int) -> dict[str, Any]:
+def run(name: str, limit: float, seed: int, examine: Examine = examine) -> dict[str, Any]:
     """All that a child process reports about one architecture within a time limit."""
     read, write = os.pipe()
     sys.stdout.flush()
@@ -175,7 +179,7 @@ def run(name: str, limit: float, seed: int) -> dict[str, Any]:
         os.dup2(quiet, 2)
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
         warnings.simplefilter("ignore")
-        worker(name, write, seed)
+        worker(name, write, seed, examine)
         os._exit(0)
     os.close(write)
     record: dict[str, Any] = {"name": name, "stage": "started"}

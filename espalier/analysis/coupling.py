@@ -21,7 +21,7 @@ from espalier.ir import Graph, Node, TensorType, Value
 from espalier.ir.axes import Equation
 from espalier.ir.constants import View
 from espalier.ir.dims import Dimension
-from espalier.ir.graph import type_context
+from espalier.ir.inference import type_context
 from espalier.ir.op import TypeInferenceError
 from espalier.ir.terms import (
     Product,
@@ -244,6 +244,7 @@ class _Unifier:
     def __init__(self, coupling: Coupling) -> None:
         self.graph, self.axes, self.equations = coupling.graph, coupling.axes, coupling.equations
         self.extents = coupling.extents
+        self.declared: dict[tuple[Any, ...], Equation | None] = {}
         self._symbols = 0
 
     def run(self) -> None:
@@ -287,10 +288,35 @@ class _Unifier:
         """The declaration, if it says something and the node is no door into a region."""
         if node.regions:
             return None
+        kind = self.kind(node)
+        if kind in self.declared:
+            known = self.declared[kind]
+            return None if known is None else known.copy()
+        before = self._symbols
+        context = type_context(self.graph, node, self._fresh)
         try:
-            return node.op.equation(type_context(self.graph, node, self._fresh))
+            found = node.op.equation(context)
         except TypeInferenceError:
-            return None
+            found = None
+        own = self._symbols != before or (not context.cacheable and "numbers" in kind)  # rests on more than its kind
+        if not own:
+            self.declared[kind] = None if found is None else found.copy()
+        return found
+
+    @staticmethod
+    def kind(node: Node) -> tuple[Any, ...]:
+        """What most declarations rest on, types and known whole numbers: models repeat a few kinds of nodes."""
+        contents: list[Any] = []
+        for operand in node.operands:
+            known: Any = None
+            if operand is not None and type(operand.type) is TensorType:
+                if operand.type.element.is_float:
+                    known = "numbers" if operand.constant is not None or operand.content is not None else None
+                elif (held := operand.known) is not None:
+                    known = "numbers" if held.dtype == object else (held.dtype.str, held.shape, held.tobytes())
+            contents.append(known)
+        types = tuple(None if operand is None else operand.type for operand in node.operands)
+        return (node.op, types, len(node.results), *contents)
 
     def _fresh(self) -> str:
         self._symbols += 1
@@ -385,7 +411,9 @@ def _collect(coupling: Coupling) -> None:
     found: dict[Variable, Unit] = {}
     for value in _values(coupling.graph):
         for axis, term in enumerate(coupling.axes.get(value, ())):
-            for place, leaf in enumerate(dict.fromkeys(leaves(term))):
+            term = resolve(term)
+            whole = type(term) is Variable
+            for place, leaf in enumerate((term,) if type(term) is Variable else dict.fromkeys(leaves(term))):
                 if leaf.extent == 1:
                     continue
                 unit = found.get(leaf)
@@ -397,9 +425,7 @@ def _collect(coupling: Coupling) -> None:
                 if value in coupling.extents:
                     continue
                 if not unit.weights:
-                    unit.name = f"{value.name or 'constant'}.{axis}" + (
-                        f".{place}" if resolve(term) is not leaf else ""
-                    )
+                    unit.name = f"{value.name or 'constant'}.{axis}" + ("" if whole else f".{place}")
                 unit.weights.append(Member(value, axis))
     coupling.units = [unit for unit in found.values() if unit.weights]
     coupling.by_variable = {unit.variable: unit for unit in coupling.units}

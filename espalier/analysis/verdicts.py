@@ -7,12 +7,14 @@ term vanish, and removal is exact; where it computes statistics, or where no fac
 
 from __future__ import annotations
 
+import itertools
+
 from espalier.analysis.coupling import Coupling, Unit
 from espalier.ir import Node, Value
 from espalier.ir.axes import Equation
-from espalier.ir.graph import type_context
+from espalier.ir.inference import type_context
 from espalier.ir.op import Op
-from espalier.ir.terms import Term, Variable, leaves, letters
+from espalier.ir.terms import Term, Variable, leaves, letters, resolve
 
 
 def judge(coupling: Coupling) -> None:
@@ -36,6 +38,9 @@ class _Judge:
                 self.node(node, equation)
 
     def units(self, term: Term) -> list[Variable]:
+        term = resolve(term)
+        if type(term) is Variable:
+            return [term] if term in self.live else []
         return [v for v in leaves(term) if v in self.live]
 
     def vanishes(self, value: Value | None, variable: Variable) -> bool:
@@ -46,9 +51,8 @@ class _Judge:
 
     def node(self, node: Node, equation: Equation) -> None:
         operands = [(value, terms) for value, terms in zip(node.operands, equation.operands, strict=False)]
-        touched = {v for _, terms in operands for term in terms or () for v in self.units(term)}
-        touched.update(v for terms in equation.results for term in terms or () for v in self.units(term))
-        if not touched:
+        sides = itertools.chain((terms for _, terms in operands), equation.results)
+        if not any(self.units(term) for terms in sides for term in terms or ()):
             return
         if all(value.constant is not None or value in self.parametric for value in node.inputs):
             self.parametric.update(node.results)

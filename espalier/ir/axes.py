@@ -50,6 +50,38 @@ class Equation:
     windows: list[Variable] = field(default_factory=list)
     """Variables that a window slides over: no iteration of their own."""
 
+    def copy(self) -> Equation:
+        """The same relations of variables of its own, none of them linked yet."""
+        made: dict[int, Term] = {}
+
+        def again(term: Term) -> Term:
+            found = made.get(id(term))
+            if found is None:
+                if not isinstance(term, Variable):
+                    found = type(term)(map(again, term.parts))
+                elif term.link is not None:
+                    found = again(term.link)
+                else:
+                    found = Variable(term.extent, term.pinned)
+                made[id(term)] = found
+            return found
+
+        def bound(binding: Binding) -> Binding:
+            return again(binding) if isinstance(binding, Variable | Product | Sum) else [*map(bound, binding)]
+
+        def variables(held: list[Variable]) -> list[Variable]:
+            return [found for v in held if type(found := again(v)) is Variable]
+
+        return Equation(
+            [None if terms is None else [*map(again, terms)] for terms in self.operands],
+            [None if terms is None else [*map(again, terms)] for terms in self.results],
+            {letter: variables(held) for letter, held in self.letters.items()},
+            [(again(a), again(b)) for a, b in self.equal],
+            {name: bound(binding) for name, binding in self.bound.items()},
+            [*map(again, self.normalized)],
+            variables(self.windows),
+        )
+
     def contracted(self) -> list[Variable]:
         """The declared letters that operands have and no result has."""
         kept = {id(v) for v in self._letters(self.results)} | {id(v) for v in self.windows}

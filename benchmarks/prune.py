@@ -1,0 +1,453 @@
+"""Pruning: is removal what zeros are, how much of what torch exports can be pruned, and how fast are units found?
+
+Bars 1 and 2 run over the classic families and 150 model types of transformers by hash, each in its own process:
+export, cut exact units and compare with zeros in float64, cut half of all units by Taylor scores, run, export to ONNX
+and compare with onnxruntime. The same models go through Torch-Pruning (magnitude, 60 s each). Bar 5 times the analysis
+beside Torch-Pruning's dependency graph in turns, and on chains of up to 100,000 nodes. Finished models are kept in a
+file and not run again (`--fresh` forgets them).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.architectures import array as to_array
+from benchmarks.architectures import build, finished, preload, run, tensors, used_inputs
+from benchmarks.common import Benchmark, interleaved
+
+RATIO = 0.5
+SECONDS, PEER_SECONDS, QUICK_SECONDS = 300.0, 60.0, 40.0
+HARD_IS_SOFT, AGREEMENT = {"f64": 1e-10, "f32": 1e-5}, 1e-3
+PROGRESS = Path("build/prune.jsonl")
+CHAINS = (1_000, 3_000, 10_000, 30_000, 100_000)
+Reporter = Callable[[dict[str, Any]], None]
+
+
+def names() -> list[str]:
+    """All that is measured: "classic/…" and "transformers/…"."""
+    from benchmarks.zoo.classic import FAMILIES
+    from benchmarks.zoo.transformers_types import selected
+
+    return [*(f"classic/{name}" for name in FAMILIES), *(f"transformers/{name}" for name in selected(150))]
+
+
+# ---- ours ------------------------------------------------------------------------------------------------------------
+
+
+def examine(name: str, report: Reporter) -> None:
+    """Take one architecture through all stages, reporting each that it passes."""
+    import numpy as np
+    import torch
+
+    from espalier.frontends.torch.convert import convert
+    from espalier.frontends.torch.export import decompose
+    from espalier.ir.clone import clone
+
+    module, args, kwargs = build(name)
+    report({"stage": "built"})
+    with torch.no_grad():
+        program = torch.export.export(module, args, kwargs, strict=False)
+    report({"stage": "exported"})
+    graph = convert(decompose(program))
+    inputs = used_inputs(program, [to_array(tensor) for tensor in tensors((args, kwargs))])
+    report({"stage": "lowered", "nodes": len(graph)})
+    rng = np.random.default_rng(0)
+    report(hard_is_soft(graph, inputs, rng))
+    taken = clone(graph)
+    report(prune(taken, inputs))
+    report({"stage": "ran", **runs(taken, inputs)})
+    report({"stage": "done", "onnxruntime": through_onnxruntime(taken, inputs)})
+
+
+def hard_is_soft(graph: Any, inputs: Sequence[Any], rng: Any) -> dict[str, Any]:
+    """Exact units, all at once and some by themselves: removal against zeros. Raises ValueError where they differ."""
+    import numpy as np
+
+    from espalier.analysis.coupling import couple
+    from espalier.ir import verify
+    from espalier.ir.clone import clone
+    from espalier.ir.execute import execute
+    from espalier.passes.structure.reindex import reindex, without, zeroed
+
+    kind = "f64"
+    try:
+        wide = widened(graph)
+        fed = [a.astype(np.float64) if a.dtype == np.float32 else a for a in inputs]
+        execute(wide, fed)
+    except Exception:  # a model with types of its own: as it is, then
+        wide, fed, kind = graph, list(inputs), "f32"
+    units = couple(wide).units
+    counts = {verdict: sum(unit.verdict == verdict for unit in units) for verdict in ("exact", "approximate", "frozen")}
+    exact = [unit.name for unit in units if unit.verdict == "exact"]
+    groups = [[str(n)] for n in rng.permutation(exact)[:3]] + ([exact] if len(exact) > 1 else [])
+    worst = 0.0
+    for group in groups:
+        removed = {}
+        results = []
+        for cut in (True, False):
+            each = clone(wide)
+            coupling = couple(each)
+            found = {unit.name: unit for unit in coupling.units}
+            for name in group:
+                extent = found[name].extent
+                removed.setdefault(name, np.sort(rng.choice(extent, max(1, extent // 2), replace=False)))
+            if cut:
+                reindex(coupling, {found[n]: without(found[n], removed[n]) for n in group}, "prune")
+                verify(each, "types")
+            else:
+                zeroed(coupling, {found[n]: removed[n] for n in group})
+            results.append(execute(each, fed))
+        off = difference(*results)
+        worst = max(worst, off)
+        if not off <= HARD_IS_SOFT[kind]:
+            raise ValueError(f"removal of {group[:3]} ({len(group)} units) is off zeros by {off:.3g} in {kind}")
+    return {"stage": "cut", "units": counts, "hard_soft": worst, "precision": kind}
+
+
+def widened(graph: Any) -> Any:
+    """A copy that computes in float64 what the graph computes in float32."""
+    from espalier.ir import TensorType
+    from espalier.ir.clone import clone
+    from espalier.ir.constants import constant
+    from espalier.ir.elements import F32, F64
+    from espalier.ir.graph import constant_value
+    from espalier.ir.inference import infer_node
+
+    made = clone(graph)
+    if any(node.regions for node in made):
+        raise TypeError("regions declare types of their own")
+    for value in made.inputs:
+        if isinstance(value.type, TensorType) and value.type.element == F32:
+            value.type = TensorType(F64, value.type.shape)
+    wide: dict[Any, Any] = {}
+    for node in made:
+        changed = {key: F64 for key, held in node.op.attributes.items() if held == F32}
+        if changed:
+            made.set_op(node, node.op.replace(**changed))
+        for position, operand in enumerate(node.operands):
+            if operand is not None and operand.constant is not None and operand.element == F32:
+                if operand not in wide:
+                    shared = constant(operand.array.astype("f8"))
+                    wide[operand] = constant_value(shared, name=operand.name)
+                made.set_operand(node, position, wide[operand])
+        for result in node.results:
+            if isinstance(result.type, TensorType):
+                result.type = TensorType(F64 if result.type.element == F32 else result.type.element, result.type.shape)
+        infer_node(made, node)
+    return made
+
+
+def difference(a: Sequence[Any], b: Sequence[Any]) -> float:
+    """The largest difference of outputs, relative to the largest number of each. Raises ValueError for other shapes."""
+    import numpy as np
+
+    worst = 0.0
+    for k, (x, y) in enumerate(zip(a, b, strict=True)):
+        x, y = np.asarray(x), np.asarray(y)
+        if x.shape != y.shape or x.dtype != y.dtype:
+            raise ValueError(f"output {k}: {x.dtype}{x.shape} instead of {y.dtype}{y.shape}")
+        finite = np.isfinite(y)
+        if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
+            raise ValueError(f"output {k} is not finite at the same places")
+        if finite.any():
+            kind = np.complex128 if x.dtype.kind == "c" else np.float64
+            x, y = x[finite].astype(kind), y[finite].astype(kind)
+            worst = max(worst, float(np.abs(x - y).max() / max(np.abs(y).max(), 1e-30)))
+    return worst
+
+
+def prune(graph: Any, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Half of all units, by Taylor scores on the example inputs."""
+    from espalier.passes.base import Context, parse_spec
+    from espalier.train.data import Data
+
+    named = {value.name: array for value, array in zip(graph.inputs, inputs, strict=True)}
+    context = Context(data=Data([named], tuple(graph.inputs)))
+    parse_spec(f"prune:ratio={RATIO},criterion=taylor").run(graph, context)
+    details = context.details
+    return {
+        "stage": "pruned", "units_cut": len(details["cut"]), "units_whole": len(details["whole"]),
+        "parameters_removed": round(details["parameters"]["removed"], 3),
+    }  # fmt: skip
+
+
+def runs(graph: Any, inputs: Sequence[Any]) -> dict[str, Any]:
+    import numpy as np
+
+    from espalier.ir import verify
+    from espalier.ir.execute import execute
+
+    verify(graph, "types")
+    found = execute(graph, inputs)
+    return {"finite": all(bool(np.isfinite(y).all()) for y in found if y.dtype.kind in "fc")}
+
+
+def through_onnxruntime(graph: Any, inputs: Sequence[Any]) -> float:
+    """By how much onnxruntime's outputs of the exported graph are off ours. Raises ValueError beyond the limit."""
+    import onnxruntime
+
+    from espalier.backends.onnx import to_model
+    from espalier.ir.execute import execute
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(to_model(graph).SerializeToString(), options, ["CPUExecutionProvider"])
+    fed = {value.name: array for value, array in zip(graph.inputs, inputs, strict=True)}
+    taken = {value.name for value in session.get_inputs()}
+    found = session.run(None, {name: array for name, array in fed.items() if name in taken})
+    off = difference(found, execute(graph, inputs))
+    if not off <= AGREEMENT:
+        raise ValueError(f"onnxruntime differs by {off:.3g}")
+    return off
+
+
+# ---- Torch-Pruning ---------------------------------------------------------------------------------------------------
+
+
+def examine_peer(name: str, report: Reporter) -> None:
+    """Torch-Pruning by magnitude; layers that make the outputs are left out for it, as its users are told to do."""
+    import torch
+    import torch_pruning
+
+    module, args, kwargs = build(name)
+    example = (kwargs or args) if not (args and kwargs) else None
+    if example is None:
+        raise ValueError("positional and keyword inputs")
+    report({"stage": "built"})
+    with torch.no_grad():
+        wanted = [tensor.shape for tensor in tensors(module(*args, **kwargs))]
+    masked = copy.deepcopy(module)
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        module, example, torch_pruning.importance.MagnitudeImportance(p=2), pruning_ratio=RATIO,
+        ignored_layers=output_layers(module, args, kwargs),
+    )  # fmt: skip
+    before = sum(parameter.numel() for parameter in module.parameters())
+    comparable, groups = True, 0
+    for group in pruner.step(interactive=True):
+        groups += 1
+        comparable &= mask(group, module, masked)
+        group.prune()
+    after = sum(parameter.numel() for parameter in module.parameters())
+    report({"stage": "pruned", "groups": groups, "parameters_removed": round(1 - after / before, 3)})
+    with torch.no_grad():
+        found = tensors(module(*args, **kwargs))
+        if [tensor.shape for tensor in found] != wanted:
+            raise ValueError("the outputs have other shapes")
+        if comparable:
+            off = difference([to_array(t) for t in found], [to_array(t) for t in tensors(masked(*args, **kwargs))])
+            if off > 1e-3:
+                raise ArithmeticError(f"differs from the masked model by {off:.3g}")
+            report({"masked": off})
+    if not groups:
+        raise ValueError("it finds nothing to prune")
+    report({"stage": "done"})
+
+
+def output_layers(module: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The modules that make what is frozen because the model returns it."""
+    import torch
+
+    import espalier
+    from espalier.analysis.coupling import couple
+
+    turned = torch.nn.Embedding | torch.nn.ConvTranspose1d | torch.nn.ConvTranspose2d | torch.nn.ConvTranspose3d
+    parts = dict(module.named_modules())
+    found = []
+    for unit in couple(espalier.load(module, example_inputs=kwargs or args)).units:
+        if unit.verdict == "frozen" and "output of the model" in unit.why():
+            for member in unit.weights:
+                name, transposed = member.value.name.removesuffix(".T"), member.value.name.endswith(".T")
+                part = parts.get(name.rpartition(".")[0])
+                if part is not None and member.axis == (isinstance(part, turned) != transposed):
+                    found.append(part)
+    return list(dict.fromkeys(found))
+
+
+def mask(group: Any, module: Any, masked: Any) -> bool:
+    """Zeros in a copy where Torch-Pruning takes rows and columns away; False where zeros would mean something else."""
+    import torch
+
+    places = {id(part): name for name, part in module.named_modules()}
+    for dependency, indices in group:
+        part = dependency.target.module
+        name = places.get(id(part))
+        if name is None:
+            continue
+        twin = masked.get_submodule(name)
+        if isinstance(part, torch.nn.LayerNorm | torch.nn.GroupNorm | torch.nn.RMSNorm):
+            return False
+        weight = getattr(twin, "weight", None)
+        if weight is None or type(part).__module__.split(".")[0] != "torch":
+            continue
+        axis = 1 if "in_channels" in dependency.handler.__name__ and weight.dim() > 1 else 0
+        if isinstance(part, torch.nn.Embedding):
+            axis = 1
+        if isinstance(part, torch.nn.Conv2d | torch.nn.Conv1d) and part.groups > 1 and axis == 1:
+            continue  # its rows are zeros already
+        if max(indices) >= weight.shape[axis]:
+            return False
+        with torch.no_grad():
+            weight.index_fill_(axis, torch.tensor(list(indices)), 0.0)
+            bias = getattr(twin, "bias", None)
+            if axis == 0 and bias is not None:
+                bias.index_fill_(0, torch.tensor(list(indices)), 0.0)
+    return True
+
+
+# ---- speed -----------------------------------------------------------------------------------------------------------
+
+
+def speed(benchmark: Benchmark, rounds: int, chains: Sequence[int]) -> None:
+    """Bar 5."""
+    import numpy as np
+    import torch
+
+    import espalier
+    from benchmarks.chains import residual_chain
+    from benchmarks.zoo.speed import MODELS
+    from espalier.analysis.coupling import couple
+
+    try:
+        import torch_pruning
+    except ImportError:
+        torch_pruning = None
+    ratios = {}
+    for name, make in MODELS.items() if torch_pruning else ():
+        module, example = make()
+        graph = espalier.load(module, example_inputs=example)
+
+        def ours(graph: Any = graph) -> float:
+            start = time.process_time()
+            couple(graph)
+            return time.process_time() - start
+
+        def theirs(module: Any = module, example: Any = example) -> float:
+            start = time.process_time()
+            torch_pruning.DependencyGraph().build_dependency(module, example)
+            return time.process_time() - start
+
+        ours()
+        taken = interleaved({"ours": ours, "theirs": theirs}, rounds)
+        ratios[name] = round(taken["ours"] / taken["theirs"], 3)
+        benchmark.say(f"{name}: {taken['ours']:.3f} s against {taken['theirs']:.3f} s of Torch-Pruning")
+        benchmark.details.setdefault("speed", {})[name] = taken
+    if torch_pruning:
+        benchmark.bar("analysis_time", ratios, "< 1 × Torch-Pruning's dependency graph", max(ratios.values()) < 1)
+    else:
+        benchmark.bar("analysis_time", None, "< 1 × Torch-Pruning's dependency graph", None, "no Torch-Pruning here")
+    times = {}
+    for nodes in chains:
+        graph = espalier.load(residual_chain(nodes))
+        taken = []
+        for _ in range(3 if nodes <= 10_000 else 1):
+            start = time.process_time()
+            couple(graph)
+            taken.append(time.process_time() - start)
+        times[len(graph)] = min(taken)
+    logs = np.log(np.array([[nodes, seconds] for nodes, seconds in times.items()]))
+    slope = round(float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0]), 3)
+    benchmark.bar("analysis_slope", slope, f"≤ 1.1 up to {max(times)} nodes", slope <= 1.1)
+    benchmark.details["chain_seconds"] = times
+    torch.set_num_threads(1)
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    benchmark = Benchmark("prune", __doc__)
+    benchmark.parser.add_argument("--only", nargs="*", help="names or parts of names")
+    benchmark.parser.add_argument("--fresh", action="store_true", help="run again what an earlier run has finished")
+    benchmark.parser.add_argument("--failed", action="store_true", help="run again what failed of ours")
+    benchmark.parser.add_argument("--skip", nargs="*", default=[], choices=["zoo", "peer", "speed"], help="leave out")
+    benchmark.parser.add_argument("--progress", type=Path, default=PROGRESS, help="where finished ones are kept")
+    options = benchmark.parse()
+    start = time.monotonic()
+    preload()
+    if "speed" not in options.skip:
+        speed(benchmark, 3 if options.quick else 9, CHAINS[:3] if options.quick else CHAINS)
+    if "zoo" not in options.skip:
+        zoo(benchmark, options, start)
+    benchmark.finish()
+
+
+def zoo(benchmark: Benchmark, options: Any, start: float) -> None:
+    """Bars 1 and 2."""
+    chosen = [name for name in names() if not options.only or any(part in name for part in options.only)]
+    if options.quick:  # in the order of a hash, as many as there is time for
+        chosen.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    before = finished(options.progress)
+    records = []
+    for name in chosen:
+        left = QUICK_SECONDS - (time.monotonic() - start) if options.quick else math.inf
+        if left <= 0:
+            break
+        record = None if options.quick or options.fresh else before.get(name)
+        if record is not None and options.failed and not record["holds"]:
+            record = None
+        if record is None or ("peer" not in record and "peer" not in options.skip):
+            record = record or run(name, min(SECONDS, left), benchmark.arguments.seed, examine)
+            if options.quick and record.get("reason", "").startswith("not done within"):
+                break
+            if "peer" not in options.skip:
+                record["peer"] = outcome(run(name, min(PEER_SECONDS, max(left, 1)), 0, examine_peer))
+            if not options.quick:
+                options.progress.parent.mkdir(parents=True, exist_ok=True)
+                with options.progress.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+        records.append(record)
+        peer = record.get("peer", {}).get("outcome", "")
+        benchmark.say(name, record["stage"], f"Torch-Pruning: {peer}" if peer else "", record.get("reason", "")[:300])
+    summarise(benchmark, records)
+
+
+def outcome(record: dict[str, Any]) -> dict[str, Any]:
+    """What became of a model in Torch-Pruning: succeeded, wrong, timed out or raised."""
+    reason = record.get("reason", "")
+    kind = (
+        "succeeded" if record["stage"] == "done"
+        else "wrong" if reason.startswith("ArithmeticError") or "other shapes" in reason
+        else "timed out" if reason.startswith("not done within") else "raised"
+    )  # fmt: skip
+    kept = {key: record[key] for key in ("groups", "parameters_removed", "masked") if key in record}
+    return {"outcome": kind, **kept, **({"reason": reason[:300]} if kind != "succeeded" else {})}
+
+
+def summarise(benchmark: Benchmark, records: list[dict[str, Any]]) -> None:
+    accepted = [record for record in records if record["accepted"]]
+    compared = [record for record in accepted if "hard_soft" in record]
+    unequal = [record["name"] for record in accepted if "off zeros" in record.get("reason", "")]
+    share = len(compared) / (len(compared) + len(unequal)) if compared or unequal else math.nan
+    benchmark.bar("hard_is_soft", round(share, 4), "1.0 of the models, ≤ 1e-10 in float64", share == 1)
+    good = [record for record in accepted if record["holds"]]
+    share = len(good) / len(accepted) if accepted else math.nan
+    benchmark.bar("coverage", round(share, 4), "≥ 0.95 of what torch.export accepts", share >= 0.95)
+    peers = [record for record in accepted if "peer" in record]
+    if peers:
+        missed = [r["name"] for r in peers if r["peer"]["outcome"] == "succeeded" and not r["holds"]]
+        benchmark.bar("all_that_torch_pruning_does", len(missed), "0 that only Torch-Pruning prunes", not missed)
+        counts: dict[str, int] = {}
+        for record in peers:
+            counts[record["peer"]["outcome"]] = counts.get(record["peer"]["outcome"], 0) + 1
+        benchmark.details.update(torch_pruning=counts, only_torch_pruning=missed)
+        benchmark.say(f"Torch-Pruning on {len(peers)} models: {counts}")
+    benchmark.details.update(
+        measured=len(records), accepted=len(accepted), done=len(good), unequal=unequal,
+        worst_hard_soft=max((record["hard_soft"] for record in compared), default=None),
+        in_float32=[record["name"] for record in compared if record["precision"] == "f32"],
+        failed=[{k: record.get(k) for k in ("name", "stage", "reason")} for record in accepted if not record["holds"]],
+        records=records,
+    )  # fmt: skip
+    benchmark.say(f"{len(records)} measured, {len(accepted)} accepted by torch.export, {len(good)} pruned and exported")
+
+
+if __name__ == "__main__":
+    main()
