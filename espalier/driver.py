@@ -18,11 +18,11 @@ from espalier.backends.base import Emission
 from espalier.backends.base import backend as find_backend
 from espalier.cost.device import Device
 from espalier.cost.device import device as find_device
-from espalier.errors import InputError, VerificationError
+from espalier.errors import EspalierError, InputError, VerificationError
 from espalier.ir import Graph, TensorType, Value, structural_hash
 from espalier.ir.clone import clone
 from espalier.ir.execute import run
-from espalier.passes.base import parse_spec
+from espalier.passes.base import PASSES, parse_spec
 from espalier.passes.manager import PassManager, Report, VerifyLevel
 from espalier.passes.pipelines import pipeline as find_pipeline
 from espalier.passes.samples import NoSample, sensitivity, try_graph
@@ -231,7 +231,11 @@ def _check(path: Path, original: Graph, seed: int, data: Data | None) -> str:
         return f"not compared: {error}"
     if trial.is_empty:
         return "not compared: all outputs are empty"
-    found = artifact_runner(path)(inputs)
+    try:
+        found = artifact_runner(path)(inputs)
+    except EspalierError as error:
+        error.hint = f"{error.hint or ''} {_remedy(original)}".strip()
+        raise
     worst = 0.0
     for position, (name, a, b) in enumerate(zip(original.output_names, wanted, found, strict=True)):
         difference, limit = disagreement(a, b)
@@ -246,6 +250,18 @@ def _check(path: Path, original: Graph, seed: int, data: Data | None) -> str:
                 hint="Nothing was written. Find the rewrite with --stop-after K or --verify all, and report it.",
             )
     return f"agrees with the original (largest difference {worst:.2g} of the largest output)"
+
+
+def _remedy(graph: Graph) -> str:
+    """What may help where an engine does not take what a backend made of a graph."""
+    kinds = {type(node.op) for node in graph}
+    foreign = sorted((kind for kind in kinds if not kind.__module__.startswith("espalier.")), key=lambda k: k.name)
+    if foreign:
+        packages = {kind.__module__.partition(".")[0] for kind in foreign}
+        passes = sorted(name for name, cls in PASSES.items() if cls.__module__.partition(".")[0] in packages)
+        there = f"their packages have the passes {', '.join(passes)}" if passes else "their packages have no passes"
+        return f"{', '.join(k.name for k in foreign)} must be lowered to operators of ONNX first: {there} (--passes)."
+    return "Another --backend (tvm) may run it; --verify none writes the artifact without this check."
 
 
 def reference_runner(graph: Graph) -> Runner:

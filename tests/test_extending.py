@@ -89,6 +89,7 @@ def test_without_the_rewrite_the_artifact_is_refused(package, tmp_path: Path) ->
     done = run("-c", f"{make_model()}\nimport espalier.cli\n{COMPILE.replace('--passes lower_channel_gate', '')}")
     assert done.returncode == 2, done.stderr
     assert "ChannelGate" in done.stderr and "Traceback" not in done.stderr
+    assert "channel_gate must be lowered" in done.stderr and "lower_channel_gate" in done.stderr
     assert not (tmp_path / "gated").exists()
 
 
@@ -270,3 +271,10 @@ def test_a_broken_device_file_stops_nobody_else(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(InputError) as caught:
         device("board")
     assert caught.value.code == "E213"
+
+
+def test_an_unknown_attribute_of_an_operator_is_named(package) -> None:
+    program = make_model().replace("sharpness=2.0", "sharpnes=2.0")
+    done = package()("-c", f"{program}\nimport espalier.cli\n{COMPILE}")
+    assert done.returncode == 2 and done.stderr.startswith("E116: ChannelGate (channelwise.operators) has no attribute")
+    assert "'sharpnes'; it has sharpness" in done.stderr

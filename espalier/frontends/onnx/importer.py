@@ -319,6 +319,10 @@ class Importer:
         defaults = schemas.schema_defaults(site.domain, site.op_type, site.version)
         for name in unknown:
             if attributes.pop(name) != defaults.get(name) and name not in schemas.WITHOUT_MEANING:
+                if not kind.__module__.startswith("espalier."):  # there is no schema that could say more
+                    known = ", ".join(sorted(schemas.ir_names(kind))) or "none"
+                    message = f"{site.op_type} ({kind.__module__}) has no attribute {name!r}; it has {known}"
+                    raise InputError("E116", message, node=site.location)
                 return None  # a variant that the operator class does not have
         operands = site.operands
         if places is not None:
