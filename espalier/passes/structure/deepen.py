@@ -66,8 +66,8 @@ class Deepen(Pass):
     After an activation that is idempotent (ReLU, a clip) stands an identity layer and the activation once more
     (Net2Deeper, arXiv:1511.05641): a convolution with a Dirac kernel, or a linear layer. If the model has batch norms
     there, so has the new layer, with statistics of the given data (or those that the norm before implies), and scale
-    and shift that undo them. After others (GELU, SiLU, hard-swish; a sum, in a transformer), where that would change the
-    outputs, stands x + W₂·σ(W₁·x) with W₂ = 0.
+    and shift that undo them. After others (GELU, SiLU, hard-swish; a sum, in a transformer), where that would change
+    the outputs, stands x + W₂·σ(W₁·x) with W₂ = 0.
 
     Attributes:
         after: patterns of the names of activations (or of sums, if named), separated by `;`; any activation if empty.
@@ -99,10 +99,7 @@ class Deepen(Pass):
         for spot in found:
             if not context.may_rewrite():
                 break
-            if self.kind == "residual" or (self.kind == "auto" and not is_idempotent(spot.node)):
-                _insert_residual(graph, spot, self.kernel, rng, self.name)
-            else:
-                _insert_identity(graph, spot, self.kernel, moments.get(spot.node), context, self.name)
+            insert(graph, spot, rng, context, self.kind, self.kernel, moments.get(spot.node))
             done += 1
         return done
 
@@ -315,6 +312,22 @@ def _inserted(first: Node | None, last: Node) -> set[Node]:
     return found
 
 
+def insert(
+    graph: Graph,
+    spot: Spot,
+    rng: np.random.Generator,
+    context: Context,
+    kind: Kind = "auto",
+    kernel: int = 0,
+    moments: tuple[Array, Array] | None = None,
+) -> None:
+    """Insert a layer at a spot; `moments` are mean and variance per channel there. See `Deepen`."""
+    if kind == "residual" or (kind == "auto" and not is_idempotent(spot.node)):
+        _insert_residual(graph, spot, kernel, rng, "deepen")
+    else:
+        _insert_identity(graph, spot, kernel, moments, context, "deepen")
+
+
 def _insert_identity(
     graph: Graph, spot: Spot, kernel: int, moments: tuple[Array, Array] | None, context: Context, by: str
 ) -> None:
@@ -417,7 +430,7 @@ def _normalized(builder: Builder, spot: Spot, name: str) -> Value:
 
 def _over_channels(user: Node, spot: Spot) -> bool:
     """Whether a node computes statistics over the channels."""
-    from espalier.ir.graph import type_context
+    from espalier.ir.inference import type_context
 
     assert user.graph is not None
     equation = user.op.equation(type_context(user.graph, user, lambda: "unknown"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,29 +120,38 @@ def widen(
         raise InputError("E221", f"{unit.name} can't be widened: {reason}{others}")
     if not plan.accepted:
         return 0
-    makers = _makers(coupling, plan.accepted) if noise else []
+    makers = list(makers_of(coupling, plan.accepted)) if noise else []
     plan.apply(by)
     if rng is not None:
-        for place, axis, new in makers:
-            held = place[0].operand(place[1])
-            added = rng.normal(0, noise * float(held.array.std()), np.moveaxis(held.array, axis, 0)[new].shape)
-            rewrite_rows(coupling.graph, held, axis, new, added.__add__)
+        for maker in makers:
+            held = maker.node.operand(maker.operand)
+            rows = np.moveaxis(held.array, maker.axis, 0)[maker.new]
+            added = rng.normal(0, noise * float(held.array.std()), rows.shape)
+            rewrite_rows(coupling.graph, held, maker.axis, maker.new, added.__add__)
     return len(plan.accepted)
 
 
-Maker = tuple[tuple[Node, int], int, NDArray[np.bool_]]
-"""Where a weight is read, its axis that makes a unit, and which positions of that are to be repetitions."""
+class Maker(NamedTuple):
+    """A weight that makes a unit: where it is read, its axis, and which positions of that are to be new."""
+
+    node: Node
+    operand: int
+    axis: int
+    new: NDArray[np.bool_]
+
+    @property
+    def value(self) -> Value:
+        return self.node.operand(self.operand)
 
 
-def _makers(coupling: Coupling, accepted: Mapping[Unit, Repetition]) -> list[Maker]:
+def makers_of(coupling: Coupling, accepted: Mapping[Unit, Repetition]) -> Iterator[Maker]:
+    """The weights, of several axes, that make units."""
     chosen = {unit.variable: repetition.indices for unit, repetition in accepted.items()}
-    found: list[Maker] = []
     for unit in accepted:
         for value, axis in weights_that_make(coupling, unit):
             there = along(coupling.axes[value][axis], unit.variable, chosen)
             user = next(node for node in value.users if node.graph is coupling.graph)
-            found.append(((user, user.operands.index(value)), axis, there >= unit.extent))
-    return found
+            yield Maker(user, user.operands.index(value), axis, there >= unit.extent)
 
 
 def rewrite_rows(

@@ -85,11 +85,12 @@ class Widening:
     """Unit → why it cannot be widened."""
 
     def __post_init__(self) -> None:
-        self._scalings: dict[Unit, list[Scaling]] = {}
+        self.scalings: dict[Unit, list[Scaling]] = {}
+        """Unit → what its shares must scale."""
         for unit, repetition in self.wanted.items():
             try:
                 checked(unit, repetition.indices)
-                self._scalings[unit] = self._plan(unit)
+                self.scalings[unit] = self._plan(unit)
             except (InputError, NoSample, TypeError) as error:
                 self.refused[unit] = getattr(error, "message", None) or str(error)
 
@@ -222,7 +223,7 @@ class Widening:
         weights: dict[Value, dict[tuple[int, Unit], Array]] = {}
         computed: list[tuple[Place, Array]] = []
         for unit in together:
-            for place, _, power in self._scalings[unit]:
+            for place, _, power in self.scalings[unit]:
                 factor = self._factor(place, unit, power, together)
                 if place.value.constant is None:
                     computed.append((place, factor))
@@ -292,7 +293,12 @@ class Probe:
         self.operands: list[Any] = []
         for position, (value, array) in enumerate(zip(node.operands, before, strict=True)):
             followed = copy.operands[position]
-            if value is not None and value.constant is not None and followed is not None and followed is not value:
+            if (
+                value is not None
+                and value.constant is not None
+                and followed is not None
+                and followed.constant is not value.constant
+            ):
                 self.operands.append(followed.array)
             elif value is not None and value in coupling.axes:
                 self.operands.append(_repeated(array, coupling.axes[value], chosen))

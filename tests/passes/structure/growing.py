@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -28,6 +29,11 @@ class Double(nn.Module):
                     held = tensor.detach().to(torch.complex128)
                     setattr(part, name, nn.Parameter(held) if name in part._parameters else held)
         return module
+
+
+QUICK = {"resnet_basic", "densenet", "mobilenet_v3", "lstm_bidirectional", "vit", "kan", "fourier_operator"}
+CASES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+"""The classic families, for `parametrize`; most of them take long to export."""
 
 
 @functools.cache

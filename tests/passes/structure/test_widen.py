@@ -26,7 +26,7 @@ from espalier.passes.base import Context
 from espalier.passes.structure.widen import Widen, repeat, widen
 from tests.analysis.networks import NETWORKS, loaded
 from tests.passes.structure.cutting import difference
-from tests.passes.structure.growing import apart, family, size
+from tests.passes.structure.growing import CASES, apart, family, size
 from tests.passes.structure.random_graphs import graphs
 
 
@@ -37,7 +37,7 @@ def widened(graph: Graph, **options: object) -> tuple[Graph, Context]:
     return grown, context
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("factor", [2.0, 1.5])
 def test_families_compute_the_same(name: str, factor: float) -> None:
     graph, inputs = family(name)
