@@ -6,7 +6,7 @@ from enum import Enum
 
 from espalier.ir import Graph, Node
 from espalier.ir.axes import parse
-from espalier.ir.graph import type_context
+from espalier.ir.inference import type_context
 from espalier.ir.op import Op, TypeInferenceError
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension
-from espalier.ir.graph import Graph, Node, type_context
+from espalier.ir.graph import Graph, Node
+from espalier.ir.inference import type_context
 from espalier.ir.types import TensorType, Type
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from espalier.ir import elements
-from espalier.ir.graph import Graph, Location, Node, Value, as_value, infer_node
+from espalier.ir.graph import Graph, Location, Node, Value, as_value
+from espalier.ir.inference import infer_node
 from espalier.ir.op import Op, lookup
 from espalier.ir.types import TensorType, Type
 

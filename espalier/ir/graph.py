@@ -7,7 +7,7 @@ Scan) are graphs of their own that see outer values only as explicit operands of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from espalier.ir import constants
 from espalier.ir.constants import SMALL, Constant
 from espalier.ir.elements import Element
-from espalier.ir.op import Op, TypeContext, TypeInferenceError, infer_content
-from espalier.ir.types import TensorType, Type, merge_shapes
-from espalier.ir.xp import numpy as numpy_xp
+from espalier.ir.op import Op
+from espalier.ir.types import TensorType, Type
 
 OpType = TypeVar("OpType", bound=Op)
 
@@ -215,8 +214,10 @@ class Listener:
 class Graph:
     """Inputs, nodes in execution order, outputs."""
 
-    def __init__(self, name: str = "main") -> None:
+    def __init__(self, name: str = "main", *, symbol_prefix: str = "u") -> None:
         self.name = name
+        self.symbol_prefix = symbol_prefix
+        """What the names of fresh symbols begin with; a number follows."""
         self.inputs: list[Value] = []
         self._outputs: list[Value] = []
         self.output_names: list[str] = []
@@ -228,7 +229,6 @@ class Graph:
         self.metadata: dict[str, Any] = {}
         """What a frontend knows beyond the graph itself (opset, producer); plain JSON values."""
         self._symbols = 0
-        self._symbol_prefix = "u"
         self._nesting = 0
         """How many nodes have regions."""
 
@@ -286,10 +286,29 @@ class Graph:
             if graph._nesting:
                 stack.extend(region for node in graph for region in node.regions)
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether equal inputs give equal outputs: no operator, in regions neither, is random or unknown."""
+        return all(node.op.deterministic for graph in self.all_graphs() for node in graph)
+
     def fresh_symbol(self) -> str:
         """A name for a dimension that no other of this graph has."""
         self._symbols += 1
-        return f"{self._symbol_prefix}{self._symbols - 1}"
+        return f"{self.symbol_prefix}{self._symbols - 1}"
+
+    def reserve_symbol(self, name: str) -> bool:
+        """Keep `fresh_symbol` from giving a name. False if it may have been given before."""
+        number = name.removeprefix(self.symbol_prefix)
+        if not name.startswith(self.symbol_prefix) or not number.isdecimal():
+            return True
+        if int(number) < self._symbols:
+            return False
+        self._symbols = int(number) + 1
+        return True
+
+    def reserve_symbols_of(self, other: Graph) -> None:
+        """Keep `fresh_symbol` from giving a name that it has given in another graph of the same prefix."""
+        self._symbols = max(self._symbols, other._symbols)
 
     # ---- mutators ------------------------------------------------------------------------------------------
 
@@ -445,80 +464,6 @@ def constant_value(data: Any, element: Element | None = None, name: str = "") ->
     value = Value(TensorType(held.element, held.shape), name)
     value.constant = held
     return value
-
-
-def type_context(graph: Graph, node: Node, fresh: Callable[[], str] | None = None) -> TypeContext:
-    """What `infer` of a node's operator gets to see; `fresh` names new symbols (by default, the graph does)."""
-    return TypeContext(
-        node.op,
-        [None if operand is None else operand.type for operand in node.operands],
-        lambda position: getattr(node.operands[position], "known", None),
-        result_count=len(node.results),
-        region_results=[[output.type for output in region.outputs] for region in node.regions],
-        fresh=fresh or graph.fresh_symbol,
-    )
-
-
-_INFERRED: dict[tuple[Op, tuple[Type | None, ...], int], list[Type]] = {}
-"""Result types of nodes whose operand types alone determine them; most nodes of a large graph repeat a few of these."""
-_INFERRED_HERE: dict[tuple[int, ...], tuple[Op, list[Type | None], list[Type]]] = {}
-"""The same by identity of operator and operand types, which are kept so that identities stay theirs.
-
-Only for operators whose results hold nothing that could be known.
-"""
-_INFERRED_LIMIT = 1 << 16
-
-
-def infer_node(graph: Graph, node: Node) -> None:
-    """Set the types and contents of a node's results from its operands.
-
-    What was known before stays where it is more precise. Raises TypeInferenceError if the operands don't fit.
-    """
-    op, results = node.op, node.results
-    types = [None if operand is None else operand.type for operand in node.operands]
-    identity = (id(op), len(results), *map(id, types))
-    same = _INFERRED_HERE.get(identity)
-    if same is not None:
-        for result, found in zip(results, same[2], strict=True):
-            result.type = found
-        return
-    context = type_context(graph, node)
-    inferred = inferred_types(node, context)
-    for result, found in zip(results, inferred, strict=True):
-        result.type = found
-    first = results[0].type if results else None
-    if isinstance(first, TensorType):
-        content = infer_content(op, numpy_xp, context, first)
-        if content is not None:
-            results[0].content = content
-    plain = context.cacheable and not op.symbolic and not node.regions and type(op).content is Op.content
-    if plain and len(_INFERRED_HERE) < _INFERRED_LIMIT:
-        _INFERRED_HERE[identity] = op, types, inferred
-
-
-def inferred_types(node: Node, context: TypeContext) -> list[Type]:
-    """What the operator infers, or inferred before from equal operand types where it rests on nothing else."""
-    if node.regions:
-        return node.op.infer(context)
-    key = (node.op, context.types, context.result_count)
-    found = _INFERRED.get(key)
-    if found is None:
-        found = node.op.infer(context)
-        if context.cacheable and len(_INFERRED) < _INFERRED_LIMIT:
-            _INFERRED[key] = found
-    return found
-
-
-def refine_type(value: Value, declared: Type) -> None:
-    """Let a value's type take what a declaration knows better. Raises TypeInferenceError if they contradict."""
-    inferred = value.type
-    if isinstance(inferred, TensorType) and isinstance(declared, TensorType):
-        if inferred.element.storage != declared.element.storage:
-            raise TypeInferenceError(f"declared as {declared}, but it is {inferred}")
-        try:
-            value.type = TensorType(inferred.element, merge_shapes(declared.shape, inferred.shape))
-        except ValueError as error:
-            raise TypeInferenceError(f"declared as {declared}, but it is {inferred}: {error}") from None
 
 
 def as_value(operand: Any, like: Value | None = None) -> Value:

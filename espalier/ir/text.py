@@ -26,7 +26,8 @@ from espalier.errors import InputError
 from espalier.ir import constants, elements, types
 from espalier.ir.constants import Constant
 from espalier.ir.elements import Element
-from espalier.ir.graph import Graph, Location, Node, Value, constant_value, infer_node
+from espalier.ir.graph import Graph, Location, Node, Value, constant_value
+from espalier.ir.inference import infer_node
 from espalier.ir.op import lookup
 
 INLINE = 16

@@ -7,7 +7,8 @@ from typing import Literal
 
 from espalier.errors import VerificationError
 from espalier.ir.axes import DeclarationError
-from espalier.ir.graph import Graph, Node, Value, inferred_types, type_context
+from espalier.ir.graph import Graph, Node, Value
+from espalier.ir.inference import inferred_types, type_context
 from espalier.ir.op import TypeInferenceError
 from espalier.ir.types import TensorType, Type
 

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import math
 import pkgutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,13 +151,48 @@ class Pass:
 PASSES: dict[str, type[Pass]] = {}
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where in the code a pass is defined."""
+
+    module: str
+    file: str
+    line: int
+    spec: Any = field(compare=False)
+    """The module's import specification: another one each time that the module is loaded."""
+
+    def redefines(self, other: Origin) -> bool:
+        """Whether this is the same definition run again: after a reload, in a loop, in another cell of a notebook."""
+        if self.module != other.module:
+            return False
+        return self == other or self.spec is not other.spec or self.file != other.file
+
+    def __str__(self) -> str:
+        return f"{self.module} (line {self.line})"
+
+
+def origin() -> Origin:
+    """Of the code that declares passes by functions of `base` and `rewrite`."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__") in _DECLARING:
+        frame = frame.f_back
+    found = frame.f_globals
+    return Origin(str(found.get("__name__")), frame.f_code.co_filename, frame.f_lineno, found.get("__spec__"))
+
+
+_DECLARING = (__name__, "espalier.passes.rewrite")
+_ORIGINS: dict[type[Pass], Origin] = {}
+
+
 def register(cls: type[Pass]) -> type[Pass]:
-    """Make a pass class known under its name. Raises InputError if the name is taken."""
-    if cls.name in PASSES and PASSES[cls.name].__module__ != cls.__module__:
-        raise InputError(
-            "E204", f"two passes are called {cls.name!r}: {PASSES[cls.name].__module__} and {cls.__module__}"
-        )
-    PASSES[cls.name] = cls
+    """Make a pass class known under its name. Raises InputError E204 if another pass has it."""
+    here, known = origin(), PASSES.get(cls.name)
+    there = None if known is None else _ORIGINS.get(known)
+    if there is not None and not here.redefines(there):
+        raise InputError("E204", f"two passes are called {cls.name!r}: {there} and {here}")
+    if known is not None:
+        _ORIGINS.pop(known, None)
+    PASSES[cls.name], _ORIGINS[cls] = cls, here
     return cls
 
 

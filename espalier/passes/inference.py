@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from espalier.ir import Graph, Node, TensorType, Type, Value
-from espalier.ir.graph import infer_node, refine_type
+from espalier.ir.inference import infer_node, refine_type
 from espalier.ir.op import TypeInferenceError
 
 

@@ -23,9 +23,21 @@ from espalier import plugins
 from espalier.errors import EspalierError, InternalError
 from espalier.ir import Builder, Graph, Node, Op, TypeInferenceError, Value
 from espalier.ir.constants import Constant
+from espalier.ir.graph import Location
 from espalier.ir.inference import refine_type
 from espalier.ir.verify import compatible
-from espalier.passes.base import BITEXACT, PASSES, Change, Context, Pass, Predicate, Semantics, graph_pass, register
+from espalier.passes.base import (
+    BITEXACT,
+    PASSES,
+    Change,
+    Context,
+    Pass,
+    Predicate,
+    Semantics,
+    graph_pass,
+    origin,
+    register,
+)
 from espalier.passes.inference import propagate
 
 Replacement: TypeAlias = "Value | Sequence[Value | None] | None"
@@ -112,11 +124,11 @@ def rewrite(
         name = getattr(function, "__name__", "rewrite")
         makers = None if of is None else _root_test(of)
         rule = RewriteRule(name, _root_test(root), semantics, function, makers, constant, _wanted(of, constant))
-        RULES[name] = rule
         rule_pass = type(
             name, (RewritePass,), {"rules": (rule,), "__doc__": function.__doc__, "__module__": function.__module__}
         )
         graph_pass(name, semantics=semantics, requires=requires, establishes=establishes, breaks=breaks)(rule_pass)
+        RULES[name] = rule
         return rule
 
     return make
@@ -137,10 +149,14 @@ def _root_test(root: type[Op] | Sequence[type[Op]] | Callable[[type[Op]], bool])
 
 
 def group(name: str, rules: Sequence[RewriteRule], summary: str) -> type[Pass]:
-    """A pass that applies several rewrites until none matches. Its promise is the weakest of theirs."""
+    """A pass that applies several rewrites until none matches. Its promise is the weakest of theirs.
+
+    Raises InputError E204 if another pass has the name.
+    """
     kinds = ["bit-exact", "reassociates", "approximates", "grows"]
     weakest = max((rule.semantics for rule in rules), key=lambda s: kinds.index(s.kind))
-    cls = type(name, (RewritePass,), {"rules": tuple(rules), "__doc__": summary, "name": name, "semantics": weakest})
+    facts = {"rules": tuple(rules), "__doc__": summary, "__module__": origin().module}
+    cls = type(name, (RewritePass,), {**facts, "name": name, "semantics": weakest})
     made: type[Pass] = dataclass(frozen=True)(cls)
     return register(made)
 
@@ -208,6 +224,10 @@ def _maker(operand: Value | None) -> Any:
         return None
     producer = operand.producer
     return type(producer.op) if producer is not None else Constant if operand.constant is not None else None
+
+
+_NOWHERE = Location()
+"""Of nodes for which a rule gives no location of their own."""
 
 
 class _Driver:
@@ -304,7 +324,7 @@ class _Driver:
                 self.graph.erase(node)
         for node in rewriter.created:
             if node.graph is self.graph:
-                node.location = where
+                node.location = where if node.location == _NOWHERE else node.location.merge(where)
                 self._enqueue(node)
         for user in neighbours:
             if isinstance(user, Node) and user.graph is self.graph:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 
-from espalier.errors import InternalError, VerificationError
+from espalier.errors import InputError, InternalError, VerificationError
 from espalier.ir import Builder, Graph, Node, constant_value, to_text, verify
+from espalier.ir.clone import clone
 from espalier.ir.execute import execute
 from espalier.ir.graph import Location
-from espalier.ir.ops import Neg, Relu, Sub
+from espalier.ir.ops import If, Neg, Relu, Sub
 from espalier.ir.types import parse as type_of
 from espalier.passes import BITEXACT, REASSOCIATES, PassManager, parse_spec
 from espalier.passes.base import PASSES, Context
-from espalier.passes.rewrite import RULES, Replacement, Rewriter, rewrite
+from espalier.passes.rewrite import RULES, Replacement, Rewriter, group, rewrite
 
 
 def chain(length: int) -> Graph:
@@ -160,3 +163,60 @@ def test_a_disagreement_of_the_whole_model_is_bisected(monkeypatch, wrong_rule):
     with pytest.raises(VerificationError) as caught:
         PassManager([parse_spec("drop_double_negation"), parse_spec("wrong_relu")]).run(graph)
     assert "number 3" in str(caught.value.hint)
+
+
+def test_nodes_of_an_inlined_branch_keep_their_place():
+    region = Graph("branch")
+    inner = Builder(region, location=Location(names=("inner",), lines=("model.py:3",)))
+    region.set_outputs([inner.relu(region.add_input(type_of("f32[3]"), "x"))])
+    graph = Graph()
+    builder = Builder(graph, location=Location(names=("choice",)))
+    x = builder.input(type_of("f32[3]"), "x")
+    condition = constant_value(np.array(True))
+    graph.set_outputs(builder.node(If(), [condition, x], results=1, regions=[region, clone(region)]).results)
+    PassManager([parse_spec("inline_regions")]).run(graph)
+    (relu,) = graph.nodes
+    assert relu.location.names == ("inner", "choice") and relu.location.lines == ("model.py:3",)
+    assert "inline_decided_if" in relu.location.passes
+
+
+@pytest.fixture
+def _names():
+    before, rules = dict(PASSES), dict(RULES)
+    yield
+    for known, kept in ((PASSES, before), (RULES, rules)):
+        known.clear()
+        known.update(kept)
+
+
+def define(name: str, source: str, **globals: object) -> None:
+    """Run code as a module of that name."""
+    spec = importlib.util.spec_from_loader(name, None)
+    given = {"__name__": name, "__spec__": spec, "group": group, "rewrite": rewrite, "Neg": Neg, **globals}
+    exec(compile(source, f"{name}.py", "exec"), given)
+
+
+FUNCTION = "@rewrite(Neg)\ndef mine(node, rewriter):\n    return None\n"
+
+
+@pytest.mark.usefixtures("_names")
+def test_a_name_belongs_to_one_pass():
+    kept, rule = PASSES["simplify"], RULES["drop_double_negation"]
+    with pytest.raises(InputError, match="espalier.passes.rules.algebra .* and plugin"):
+        define("plugin", 'group("simplify", [rule], "another")', rule=rule)
+    with pytest.raises(InputError, match="two passes are called 'drop_double_negation'"):
+        define("plugin", FUNCTION.replace("mine", "drop_double_negation"))
+    assert PASSES["simplify"] is kept and RULES["drop_double_negation"] is rule
+    with pytest.raises(InputError, match="two passes are called 'mine'"):
+        define("plugin", FUNCTION + FUNCTION)
+
+
+@pytest.mark.usefixtures("_names")
+def test_a_module_may_be_loaded_again():
+    define("plugin", FUNCTION + 'group("ours", [mine], "ours")')
+    first = PASSES["ours"]
+    define("plugin", "\n\n" + FUNCTION + 'group("ours", [mine], "ours")')  # edited meanwhile
+    assert PASSES["ours"] is not first and PASSES["ours"].__module__ == "plugin"
+    algebra = importlib.import_module("espalier.passes.rules.algebra")
+    importlib.reload(algebra)
+    assert PASSES["simplify"] is algebra.simplify

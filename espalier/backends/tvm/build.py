@@ -19,7 +19,8 @@ from tvm import relax, tirx
 from espalier.backends.tvm import extents, lowerings, module, numbers, trace
 from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
 from espalier.ir.execute import check_inputs
-from espalier.ir.graph import Graph, constant_value, infer_node
+from espalier.ir.graph import Graph, constant_value
+from espalier.ir.inference import infer_node
 
 Array = np.ndarray[Any, Any]
 _ = lowerings

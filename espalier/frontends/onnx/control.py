@@ -35,8 +35,8 @@ def _region(site: Site, name: str, inputs: Sequence[Type | None]) -> Scope:
             f"the {name} of {site.op_type} takes {len(proto.input)} inputs, not {len(inputs)}",
             node=site.location,
         )
-    region, outer = Graph(proto.name or name), site.scope
-    region._symbol_prefix = f"{site.importer.graph.fresh_symbol()}_"
+    prefix = f"{site.importer.graph.fresh_symbol()}_"
+    region, outer = Graph(proto.name or name, symbol_prefix=prefix), site.scope
     scope = Scope(site.importer, region, outer.opsets, outer, outer.references, outer.prefix, outer.place)
     site.importer.read_graph(proto, scope, inputs)
     return scope

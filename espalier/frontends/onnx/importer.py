@@ -15,7 +15,8 @@ from espalier.frontends.onnx.site import ADAPTERS, Absent, Refused, Results, Sit
 from espalier.frontends.onnx.types import TypeReader
 from espalier.ir.axes import DeclarationError
 from espalier.ir.elements import F32
-from espalier.ir.graph import Graph, Location, Node, Value, constant_value, infer_node, refine_type
+from espalier.ir.graph import Graph, Location, Node, Value, constant_value
+from espalier.ir.inference import infer_node, refine_type
 from espalier.ir.op import Op, TypeInferenceError, onnx_operators
 from espalier.ir.types import TensorType, Type
 

@@ -81,12 +81,8 @@ class TypeReader:
             except ValueError:
                 return dims.symbol(text)
             return parsed if dims.symbols(parsed) <= self._input_symbols else dims.symbol(text)
-        prefix, number = self.graph._symbol_prefix, text.removeprefix(self.graph._symbol_prefix)
-        if text.startswith(prefix) and number.isdecimal():  # it looks like a fresh symbol of ours
-            if int(number) < self.graph._symbols:
-                return dims.symbol(f"{text}_")
-            self.graph._symbols = int(number) + 1
-        return dims.symbol(text)
+        taken = not self.graph.reserve_symbol(text)  # by a fresh symbol of ours
+        return dims.symbol(f"{text}_" if taken else text)
 
     def _unnamed(self) -> Dimension:
         self._unnamed_count += 1

@@ -25,10 +25,11 @@ class Opaque(Op):
     deterministic = False
 
     def infer(self, ctx: TypeContext) -> list[Type]:
+        ctx.cacheable = False  # what is remembered would keep the serialized node
         return [parse(text) for text in self.result_types]
 
     def reference(self, xp: Any, *operands: Any) -> Any:
-        from espalier.ir.opaque import run_onnx_node
+        from espalier.ir.onnx_evaluation import run_onnx_node
 
         arrays = [None if operand is None else xp.to_numpy(operand) for operand in operands]
         found = run_onnx_node(self.node, dict(self.opsets), arrays, len(self.result_types))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from espalier.ir import Graph, Node, Value, constant_value
-from espalier.ir.clone import clone
+from espalier.ir.clone import Copies, clone
 from espalier.ir.ops import If, Loop
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
 from espalier.passes.rules.matching import numbers
@@ -32,14 +32,19 @@ def inline_single_pass(node: Node, rewriter: Rewriter) -> Replacement:
 
 def inlined(region: Graph, arguments: Sequence[Value | None], rewriter: Rewriter) -> list[Value]:
     """The outputs of a region, its nodes copied to where the rewriter stands."""
-    place = dict(zip(region.inputs, arguments, strict=True))
+    copies, absent = Copies(), set[Value]()
+    for value, argument in zip(region.inputs, arguments, strict=True):
+        if argument is None:
+            absent.add(value)
+        else:
+            copies[value] = argument
     for inner in region:
-        operands = [None if operand is None else place.get(operand, operand) for operand in inner.operands]
-        copies = [clone(each) for each in inner.regions]
-        made = rewriter.node(inner.op, operands, results=len(inner.results), regions=copies)
-        place.update(zip(inner.results, made.results, strict=True))
-    outputs = [place.get(output, output) for output in region.outputs]
-    return [output for output in outputs if output is not None]
+        operands = [None if operand is None or operand in absent else copies[operand] for operand in inner.operands]
+        regions = [clone(each) for each in inner.regions]
+        made = rewriter.node(inner.op, operands, results=len(inner.results), regions=regions)
+        made.location = inner.location
+        copies.update(zip(inner.results, made.results, strict=True))
+    return [copies[output] for output in region.outputs if output not in absent]
 
 
 inline_regions = group(

@@ -17,7 +17,7 @@ from espalier.ir import Builder, Graph, Node, Value, constant_value
 from espalier.ir.axes import Binding
 from espalier.ir.constants import Constant, constant
 from espalier.ir.dims import floor_divide, product
-from espalier.ir.graph import infer_node
+from espalier.ir.inference import infer_node
 from espalier.ir.terms import Product, Sum, Variable, flatten, leaves
 
 Selection = Mapping[Unit, Indices]

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from espalier.cost.count import macs
 from espalier.ir.build import Builder
 from espalier.ir.dims import symbol
-from espalier.ir.graph import Graph, Value, type_context
+from espalier.ir.graph import Graph, Value
+from espalier.ir.inference import type_context
 from espalier.ir.op import TypeInferenceError
 from espalier.ir.ops.attention import Attention
 from espalier.ir.ops.contraction import Einsum, Gemm, MatMulInteger

@@ -192,7 +192,7 @@ def test_shape_arithmetic_is_tracked(builder: Builder) -> None:
 
 
 def test_zero_rules_that_rest_on_operands(builder: Builder) -> None:
-    from espalier.ir.graph import type_context
+    from espalier.ir.inference import type_context
 
     x = builder.input(type_of("f32[4]"))
     for lower, upper, expected in ((0.0, 6.0, True), (1.0, 6.0, False), (None, 6.0, True), (-3.0, -1.0, False)):

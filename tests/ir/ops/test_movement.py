@@ -151,7 +151,7 @@ def test_unknown_contents_give_fresh_symbols_and_no_axes() -> None:
 
 
 def equation(value: Value) -> Any:
-    from espalier.ir.graph import type_context
+    from espalier.ir.inference import type_context
 
     node = value.producer
     assert node is not None and node.graph is not None
@@ -179,7 +179,7 @@ def test_a_split_into_packed_heads_separates_them() -> None:
 
 
 def test_padding_is_zero_only_where_it_pads_with_zero() -> None:
-    from espalier.ir.graph import type_context
+    from espalier.ir.inference import type_context
 
     cases = ((None, "constant", True), (0.0, "constant", True), (1.0, "constant", False), (None, "edge", False))
     for value, mode, expected in cases:

@@ -10,7 +10,8 @@ import pytest
 
 from espalier.ir.build import Builder
 from espalier.ir.elements import F8E4M3FN, F16, F32, I8, I32, U4, Element, integer
-from espalier.ir.graph import Graph, Value, constant_value, type_context
+from espalier.ir.graph import Graph, Value, constant_value
+from espalier.ir.inference import type_context
 from espalier.ir.op import TypeInferenceError
 from espalier.ir.ops.quantization import (
     BipolarQuant,

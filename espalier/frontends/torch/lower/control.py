@@ -36,8 +36,7 @@ def _region(
     s: Scope, converter: Any, body: torch.fx.GraphModule, name: str, types: Sequence[tuple[Type, str]]
 ) -> tuple[Graph, list[Any], Any]:
     """A region's graph with its inputs, and the function that fills it from the values for the placeholders."""
-    region = Graph(name)
-    region._symbol_prefix = f"{s.graph._symbol_prefix}_{s.node.name}_{name}_"
+    region = Graph(name, symbol_prefix=f"{s.graph.symbol_prefix}_{s.node.name}_{name}_")
     inputs = [region.add_input(type, label) for type, label in types]
     symbols = Symbols()
     symbols.dimensions = dict(s.symbols.dimensions)
