@@ -202,7 +202,7 @@ FUNCTION = "@rewrite(Neg)\ndef mine(node, rewriter):\n    return None\n"
 @pytest.mark.usefixtures("_names")
 def test_a_name_belongs_to_one_pass():
     kept, rule = PASSES["simplify"], RULES["drop_double_negation"]
-    with pytest.raises(InputError, match="espalier.passes.rules.algebra .* and plugin"):
+    with pytest.raises(InputError, match=r"espalier\.passes\.rules\.algebra .* and plugin"):
         define("plugin", 'group("simplify", [rule], "another")', rule=rule)
     with pytest.raises(InputError, match="two passes are called 'drop_double_negation'"):
         define("plugin", FUNCTION.replace("mine", "drop_double_negation"))
