@@ -29,7 +29,7 @@ from benchmarks.common import Benchmark, data_folder
 from benchmarks.datasets import cifar10_images
 
 KILLS, QUICK_KILLS = 20, 3
-STEPS, BATCH = 16, 64
+STEPS, BATCH = 16, 32
 CONTEXT = multiprocessing.get_context("forkserver")
 # what making an optimizer, and loading a model, import
 CONTEXT.set_forkserver_preload(["espalier.train.recover", "torch._dynamo", "espalier.frontends.onnx"])
