@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ import espalier.cli
 from benchmarks.artifact import network
 from espalier.cli import main
 from espalier.errors import CATALOGUE, BudgetError
-from espalier.passes import approximates, rewrite
+from espalier.passes import REASSOCIATES, approximates, rewrite
 from espalier.passes.base import PASSES
 from espalier.passes.rewrite import RULES
 from tests.documents import ROOT, blocks
@@ -73,6 +75,7 @@ def same_schema(shown: object, found: object, where: str = "") -> None:
 
 COMMANDS = {
     "compile": "compile model.onnx -o other --backend onnx --data labelled.npz --max-drop 5",
+    "prune": "prune model.onnx --ratio 0.5 --data labelled.npz -o small.onnx",
     "run": "run artifact --inputs inputs.npz -o outputs.npz",
     "bench": "bench artifact model.onnx --rounds 1",
     "verify": "verify model.onnx artifact",
@@ -247,8 +250,16 @@ def test_the_accuracy_gate(call, ruinous: str) -> None:
     assert code == 0 and json.loads(text)["score"]["drop"] > 10
 
 
-def test_a_model_that_changed_is_not_written(call, ruinous: str) -> None:
-    code, _, said = call(f"compile model.onnx -o out --backend onnx --passes {ruinous}")
+def test_a_model_that_changed_is_not_written(call, ruinous: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"compile model.onnx -o out --backend onnx --passes {ruinous} --json"
+    code, text, _ = call(line)  # it said that it may change the outputs
+    found = json.loads(text)
+    assert code == 0 and "changes the outputs" in found["report"]["whole_model"]
+    assert found["agreement"].startswith("agrees with the model after the last pass that approximates")
+    shutil.rmtree("out")
+    monkeypatch.setattr(PASSES[ruinous], "semantics", REASSOCIATES)
+    monkeypatch.setitem(RULES, ruinous, dataclasses.replace(RULES[ruinous], semantics=REASSOCIATES))
+    code, _, said = call(line)
     assert code == 4 and re.match("E60[23]: ", said) and not Path("out").exists()
 
 

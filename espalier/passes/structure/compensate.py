@@ -16,71 +16,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from espalier.analysis.coupling import Coupling, Indices, Unit, couple
+from espalier.analysis.coupling import Coupling, Indices, couple
 from espalier.errors import InputError
 from espalier.ir import Graph, Node, Value
 from espalier.ir.clone import clone
 from espalier.ir.constants import constant
-from espalier.ir.execute import Region
 from espalier.ir.terms import Variable, leaves
 from espalier.ir.xp import torch as xp
-from espalier.passes.structure.reads import Read, reads
-from espalier.passes.structure.reindex import reindex, replace_here, without
-
-Batch = Sequence[NDArray[Any]]
-"""Arrays in the order of the model's inputs."""
-Matrix = NDArray[np.float64]
-
-
-def removal_costs(coupling: Coupling, batches: Sequence[Batch], damping: float = 0.01) -> dict[Unit, Matrix]:
-    """What removing each index of each unit costs the layers that read it, once they make up for it.
-
-    ½·Σ W_S (H⁻¹_SS)⁻¹ W_Sᵀ with H = XᵀX + damping·mean(diag)·1, over the columns S that have the index, for each reader
-    relative to the power of what it gives, and summed over readers. Units that no linear layer reads are left out.
-    """
-    layers = {read.node: read for read in reads(coupling)}
-    moments = {node: _Moments(read, read) for node, read in layers.items()}
-    for batch in batches:
-        run = _Run(coupling.graph, batch)
-        for node in coupling.graph:
-            if node in layers:
-                moments[node].add(run.get(layers[node].factor), run.get(layers[node].factor))
-            run.step(node)
-    live = {unit.variable: unit for unit in coupling.removable()}
-    found: dict[Unit, Matrix] = {}
-    for node, read in layers.items():
-        units = {live[leaf]: None for letter in read.columns for leaf in leaves(letter) if leaf in live}
-        weight = read.matrix(np.asarray(read.weight.array, np.float64))
-        for own, gram in zip(weight, moments[node].gram, strict=True):
-            power = float(np.einsum("rc,cd,rd->", own, gram, own)) or 1.0
-            inverse = np.linalg.inv(_damped(gram, damping))
-            for unit in units:
-                at = read.unit_at(read.columns, unit)
-                costs = found.setdefault(unit, np.zeros(unit.extent))
-                for index in range(unit.extent):
-                    gone = np.flatnonzero(at == index)
-                    if len(gone):
-                        solved = np.linalg.solve(inverse[np.ix_(gone, gone)], own[:, gone].T)
-                        costs[index] += 0.5 * float(np.sum(own[:, gone].T * solved)) / power
-    return found
+from espalier.passes.structure.reindex import Selection, checked, reindex, replace_here
+from espalier.train.least_squares import Batch, Matrix, Moments, Run
+from espalier.train.reads import Read, reads
 
 
 def compensate(
-    graph: Graph,
-    removed: Mapping[str, Any],
+    coupling: Coupling,
+    kept: Selection,
     batches: Sequence[Batch],
     by: str,
-    damping: float = 0.01,
     *,
+    damping: float = 0.01,
     made_up: bool = False,
-) -> Graph:
-    """A copy of the graph without the given indices of units, in which what reads them makes up for what went.
+) -> None:
+    """As `reindex`, for indices that leave: but the weights that read a unit make up for what went.
 
-    Running statistics of normalisations move by as much as those of the data did.
+    Running statistics of normalisations move by as much as those of the data did. The coupling is spent afterwards.
 
     Args:
-        graph: the original; it stays as it is.
-        removed: unit name → indices to remove.
+        coupling: of the graph to change.
+        kept: the indices that units are to keep.
         batches: inputs on which the layers are matched; noise is better than nothing.
         by: the pass, for the nodes' provenance.
         damping: λ, as a share of the mean of the diagonal of XᵀX.
@@ -88,85 +51,21 @@ def compensate(
             give has the spread that it has on real data, and changes of statistics are scaled to the real ones.
 
     Raises:
-        InputError: for units that the graph lacks or that are frozen, and if there are no batches.
+        InputError: as `reindex`, and if there are no batches.
     """
     if not batches:
-        raise InputError("E206", "compensation needs data, or noise in their place")
-    pruned = clone(graph)
-    partners = dict(zip(pruned.nodes, graph.nodes, strict=True))
-    before, after = couple(graph), couple(pruned)
-    units, own = ({unit.name: unit for unit in found.units} for found in (before, after))
-    for name in removed:
-        if name not in units:
-            raise InputError(
-                "E701", f"the model has no unit {name!r}", hint="`espalier inspect MODEL --units` lists them."
-            )
-    chosen = {units[name].variable: without(units[name], indices) for name, indices in removed.items()}
-    reindex(after, {own[name]: chosen[units[name].variable] for name in removed}, by)
-    _Repair(pruned, partners, before, chosen, damping, made_up).run(batches)
-    return pruned
-
-
-class _Run:
-    """Runs a graph node by node."""
-
-    def __init__(self, graph: Graph, batch: Batch, batch_statistics: bool = False) -> None:
-        self.graph, self.batch_statistics = graph, batch_statistics
-        self.store: dict[Value, Any] = {
-            value: xp.asarray(array) for value, array in zip(graph.inputs, batch, strict=True)
-        }
-        self.left = {value: len(value.uses) for value in graph.inputs}
-
-    def get(self, value: Value) -> Any:
-        return xp.asarray(value.constant.array) if value.constant is not None else self.store[value]
-
-    @torch.no_grad()
-    def step(self, node: Node) -> None:
-        """Compute a node; drop what nobody needs any more."""
-        operands = [None if operand is None else self.get(operand) for operand in node.operands]
-        keywords = {"regions": [Region(region, xp, None) for region in node.regions]} if node.regions else {}
-        op = node.op.training() if self.batch_statistics else node.op
-        found = op.reference(xp, *operands, **keywords)
-        for value, result in zip(node.results, found if isinstance(found, tuple) else (found,), strict=False):
-            self.store[value], self.left[value] = result, len(value.uses)
-        for value in set(node.inputs) & self.left.keys():
-            self.left[value] -= 1
-            if self.left[value] <= 0:
-                del self.store[value]
-
-
-class _Moments:
-    """Sums over the data of a layer's inputs in the original (x) and the pruned model (x')."""
-
-    def __init__(self, old: Read, new: Read, groups: Indices | None = None) -> None:
-        self.old, self.new, self.groups = old, new, groups
-        self.count = 0
-        self.gram: Any = 0.0
-        """x'ᵀx': (groups, columns', columns')."""
-        self.cross: Any = 0.0
-        """x'ᵀx: (groups, columns', columns)."""
-        self.sums: tuple[Any, Any] = (0.0, 0.0)
-
-    @torch.no_grad()
-    def add(self, old: torch.Tensor, new: torch.Tensor) -> None:
-        wide_new = self.new.samples(new).double()
-        wide_old = wide_new if self.old is self.new else self.old.samples(old).double()
-        if self.groups is not None:
-            wide_old = wide_old[:, torch.from_numpy(self.groups)]
-        self.count += len(wide_new)
-        self.gram = self.gram + torch.einsum("ngc,ngd->gcd", wide_new, wide_new).numpy()
-        if self.old is not self.new:
-            self.cross = self.cross + torch.einsum("ngc,ngd->gcd", wide_new, wide_old).numpy()
-        self.sums = self.sums[0] + wide_old.sum(0).numpy(), self.sums[1] + wide_new.sum(0).numpy()
-
-
-def _damped(gram: Matrix, damping: float) -> Matrix:
-    """With inputs that never vary made harmless, as in OBC: a 1 on their diagonal."""
-    mean = float(np.mean(np.diag(gram)))
-    found = gram + np.eye(len(gram)) * (damping * mean)
-    dead = np.diag(found) == 0
-    found[dead, dead] = 1.0
-    return found
+        raise InputError("E212", "compensation needs data, or noise in their place")
+    graph = coupling.graph
+    original = clone(graph)
+    before = couple(original)
+    partners = dict(zip(graph.nodes, original.nodes, strict=True))
+    chosen = {
+        own.variable: checked(unit, kept[unit])
+        for unit, own in zip(coupling.units, before.units, strict=True)
+        if unit in kept
+    }
+    reindex(coupling, kept, by)
+    _Repair(graph, partners, before, chosen, damping, made_up).run(batches)
 
 
 @dataclass
@@ -179,14 +78,14 @@ class _Repair:
     chosen: Mapping[Variable, Indices]
     damping: float
     made_up: bool
-    runs: list[tuple[_Run, _Run]] = field(default_factory=list)
+    runs: list[tuple[Run, Run]] = field(default_factory=list)
     """Of each batch: the original's, the pruned graph's."""
 
     def run(self, batches: Sequence[Batch]) -> None:
         old_reads = {read.node: read for read in reads(self.before)}
         new_reads = {read.node: read for read in reads(couple(self.pruned))}
         graphs = (self.before.graph, self.pruned)
-        self.runs = [(_Run(graphs[0], batch, self.made_up), _Run(graphs[1], batch, self.made_up)) for batch in batches]
+        self.runs = [(Run(graphs[0], batch, self.made_up), Run(graphs[1], batch, self.made_up)) for batch in batches]
         changed = False
         for node in self.pruned:
             partner = self.partners.get(node)
@@ -210,7 +109,7 @@ class _Repair:
     def refit(self, old: Read, new: Read) -> None:
         """Solve for the layer's weights, and for what it adds, if it adds something."""
         groups, rows, columns = (old.along(part, self.chosen) for part in (old.groups, old.rows, old.columns))
-        moments = _Moments(old, new, groups)
+        moments = Moments(old, new, groups)
         for original, pruned in self.runs:
             moments.add(original.get(old.factor), pruned.get(new.factor))
         weight = old.matrix(np.asarray(old.weight.array, np.float64))[groups][:, rows]
@@ -256,7 +155,7 @@ class _Repair:
 
     @staticmethod
     @torch.no_grad()
-    def statistics(run: _Run, node: Node) -> list[Matrix]:
+    def statistics(run: Run, node: Node) -> list[Matrix]:
         """The batch's own mean and variance at a normalisation."""
         op = node.op.training().replace(momentum=0.0)
         found = op.reference(xp, *(None if operand is None else run.get(operand) for operand in node.operands))
