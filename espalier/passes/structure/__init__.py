@@ -1,7 +1,11 @@
 """Passes that change how large a model is: units lose indices, or get more of them."""
 
 PASSES = (
+    "deepen",
+    "expansion",
+    "mixture",
     "prune",
     "sparsity",
+    "widen",
 )
 """The modules here that declare passes; none of them imports torch before it runs."""

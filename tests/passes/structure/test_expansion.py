@@ -106,7 +106,7 @@ def test_the_score_of_a_linear_layer_is_the_formula() -> None:
     aa, bb, g = a.T @ a / 6, d.T @ d / len(d), d.T @ a / 6
     aa, bb = (m + 0.1 * m.diagonal().mean() * torch.eye(len(m)) for m in (aa, bb))
     wanted = torch.trace(torch.linalg.inv(aa) @ g.T @ torch.linalg.inv(bb) @ g)
-    assert score.total == pytest.approx(float(wanted), rel=1e-9)
+    assert score.total == pytest.approx(float(wanted), rel=1e-7)
 
 
 def test_gains_are_those_of_the_schur_complement_and_never_negative() -> None:
@@ -184,13 +184,13 @@ def test_data_and_labels_are_needed() -> None:
 
 def train(graph: Graph, steps: int = 30) -> Graph:
     x, y = data()
-    module = to_torch(graph).train()
+    module = to_torch(clone(graph)).train()
     optimizer = torch.optim.Adam(module.parameters(), 1e-2)
     for _ in range(steps):
         optimizer.zero_grad()
         objective(module, (x,), y).backward()
         optimizer.step()
-    return module.write_back(clone(graph))
+    return module.write_back()
 
 
 def loss(graph: Graph) -> float:
