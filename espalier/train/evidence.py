@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from espalier.analysis.coupling import Coupling, Member, Unit
 from espalier.errors import InputError
-from espalier.ir import Node, Value, zeros
+from espalier.ir import Graph, Node, Value, zeros
 from espalier.ir.constants import VIEWS, View
 from espalier.ir.xp import torch as xp
 from espalier.train.data import Batch, Data
+from espalier.train.least_squares import removal_costs
 from espalier.train.module import to_torch
 
-Need = Literal["gradients", "squares", "activations", "contributions"]
+Need = Literal["gradients", "squares", "activations", "contributions", "costs"]
 Array = NDArray[np.float64]
 PIECE = 32
 """Samples that are run at once, where the model's batch is not fixed."""
@@ -40,6 +41,8 @@ class Evidence:
     """Unit → mean absolute value at each index, where nodes read it (or else wherever it is)."""
     contributions: dict[Unit, Array] = field(default_factory=dict)
     """Unit → each index's mean share of what its readers sum up, summed over them."""
+    costs: dict[Unit, Array] = field(default_factory=dict)
+    """Unit → what removing each index costs its readers once they make up for it."""
     _gradients: dict[str, Array] = field(default_factory=dict)
     _squares: dict[str, Array] = field(default_factory=dict)
     _sources: dict[Value, str] = field(default_factory=dict)
@@ -75,6 +78,8 @@ def gather(
         InputError: E206 for data or labels that don't fit; E223 if outputs or gradients are not finite; E226 if no
             output can be differentiated.
     """
+    if set(needs) == {"costs"}:
+        return Evidence(costs=removal_costs(coupling, pieces_of(coupling.graph, data, samples)))
     module = to_torch(coupling.graph)
     module.train(training)
     evidence = Evidence(_sources=dict(module.weights), _views=dict(module.views))
@@ -98,6 +103,8 @@ def gather(
     for array in (*evidence._gradients.values(), *evidence._squares.values()):
         array /= max(1, evidence.samples)
     evidence.activations, evidence.contributions = watcher.means()
+    if "costs" in needs:
+        evidence.costs = removal_costs(coupling, pieces_of(coupling.graph, data, samples))
     return evidence
 
 
@@ -277,6 +284,11 @@ def linear_readers(coupling: Coupling) -> Iterator[tuple[Node, int, int]]:
             constants = [k for k in factors if (held := node.operand(k).constant) is not None and held.element.is_float]
             if len(computed) == len(constants) == 1:
                 yield node, computed[0], constants[0]
+
+
+def pieces_of(graph: Graph, data: Data, samples: int = 0) -> list[Sequence[NDArray[Any]]]:
+    """The inputs of at most so many samples (0: all), in pieces that the model takes."""
+    return [piece.inputs for piece in _pieces(data, _fixed_batch(graph.inputs) or PIECE, samples)]
 
 
 def _fixed_batch(inputs: Sequence[Value]) -> int | None:

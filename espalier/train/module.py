@@ -155,19 +155,21 @@ class GraphModule(nn.Module):
                 self.read(value).copy_(results[result].detach())
 
     def write_back(self, graph: Graph | None = None) -> Graph:
-        """Put the weights as they are now into the graph (this module's own by default); returns it.
+        """Put the weights as they are now into the graph (this module's own by default, or a clone of it); returns it.
 
         Weights that shared a source share the new one.
         """
         graph = graph or self.graph
         sources: dict[str, ArraySource] = {}
-        for value, name in self.weights.items():
-            held = value.constant
-            if held is None:  # computed from constants
+        twins = {id(own.constant): own for own in self.weights if own.constant is not None}
+        for value in graph.constants():
+            own, held = value if value in self.weights else twins.get(id(value.constant)), value.constant
+            if own is None or held is None:
                 continue
+            name = self.weights[own]
             if name not in sources:
                 sources[name] = ArraySource(_array(getattr(self, name), held))
-            views = self.views[value]
+            views = self.views[own]
             fresh = constant_value(Constant(sources[name], held.element, held.shape, views), name=value.name)
             for node in value.users:
                 if node.graph is graph:

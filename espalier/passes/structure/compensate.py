@@ -68,6 +68,21 @@ def compensate(
     _Repair(graph, partners, before, chosen, damping, made_up).run(batches)
 
 
+def noise(graph: Graph, seed: int, batches: int = 8, samples: int = 32) -> list[Batch]:
+    """Normal numbers in the place of data. Raises InputError E212 for inputs that are no floats or of unknown rank."""
+    rng = np.random.default_rng(seed)
+    found: list[Batch] = []
+    for _ in range(batches):
+        arrays = []
+        for value in graph.inputs:
+            if value.shape is None or not value.element.is_float:
+                raise InputError("E212", f"noise cannot stand for the input {value.name!r}, a {value.type}")
+            shape = [d if isinstance(d, int) else samples if axis == 0 else 32 for axis, d in enumerate(value.shape)]
+            arrays.append(rng.normal(size=shape).astype(value.element.dtype))
+        found.append(arrays)
+    return found
+
+
 @dataclass
 class _Repair:
     """Runs the original and the pruned graph side by side, and mends the pruned one on the way."""

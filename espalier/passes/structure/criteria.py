@@ -215,3 +215,17 @@ class RelativeImportance(Criterion):
     def parts(self, scored: Scored) -> list[Scores]:
         found = scored.evidence.contributions.get(scored.unit)
         return [] if found is None else [found]
+
+
+@criterion("obspa")
+class OptimalBrainSurgeon(Criterion):
+    """What the layers that read an index lose at least without it, by least squares over the data (OBSPA).
+
+    It goes with the option `compensate`, by which they do lose no more.
+    """
+
+    needs = frozenset({"costs"})
+
+    def parts(self, scored: Scored) -> list[Scores]:
+        found = scored.evidence.costs.get(scored.unit)
+        return [] if found is None else [found]

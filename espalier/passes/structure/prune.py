@@ -40,7 +40,9 @@ class Prune(Pass):
         round_to: axes of weights keep multiples of so many positions; device: of what the device says.
         only, ignore: patterns of units' names (as `espalier inspect --units` prints them), separated by `;`.
         exact_only: leave units alone over which statistics are computed.
-        samples: how many samples of the data criteria look at; 0: all.
+        compensate: let the weights that read a unit make up for what goes, by least squares on the data ("data") or
+            on noise ("noise"); "" for plain removal.
+        samples: how many samples of the data criteria and compensation look at; 0: all.
     """
 
     ratio: float | None = None
@@ -55,6 +57,7 @@ class Prune(Pass):
     only: str = ""
     ignore: str = ""
     exact_only: bool = False
+    compensate: str = ""
     samples: int = 1024
 
     def __post_init__(self) -> None:
@@ -65,9 +68,14 @@ class Prune(Pass):
             raise InputError(
                 "E201", f"prune wants one of ratio, macs and params, not {' and '.join(targets) or 'none'}"
             )
-        for name, known in (("scope", SCOPES), ("aggregate", AGGREGATES), ("normalise", NORMALISERS)):
+        for name, known in (
+            ("scope", SCOPES),
+            ("aggregate", AGGREGATES),
+            ("normalise", NORMALISERS),
+            ("compensate", ("", "data", "noise")),
+        ):
             if getattr(self, name) not in known:
-                raise InputError("E201", f"{name}={getattr(self, name)!r} is none of {', '.join(known)}")
+                raise InputError("E201", f"{name}={getattr(self, name)!r} is none of {', '.join(filter(None, known))}")
         if self.round_to != "device" and not (str(self.round_to).isdigit() and int(self.round_to) > 0):
             raise InputError("E201", f"round_to is a number from 1 on, or device, not {self.round_to!r}")
         if self.samples < 0:
@@ -113,11 +121,29 @@ class Prune(Pass):
             context.details = _details(self, coupling, graph, costs, {}, scores, candidates)
             return 0
         details = _details(self, coupling, graph, costs, kept, scores, candidates)
-        reindex(coupling, kept, self.name)
+        self.remove(coupling, kept, context)
         details["macs"]["after"] = _as_json(_macs(graph))
         details["summary"] = _lines(details)
         context.details = details
         return 1
+
+    def remove(self, coupling: Coupling, kept: Kept, context: Context) -> None:
+        """Take the other indices away, with or without compensation. Raises InputError E212 if data are missing."""
+        if not self.compensate:
+            reindex(coupling, kept, self.name)
+            return
+        try:
+            from espalier.passes.structure.compensate import compensate, noise
+            from espalier.train.evidence import pieces_of
+        except ImportError:
+            hint = "pip install 'espalier[torch]'"
+            raise InputError("E205", "compensation runs the model with torch", hint=hint) from None
+        made_up = self.compensate == "noise"
+        if not made_up and context.data is None:
+            raise InputError("E212", "compensate=data needs data", hint="Give some with --data, or compensate=noise.")
+        graph = coupling.graph
+        batches = noise(graph, context.seed) if made_up else pieces_of(graph, context.data, self.samples)
+        compensate(coupling, kept, batches, self.name, made_up=made_up)
 
     def candidates(self, coupling: Coupling) -> list[Unit]:
         """The units that may be pruned. Raises InputError E202 for a pattern that no unit has."""

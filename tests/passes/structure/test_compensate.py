@@ -9,11 +9,14 @@ import pytest
 
 from espalier.analysis.coupling import couple
 from espalier.errors import InputError
-from espalier.ir import Builder, Graph, TensorType, elements, verify
+from espalier.ir import Builder, Graph, TensorType, dims, elements, verify
 from espalier.ir.clone import clone
 from espalier.ir.execute import execute
-from espalier.passes.structure.compensate import compensate, removal_costs
+from espalier.passes import PassManager, parse_spec
+from espalier.passes.structure.compensate import compensate
 from espalier.passes.structure.reindex import reindex, without
+from espalier.train.data import Data
+from espalier.train.least_squares import removal_costs
 
 RNG = np.random.default_rng(5)
 GROUPS = [1, 2]
@@ -26,7 +29,7 @@ def network(groups: int = 1, norm: bool = False, duplicate: bool = False) -> Gra
     first = RNG.normal(size=(8, 3, 3, 3))
     if duplicate:
         first[3] = first[1]
-    x = b.conv(graph.add_input(TensorType(elements.F64, ("n", 3, 10, 10)), "x"), first, pads=(1, 1, 1, 1))
+    x = b.conv(graph.add_input(TensorType(elements.F64, (dims.symbol("n"), 3, 10, 10)), "x"), first, pads=(1, 1, 1, 1))
     if norm:
         parts = (RNG.normal(size=8), RNG.normal(size=8), RNG.normal(size=8), RNG.uniform(0.5, 2, 8))
         x = b.batch_norm(x, *parts)
@@ -53,6 +56,15 @@ def deleted(graph: Graph, removed: dict[str, list[int]]) -> Graph:
     return copy
 
 
+def compensated(graph: Graph, removed: dict[str, list[int]], data: list[Any], **options: float) -> Graph:
+    copy = clone(graph)
+    coupling = couple(copy)
+    units = {unit.name: unit for unit in coupling.units}
+    kept = {units[name]: without(units[name], gone) for name, gone in removed.items()}
+    compensate(coupling, kept, data, "prune", **options)
+    return copy
+
+
 def error(graph: Graph, other: Graph, inputs: list[Any]) -> float:
     a, b = execute(graph, inputs)[0], execute(other, inputs)[0]
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))
@@ -64,7 +76,7 @@ def test_a_copy_of_another_channel_costs_nothing() -> None:
     costs = removal_costs(couple(graph), data, damping=1e-9)
     by_name = {found.name: cost for found, cost in costs.items()}[unit.name]
     assert set(np.argsort(by_name)[:2]) == {1, 3}
-    small = compensate(graph, {unit.name: [3]}, data, "prune", damping=1e-12)
+    small = compensated(graph, {unit.name: [3]}, data, damping=1e-12)
     verify(small, "types")
     assert error(graph, small, batches(1)[0]) < 1e-6
     assert error(graph, deleted(graph, {unit.name: [3]}), batches(1)[0]) > 1e-2
@@ -76,7 +88,7 @@ def test_making_up_is_better_than_deletion_on_data_not_seen(groups: int, norm: b
     graph = network(groups, norm)
     unit = first_unit(graph)
     removed = {unit.name: list(range(unit.extent // 2))}
-    small = compensate(graph, removed, batches(), "prune")
+    small = compensated(graph, removed, batches())
     verify(small, "types")
     unseen = batches(1)[0]
     assert error(graph, small, unseen) < 0.8 * error(graph, deleted(graph, removed), unseen)
@@ -86,7 +98,7 @@ def test_without_a_word_from_the_data_it_is_deletion() -> None:
     graph = network()
     removed = {first_unit(graph).name: [0, 5]}
     data = batches(1)
-    bias_only = compensate(graph, removed, data, "prune", damping=1e12)
+    bias_only = compensated(graph, removed, data, damping=1e12)
     wanted, found = deleted(graph, removed), bias_only
     weights = [[v.array for v in g.constants() if v.rank == 4] for g in (wanted, found)]
     for a, b in zip(*weights, strict=True):
@@ -97,20 +109,39 @@ def test_the_layer_is_the_least_squares_solution() -> None:
     """One layer, checked against numpy's own solver."""
     graph = Graph("layer")
     b = Builder(graph)
-    hidden = b.matmul(graph.add_input(TensorType(elements.F64, ("n", 5)), "x"), RNG.normal(size=(5, 7)))
+    hidden = b.matmul(graph.add_input(TensorType(elements.F64, (dims.symbol("n"), 5)), "x"), RNG.normal(size=(5, 7)))
     weight = RNG.normal(size=(7, 3))
     graph.set_outputs([b.matmul(b.relu(hidden), weight)], ["y"])
     x = RNG.normal(size=(200, 5))
-    small = compensate(graph, {first_unit(graph).name: [2, 4]}, [[x]], "prune", damping=1e-12)
+    small = compensated(graph, {first_unit(graph).name: [2, 4]}, [[x]], damping=1e-12)
     inputs = np.maximum(x @ graph.constants()[0].array, 0)
     kept = np.delete(inputs, [2, 4], axis=1)
     wanted = np.linalg.lstsq(kept, inputs @ weight, rcond=None)[0]
     np.testing.assert_allclose(small.constants()[1].array, wanted, atol=1e-6)
 
 
-def test_bad_requests() -> None:
+def test_without_data_it_is_refused() -> None:
     graph = network()
-    with pytest.raises(InputError, match="no unit"):
-        compensate(graph, {"nothing": [0]}, batches(1), "prune")
     with pytest.raises(InputError, match="data"):
-        compensate(graph, {first_unit(graph).name: [0]}, [], "prune")
+        compensated(graph, {first_unit(graph).name: [0]}, [])
+
+
+@pytest.mark.parametrize("spec", ["compensate=data", "compensate=noise", "criterion=obspa,compensate=data"])
+def test_as_an_option_of_prune(spec: str) -> None:
+    graph, data = network(norm=True), batches()
+
+    def pruned(options: str) -> Graph:
+        copy = clone(graph)
+        PassManager([parse_spec(f"prune:ratio=0.5,{options}")], data=Data(data, tuple(copy.inputs))).run(copy)
+        verify(copy, "types")
+        return copy
+
+    unseen = batches(1)[0]
+    assert error(graph, pruned(spec), unseen) < error(graph, pruned(spec.partition("compensate")[0]), unseen)
+
+
+def test_compensation_wants_data_or_noise() -> None:
+    with pytest.raises(InputError, match="needs data"):
+        PassManager([parse_spec("prune:ratio=0.5,compensate=data")]).run(network())
+    with pytest.raises(InputError, match="is none of data, noise"):
+        parse_spec("prune:ratio=0.5,compensate=hope")

@@ -1,0 +1,116 @@
+"""Layers as least-squares problems over data: what removing some of what they sum over costs at least."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from espalier.analysis.coupling import Coupling, Indices, Unit
+from espalier.ir import Graph, Node, Value
+from espalier.ir.execute import Region
+from espalier.ir.terms import leaves
+from espalier.ir.xp import torch as xp
+from espalier.train.reads import Read, reads
+
+Batch = Sequence[NDArray[Any]]
+"""Arrays in the order of the model's inputs."""
+Matrix = NDArray[np.float64]
+
+
+def removal_costs(coupling: Coupling, batches: Sequence[Batch], damping: float = 0.01) -> dict[Unit, Matrix]:
+    """What removing each index of each unit costs the layers that read it, once they make up for it.
+
+    ½·Σ W_S (H⁻¹_SS)⁻¹ W_Sᵀ with H = XᵀX + damping·mean(diag)·1, over the columns S that have the index, for each reader
+    relative to the power of what it gives, and summed over readers. Units that no linear layer reads are left out.
+    """
+    layers = {read.node: read for read in reads(coupling)}
+    moments = {node: Moments(read, read) for node, read in layers.items()}
+    for batch in batches:
+        run = Run(coupling.graph, batch)
+        for node in coupling.graph:
+            if node in layers:
+                moments[node].add(run.get(layers[node].factor), run.get(layers[node].factor))
+            run.step(node)
+    live = {unit.variable: unit for unit in coupling.removable()}
+    found: dict[Unit, Matrix] = {}
+    for node, read in layers.items():
+        units = {live[leaf]: None for letter in read.columns for leaf in leaves(letter) if leaf in live}
+        weight = read.matrix(np.asarray(read.weight.array, np.float64))
+        for own, gram in zip(weight, moments[node].gram, strict=True):
+            power = float(np.einsum("rc,cd,rd->", own, gram, own)) or 1.0
+            inverse = np.linalg.inv(damped(gram, damping))
+            for unit in units:
+                at = read.unit_at(read.columns, unit)
+                costs = found.setdefault(unit, np.zeros(unit.extent))
+                for index in range(unit.extent):
+                    gone = np.flatnonzero(at == index)
+                    if len(gone):
+                        solved = np.linalg.solve(inverse[np.ix_(gone, gone)], own[:, gone].T)
+                        costs[index] += 0.5 * float(np.sum(own[:, gone].T * solved)) / power
+    return found
+
+
+class Run:
+    """Runs a graph node by node."""
+
+    def __init__(self, graph: Graph, batch: Batch, batch_statistics: bool = False) -> None:
+        self.graph, self.batch_statistics = graph, batch_statistics
+        self.store: dict[Value, Any] = {
+            value: xp.asarray(array) for value, array in zip(graph.inputs, batch, strict=True)
+        }
+        self.left = {value: len(value.uses) for value in graph.inputs}
+
+    def get(self, value: Value) -> Any:
+        return xp.asarray(value.constant.array) if value.constant is not None else self.store[value]
+
+    @torch.no_grad()
+    def step(self, node: Node) -> None:
+        """Compute a node; drop what nobody needs any more."""
+        operands = [None if operand is None else self.get(operand) for operand in node.operands]
+        keywords = {"regions": [Region(region, xp, None) for region in node.regions]} if node.regions else {}
+        op = node.op.training() if self.batch_statistics else node.op
+        found = op.reference(xp, *operands, **keywords)
+        for value, result in zip(node.results, found if isinstance(found, tuple) else (found,), strict=False):
+            self.store[value], self.left[value] = result, len(value.uses)
+        for value in set(node.inputs) & self.left.keys():
+            self.left[value] -= 1
+            if self.left[value] <= 0:
+                del self.store[value]
+
+
+class Moments:
+    """Sums over the data of a layer's inputs in the original (x) and the pruned model (x')."""
+
+    def __init__(self, old: Read, new: Read, groups: Indices | None = None) -> None:
+        self.old, self.new, self.groups = old, new, groups
+        self.count = 0
+        self.gram: Any = 0.0
+        """x'ᵀx': (groups, columns', columns')."""
+        self.cross: Any = 0.0
+        """x'ᵀx: (groups, columns', columns)."""
+        self.sums: tuple[Any, Any] = (0.0, 0.0)
+
+    @torch.no_grad()
+    def add(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        wide_new = self.new.samples(new).double()
+        wide_old = wide_new if self.old is self.new else self.old.samples(old).double()
+        if self.groups is not None:
+            wide_old = wide_old[:, torch.from_numpy(self.groups)]
+        self.count += len(wide_new)
+        self.gram = self.gram + torch.einsum("ngc,ngd->gcd", wide_new, wide_new).numpy()
+        if self.old is not self.new:
+            self.cross = self.cross + torch.einsum("ngc,ngd->gcd", wide_new, wide_old).numpy()
+        self.sums = self.sums[0] + wide_old.sum(0).numpy(), self.sums[1] + wide_new.sum(0).numpy()
+
+
+def damped(gram: Matrix, damping: float) -> Matrix:
+    """With inputs that never vary made harmless, as in OBC: a 1 on their diagonal."""
+    mean = float(np.mean(np.diag(gram)))
+    found = gram + np.eye(len(gram)) * (damping * mean)
+    dead = np.diag(found) == 0
+    found[dead, dead] = 1.0
+    return found
