@@ -8,6 +8,8 @@ says of each unit whether that is exact, approximate, or not allowed.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -232,10 +234,23 @@ def couple(graph: Graph) -> Coupling:
     from espalier.analysis.verdicts import judge
 
     found = Coupling(graph)
-    _Unifier(found).run()
-    _collect(found)
-    judge(found)
+    with _uncollected():
+        _Unifier(found).run()
+        _collect(found)
+        judge(found)
     return found
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: all that is made stays, and looking through it again and again takes most time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Unifier:
