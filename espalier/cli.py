@@ -118,6 +118,7 @@ def prune(
     only: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     ignore: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     exact_only: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    compensate: Annotated[Literal["", "data", "noise"], Parameter(show_default=False)] = "",
     samples: int = 1024,
     data: str | None = None,
     max_drop: float | None = None,
@@ -142,7 +143,7 @@ def prune(
         Share of the parameters to remove, instead of a ratio.
     criterion
         What an index is worth: magnitude (or magnitude:p=1), lamp, batch_norm_scale, fpgm, random; from data: taylor,
-        snip, obd, activation, relative.
+        snip, obd, activation, relative, obspa.
     scope
         What is ranked together: each unit for itself, all, or units that are used alike.
     ratios
@@ -159,8 +160,10 @@ def prune(
         Leave these units alone.
     exact_only
         Leave units alone over which statistics are computed.
+    compensate
+        Let what reads a unit make up for what goes, by least squares on the data, or on noise where there are none.
     samples
-        How many samples the criterion looks at; 0 for all.
+        How many samples the criterion and compensation look at; 0 for all.
     data
         An .npz file, a folder of such, or package.module:function.
     max_drop
@@ -175,8 +178,8 @@ def prune(
     found = prune_model(
         model, output=output, ratio=ratio, macs=macs, params=params, criterion=criterion, scope=scope,
         ratios=";".join(ratios), aggregate=aggregate, normalise=normalise, round_to=round_to, only=";".join(only),
-        ignore=";".join(ignore), exact_only=exact_only, samples=samples, data=data, max_drop=max_drop, device=device,
-        seed=seed, trust=trust,
+        ignore=";".join(ignore), exact_only=exact_only, compensate=compensate, samples=samples, data=data,
+        max_drop=max_drop, device=device, seed=seed, trust=trust,
     )  # fmt: skip
     _show(found.to_json(), json, found.summary())
 
