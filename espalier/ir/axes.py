@@ -305,7 +305,7 @@ class _Solver:
                 found += self._window(axis.names[0], axis.names[1])
             else:
                 for k in range(count - 1, -1, -1):
-                    extent = self.broadcast[k] if shape is None else shape[len(found) + 0]
+                    extent = self.broadcast[k] if shape is None else shape[len(found)]
                     wide = self.broadcast[k]
                     found.append(Variable(1) if extent == 1 and wide != 1 else self._broadcast_letter(k, extent))
         return found
@@ -361,6 +361,6 @@ def shape_of(terms: Sequence[Term]) -> Shape:
 
 
 __all__ = [
-    "Binding", "DeclarationError", "Equation", "Product", "Sum", "Variable", "WindowRule", "broadcast_extent",
-    "declare", "parse", "shape_of", "undescribed",
+    "Binding", "DeclarationError", "Equation", "WindowRule", "broadcast_extent", "declare", "parse", "shape_of",
+    "undescribed",
 ]  # fmt: skip

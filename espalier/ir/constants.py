@@ -235,14 +235,20 @@ def _rows(array: Array, limit: int = 1 << 20) -> Sequence[Array]:
 
 
 def constant(array: Any, element: Element | None = None) -> Constant:
-    """A constant from anything numpy understands; `element` says more than the dtype can (bipolar, 3-bit, …)."""
-    array = np.asarray(array)
+    """A constant from anything numpy understands; `element` says more than the dtype can (bipolar, 3-bit, …).
+
+    An array that somebody may still write to is copied, a read-only one is kept: whoever owns large weights passes
+    views that are not writeable.
+    """
+    given, array = array, np.asarray(array)
     if element is None:
         element = elements.from_dtype(array.dtype)
     elif array.dtype != element.dtype:
         array = array.astype(element.dtype)
     if element is elements.STRING and array.dtype != object:
         array = array.astype(object)
+    if array.flags.writeable and (array is given or not array.flags.owndata):
+        array = array.copy("K")
     return Constant(ArraySource(array), element, array.shape)
 
 

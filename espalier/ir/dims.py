@@ -8,7 +8,6 @@ equal expressions compare equal. Symbols stand for integers ≥ 1 when they divi
 from __future__ import annotations
 
 import ast
-import json
 import keyword
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +29,13 @@ class Atom(NamedTuple):
         if self.kind != "symbol":
             return f"{self.kind}({self.operands[0]}, {self.operands[1]})"
         plain = self.name.isidentifier() and self.name.isascii() and not keyword.iskeyword(self.name)
-        return self.name if plain else json.dumps(self.name)
+        return self.name if plain else quoted(self.name)
+
+
+def quoted(text: str) -> str:
+    """Python's literal in double quotes, the only ones that readers of the text form look for, and in ASCII."""
+    escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 Monomial: TypeAlias = tuple[tuple[Atom, int], ...]  # atoms with their powers, sorted by text
@@ -179,6 +184,8 @@ def _divide_polynomial(a: Dimension, b: Dimension) -> Dimension | None:
 
 def floor_divide(a: Dimension, b: Dimension) -> Dimension:
     """⌊a/b⌋; whatever divides exactly is taken out of the floor."""
+    if b == 0:
+        raise ZeroDivisionError(f"{a} is divided by zero")
     if isinstance(a, int) and isinstance(b, int):
         return a // b
     exact = _divide_exactly(a, b)
@@ -204,6 +211,8 @@ def _nested_floor(rest: Dimension, divisor: int) -> Dimension:
 
 def modulo(a: Dimension, b: Dimension) -> Dimension:
     """a − b·⌊a/b⌋."""
+    if b == 0:
+        raise ZeroDivisionError(f"{a} is divided by zero")
     if isinstance(a, int) and isinstance(b, int):
         return a % b
     if _divide_exactly(a, b) is not None:
@@ -306,7 +315,7 @@ def parse(text: str) -> Dimension:
     """A dimension from its printed form. Raises ValueError on anything else."""
     try:
         return _from_syntax(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, KeyError, TypeError) as error:
+    except (SyntaxError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"not a dimension: {text!r}") from error
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from espalier.errors import InputError
-from espalier.ir.dims import Dim, Dimension, symbol_name
+from espalier.ir import elements
+from espalier.ir.dims import Dim, Dimension, substitute, symbol_name
+from espalier.ir.elements import Element
 from espalier.ir.graph import Graph, Node, Value
 from espalier.ir.types import TensorType, Type
 from espalier.ir.xp import numpy as numpy_xp
@@ -36,15 +38,20 @@ def execute(
     if len(inputs) != len(graph.inputs):
         raise InputError("E207", f"the graph takes {len(graph.inputs)} inputs, not {len(inputs)}")
     arrays = [xp.asarray(a) if isinstance(v.type, TensorType) else a for a, v in zip(inputs, graph.inputs, strict=True)]
-    check_inputs(graph, arrays)
+    check_inputs(graph, arrays, xp)
     return run(graph, arrays, xp, observe)
 
 
-def check_inputs(graph: Graph, arrays: Sequence[Any]) -> None:
-    """Raise InputError if arrays don't have the ranks and extents that the graph's inputs declare."""
+def check_inputs(graph: Graph, arrays: Sequence[Any], xp: Any = numpy_xp) -> None:
+    """Raise InputError if arrays don't have the elements, ranks and extents that the graph's inputs declare."""
     symbols: dict[str, tuple[int, str]] = {}
+    computed: list[tuple[Value, Dim, int]] = []
     for value, array in zip(graph.inputs, arrays, strict=True):
-        if not isinstance(value.type, TensorType) or value.type.shape is None:
+        if not isinstance(value.type, TensorType):
+            continue
+        if _held(array, xp) != elements.from_dtype(value.element.dtype):
+            raise InputError("E207", f"input {value.name!r} holds {array.dtype}, the model wants {value.type}")
+        if value.type.shape is None:
             continue
         shape: tuple[Dimension, ...] = value.type.shape
         if len(shape) != len(array.shape):
@@ -58,6 +65,23 @@ def check_inputs(graph: Graph, arrays: Sequence[Any]) -> None:
             if name is not None and symbols.setdefault(name, (given, value.name))[0] != given:
                 other, where = symbols[name]
                 raise InputError("E207", f"inputs {where!r} and {value.name!r} disagree on {name}: {other} and {given}")
+            if isinstance(declared, Dim) and name is None:
+                computed.append((value, declared, given))
+    known: dict[str, Dimension] = {name: extent for name, (extent, _) in symbols.items()}
+    for value, wanted, extent in computed:
+        found = substitute(wanted, known)
+        if isinstance(found, int) and found != extent:
+            message = f"input {value.name!r} has an extent of {extent} where {wanted} is {found}"
+            raise InputError("E207", f"{message}; the model wants {value.type}")
+
+
+def _held(array: Any, xp: Any) -> Element | None:
+    """The element that an array's dtype stands for; None for dtypes that no tensor has."""
+    try:
+        found: Element = xp.element(array)
+    except (KeyError, ValueError):
+        return None
+    return elements.from_dtype(found.dtype)
 
 
 @dataclass(frozen=True)

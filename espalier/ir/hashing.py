@@ -9,9 +9,9 @@ from espalier.ir.graph import Graph, Node, Value
 
 
 def structural_hash(graph: Graph, *, weights: bool = True) -> str:
-    """SHA-256 over operators, attributes, types, connections and (unless `weights` is false) constant contents.
+    """SHA-256 over inputs, operators, attributes, types, connections and (unless `weights` is false) constant contents.
 
-    Names and provenance do not count; nor does the order of independent nodes.
+    Names and provenance do not count; nor does the order of independent nodes. Inputs that nothing uses do.
     """
     keys: dict[Value, bytes] = {}
     for position, value in enumerate(graph.inputs):
@@ -20,7 +20,8 @@ def structural_hash(graph: Graph, *, weights: bool = True) -> str:
         node_key = _node_key(node, [_value_key(v, keys, weights) for v in node.operands], weights)
         for result in node.results:
             keys[result] = _digest([node_key, str(result.index)])
-    return _digest(["graph", *(_value_key(v, keys, weights) for v in graph.outputs)]).hex()
+    outputs = [_value_key(v, keys, weights) for v in graph.outputs]
+    return _digest(["graph", *(keys[v] for v in graph.inputs), "outputs", *outputs]).hex()
 
 
 def _node_key(node: Node, operands: list[bytes], weights: bool) -> bytes:

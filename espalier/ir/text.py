@@ -14,7 +14,6 @@ to constants.
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 from espalier.errors import InputError
 from espalier.ir import constants, elements, types
 from espalier.ir.constants import Constant
+from espalier.ir.dims import quoted
 from espalier.ir.elements import Element
 from espalier.ir.graph import Graph, Location, Node, Value, constant_value
 from espalier.ir.inference import infer_node
@@ -49,8 +49,8 @@ class _Printer:
 
     def graph(self, graph: Graph, indent: str) -> list[str]:
         inner = indent + "  "
-        lines = [f"{indent}graph {json.dumps(graph.name)} {{"]
-        lines += [f"{inner}input {self.define(v)} {json.dumps(v.name)}: {v.type}" for v in graph.inputs]
+        lines = [f"{indent}graph {quoted(graph.name)} {{"]
+        lines += [f"{inner}input {self.define(v)} {quoted(v.name)}: {v.type}" for v in graph.inputs]
         for node in graph:
             for operand in node.operands:
                 if operand is not None:
@@ -60,7 +60,7 @@ class _Printer:
             lines += self.constant(output, inner)
         names = graph.output_names
         for output, name in zip(graph.outputs, names, strict=True):
-            lines.append(f"{inner}output {self.use(output)} {json.dumps(name)}")
+            lines.append(f"{inner}output {self.use(output)} {quoted(name)}")
         return [*lines, f"{indent}}}"]
 
     def define(self, value: Value) -> str:
@@ -74,18 +74,18 @@ class _Printer:
             return []
         held = value.constant
         body = literal(held.array.tolist()) if _inline(held) else f"sha256:{held.digest}"
-        return [f"{indent}{self.define(value)} = constant {json.dumps(value.name)}: {value.type} {body}"]
+        return [f"{indent}{self.define(value)} = constant {quoted(value.name)}: {value.type} {body}"]
 
     def node(self, node: Node, indent: str) -> list[str]:
         operands = ", ".join(self.use(operand) for operand in node.operands)
         attributes = ", ".join(f"{key}={literal(value)}" for key, value in node.op.attributes.items())
         results = ", ".join(self.define(result) for result in node.results)
-        typed = ", ".join(f"{result.type} {json.dumps(result.name)}" for result in node.results)
+        typed = ", ".join(f"{result.type} {quoted(result.name)}" for result in node.results)
         line = f"{indent}{results} = {node.op.name}({operands}) {{{attributes}}} : {typed}"
         if self.locations:
             for word, entries in zip(("from", "lines", "by"), node.location, strict=True):
                 if entries:
-                    line += f" {word} ({', '.join(json.dumps(entry) for entry in entries)})"
+                    line += f" {word} ({', '.join(quoted(entry) for entry in entries)})"
         return [line, *(text for region in node.regions for text in self.graph(region, indent + "  "))]
 
 
@@ -98,21 +98,15 @@ def literal(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"({', '.join(map(literal, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, Element):
-        return f"element({json.dumps(value.name)})"
+        return f"element({quoted(value.name)})"
     if isinstance(value, str):
-        return _quoted(value)
+        return quoted(value)
     if isinstance(value, bytes):
-        return f"b{_quoted(value.decode('latin-1'))}"
+        return f"b{quoted(value.decode('latin-1'))}"
     if value is None or isinstance(value, bool | int):
         return repr(value)
     number = float(value)
-    return repr(number) if math.isfinite(number) else f"float({json.dumps(str(number))})"
-
-
-def _quoted(text: str) -> str:
-    """Python's literal in double quotes, the only ones that the reader looks for, and in ASCII."""
-    escaped = text.encode("unicode_escape").decode("ascii").replace('"', '\\"')
-    return f'"{escaped}"'
+    return repr(number) if math.isfinite(number) else f"float({quoted(str(number))})"
 
 
 # ---- parsing -------------------------------------------------------------------------------------------------
@@ -128,7 +122,10 @@ class TextError(InputError):
 def parse(text: str, weights: Mapping[str, Constant] | None = None) -> Graph:
     """A graph from its text form. Large constants are looked up in `weights` by SHA-256. Raises TextError."""
     reader = _Reader([line.strip() for line in text.splitlines() if line.strip()], weights or {})
-    return reader.graph()
+    try:
+        return reader.graph()
+    except (ValueError, TypeError, SyntaxError, OverflowError) as error:  # operands, literals or shapes that don't fit
+        raise reader.error(str(error)) from None
 
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
@@ -143,16 +140,16 @@ class _Reader:
     def graph(self) -> Graph:
         match = re.fullmatch(rf"graph ({_STRING}) \{{", self._next())
         if not match:
-            raise self._error("a graph begins with 'graph \"name\" {'")
-        graph, outputs, names = Graph(json.loads(match[1])), [], []
+            raise self.error("a graph begins with 'graph \"name\" {'")
+        graph, outputs, names = Graph(ast.literal_eval(match[1])), [], []
         while (line := self._next()) != "}":
             if match := re.fullmatch(rf"input (%\d+) ({_STRING}): (.*)", line):
-                self.values[match[1]] = graph.add_input(self._type(match[3]), json.loads(match[2]))
+                self.values[match[1]] = graph.add_input(self._type(match[3]), ast.literal_eval(match[2]))
             elif match := re.fullmatch(rf"output (%\d+) ({_STRING})", line):
                 outputs.append(self._value(match[1]))
-                names.append(json.loads(match[2]))
+                names.append(ast.literal_eval(match[2]))
             elif match := re.fullmatch(rf"(%\d+) = constant ({_STRING}): ([^\]]*\]) (.*)", line):
-                self.values[match[1]] = self._constant(json.loads(match[2]), match[3], match[4])
+                self.values[match[1]] = self._constant(ast.literal_eval(match[2]), match[3], match[4])
             else:
                 self._node(graph, line)
         graph.set_outputs([value for value in outputs if value is not None], names)
@@ -164,30 +161,31 @@ class _Reader:
         self.at += 1
         return self.lines[self.at - 1]
 
-    def _error(self, message: str) -> TextError:
+    def error(self, message: str) -> TextError:
+        """About the line that was read last."""
         return TextError(f"line {self.at}: {message}: {self.lines[self.at - 1][:120]!r}")
 
     def _type(self, text: str) -> types.Type:
         try:
             return types.parse(text)
         except ValueError as error:
-            raise self._error(str(error)) from None
+            raise self.error(str(error)) from None
 
     def _value(self, text: str) -> Value | None:
         if text == "_":
             return None
         if text not in self.values:
-            raise self._error(f"{text} is not defined above")
+            raise self.error(f"{text} is not defined above")
         return self.values[text]
 
     def _constant(self, name: str, type_text: str, body: str) -> Value:
         type = self._type(type_text)
         if not isinstance(type, types.TensorType) or not type.is_static:
-            raise self._error("a constant has a static tensor type")
+            raise self.error("a constant has a static tensor type")
         shape = tuple(int(str(extent)) for extent in type.shape or ())
         if body.startswith("sha256:"):
             if body[7:] not in self.weights:
-                raise self._error("no weight with this hash was given")
+                raise self.error("no weight with this hash was given")
             return constant_value(self.weights[body[7:]], name=name)
         held = np.array(parse_literal(body), dtype=type.element.dtype).reshape(shape)
         return constant_value(constants.constant(held, type.element), name=name)
@@ -195,7 +193,7 @@ class _Reader:
     def _node(self, graph: Graph, line: str) -> None:
         match = _NODE.match(line)
         if not match:
-            raise self._error("not a line of a graph")
+            raise self.error("not a line of a graph")
         end = _closing(line, match.end() - 1)
         attributes = {}
         for item in types.split_outside(line[match.end() : end]):
@@ -204,19 +202,19 @@ class _Reader:
         try:
             op = lookup(match["name"])(**attributes)
         except (KeyError, TypeError) as error:
-            raise self._error(str(error)) from None
+            raise self.error(str(error)) from None
         rest = line[end + 1 :].strip().removeprefix(":")
         location, typed = self._location(rest)
         operands = [self._value(text) for text in types.split_outside(match["operands"])]
         declared = [re.fullmatch(rf"(.*) ({_STRING})", part) for part in types.split_outside(typed)]
         if not all(declared):
-            raise self._error("results need types and names")
+            raise self.error("results need types and names")
         regions = [self.graph() for _ in op.bodies]
         node = Node(op, operands, [self._type(m[1]) for m in declared if m], regions, location)
         given = [result.type for result in node.results]
         infer_node(graph, node)  # for the contents; the types stay as written
         for result, type, m in zip(node.results, given, declared, strict=True):
-            result.type, result.name = type, json.loads(m[2]) if m else ""
+            result.type, result.name = type, ast.literal_eval(m[2]) if m else ""
         graph.insert(node)
         for text, result in zip(types.split_outside(match["results"]), node.results, strict=True):
             self.values[text] = result
@@ -225,13 +223,13 @@ class _Reader:
         fields: list[tuple[str, ...]] = []
         for word in ("by", "lines", "from"):
             match = re.search(rf" {word} (\((?:{_STRING}(?:, )?)+\))$", text)
-            fields.insert(0, tuple(json.loads(f"[{match[1][1:-1]}]")) if match else ())
+            fields.insert(0, tuple(ast.literal_eval(f"[{match[1][1:-1]}]")) if match else ())
             text = text[: match.start()] if match else text
         return Location(*fields), text
 
 
 def _closing(line: str, opening: int) -> int:
-    """The place of the brace that closes the one at `opening`, past quoted text."""
+    """The place of the brace that closes the one at `opening`, past quoted text. Raises ValueError."""
     quoted, position = False, opening
     while position < len(line):
         char = line[position]
@@ -243,15 +241,15 @@ def _closing(line: str, opening: int) -> int:
         elif char == "}":
             return position
         position += 1
-    raise TextError(f"a brace is not closed: {line[:120]!r}")
+    raise ValueError("a brace is not closed")
 
 
 def parse_literal(text: str) -> Any:
-    """What `literal` wrote. Raises TextError."""
+    """What `literal` wrote. Raises ValueError."""
     try:
         return _evaluate(ast.parse(text, mode="eval").body)
-    except SyntaxError:
-        raise TextError(f"not a literal: {text[:120]!r}") from None
+    except (SyntaxError, TypeError, ValueError):
+        raise ValueError(f"not a literal: {text[:120]!r}") from None
 
 
 def _evaluate(node: ast.expr) -> Any:

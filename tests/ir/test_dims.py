@@ -145,3 +145,19 @@ def test_symbols() -> None:
     for text in ("", "n +", "n ** 2", "f(n)", "n.m", "[n]"):
         with pytest.raises(ValueError, match="not a dimension"):
             dims.parse(text)
+
+
+@pytest.mark.parametrize("name", ["\U0001f600", "é", 'a "b"', "back\\slash", "line\nbreak", "class", ""])
+def test_names_of_symbols_read_back(name):
+    text = str(dims.symbol(name) * 2)
+    assert text.isascii() and dims.parse(text) == dims.symbol(name) * 2
+
+
+def test_nothing_is_divided_by_zero():
+    n = dims.symbol("n")
+    for divide in (dims.floor_divide, dims.modulo, dims.ceil_divide):
+        for dividend in (n, n + 1, 4):
+            with pytest.raises(ZeroDivisionError):
+                divide(dividend, 0)
+    with pytest.raises(ValueError, match="not a dimension"):
+        dims.parse("floordiv(n, 0)")

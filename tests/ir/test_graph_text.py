@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from espalier.errors import InputError
 from espalier.ir import Builder, Graph, parse, structural_hash, to_text, verify
 from espalier.ir.clone import clone
-from espalier.ir.dims import is_static
+from espalier.ir.dims import is_static, symbol
 from espalier.ir.execute import execute
-from espalier.ir.graph import constant_value
+from espalier.ir.graph import Location, constant_value
 from espalier.ir.text import TextError, literal, parse_literal
 from espalier.ir.types import TensorType
 from espalier.ir.types import parse as type_of
@@ -92,6 +92,30 @@ def test_hash_ignores_names_but_not_attributes_and_weights(seed: int) -> None:
     assert structural_hash(named) != hashed
 
 
+def test_hash_tells_inputs_that_nothing_uses() -> None:
+    def build(*types: str) -> Graph:
+        graph = Graph()
+        inputs = [graph.add_input(type_of(text)) for text in types]
+        graph.set_outputs([Builder(graph).relu(inputs[0])])
+        return graph
+
+    signatures = [("f32[2]",), ("f32[2]", "f32[3]"), ("f32[2]", "i64[3]"), ("f32[2]", "f32[3]", "f32[3]")]
+    assert len({structural_hash(build(*types)) for types in signatures}) == len(signatures)
+
+
+def test_names_of_any_characters_read_back() -> None:
+    graph = Graph('a "graph"')
+    b = Builder(graph, location=Location(("\U0001f600",), ("é\\",)))
+    x = b.input(type_of("f32[3]"), "x")
+    x.type = TensorType(x.element, (symbol("\U0001f600"), symbol("n") * 2))
+    graph.set_outputs([b.relu(x)], ["\U0001f600\n"])
+    text = to_text(graph)
+    again = parse(text)
+    assert text.isascii() and to_text(again) == text
+    assert again.inputs[0].type == x.type and again.output_names == ["\U0001f600\n"]
+    assert structural_hash(again) == structural_hash(graph)
+
+
 def test_hash_of_weights_and_order() -> None:
     def build(scale: float, swapped: bool) -> Graph:
         graph = Graph()
@@ -135,6 +159,14 @@ def test_text_and_hash_do_not_depend_on_hash_seeds() -> None:
         ('graph "g" {\n input %0 "x": f32[3]\n %1 = relu(%0) {speed=3} : f32[3] "y"\n}', "speed"),
         ('graph "g" {\n %0 = constant "w": f32[2] sha256:00\n}', "no weight with this hash"),
         ('graph "g" {\n input %0 "x": f32[3]\n %1 = relu(%0) {} : f32[3] "y"\n', "ends inside"),
+        (
+            'graph "g" {\n input %0 "x": f32[2]\n %1 = transpose(%0) {perm=(1, 0)} : f32[2] "y"\n}',
+            "^E301: line 3: .*perm",
+        ),
+        ('graph "g" {\n input %0 "x": f32[3]\n %1 = relu(%0) {a=[} : f32[3] "y"\n}', "^E301: line 3: not a literal"),
+        ('graph "g" {\n input %0 "x": f32[3]\n %1, %2 = relu(%0) {} : f32[3] "y"\n}', "^E301: line 3: "),
+        ('graph "g" {\n %0 = constant "w": f32[2] (1, 2, 3)\n}', "^E301: line 2: "),
+        ('graph "\\x" {\n}', "^E301: line 1: "),
     ],
 )
 def test_text_that_is_none_is_refused(text: str, message: str) -> None:

@@ -57,6 +57,18 @@ def _shape_of(site: Site, x: Value) -> Any:
     return site.build.shape(x)
 
 
+@adapter("Attention")
+def attention(site: Site) -> Sequence[Value] | None:
+    """The default scale 1/√width as a number, where the heads' width is known: it stays when the width changes."""
+    if site.get("scale") is not None:
+        return None
+    *_, width = site.shape(0) or (None,)
+    heads = site.get("q_num_heads") if site.required(0).rank == 3 else 1
+    if isinstance(width, int) and heads and width >= heads:
+        site.attributes["scale"] = (width // heads) ** -0.5
+    return site.same()
+
+
 @adapter("BatchNormalization", before=14)
 def batch_norm(site: Site) -> Sequence[Value] | None:
     """Old outputs beyond the first are training's; `spatial=0` has statistics for each position."""

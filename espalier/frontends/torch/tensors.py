@@ -69,7 +69,9 @@ class Constants:
         if key not in self._values:
             held = self._view(place, tensor)
             if held is None:
-                held = constants.constant(to_array(tensor), element_of(tensor.dtype))
+                array = to_array(tensor)
+                array.flags.writeable = False  # weights are not copied
+                held = constants.constant(array, element_of(tensor.dtype))
                 self._bases.setdefault(place, []).append((tensor, held))
             self._values[key] = constant_value(held, name=name)
         return self._values[key]

@@ -6,7 +6,7 @@ from typing import Any
 
 from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation
-from espalier.ir.dims import Dimension, floor_divide, maximum
+from espalier.ir.dims import Dimension, Shape, floor_divide, maximum
 from espalier.ir.elements import Element
 from espalier.ir.op import In, Op, TypeContext, op
 from espalier.ir.ops.contraction import shifted
@@ -34,12 +34,33 @@ class Conv(Op):
     contracts = True
     zero = zeros.affine
 
+    def equation(self, ctx: TypeContext) -> Equation | None:
+        check_window(self, ctx, ctx.shape("w"))
+        return super().equation(ctx)
+
     def window_extent(self, axis: int, extent: Dimension, kernel: Dimension) -> Dimension:
         return window_count(self, axis, extent, kernel)
 
     def reference(self, xp: Any, x: Any, w: Any, b: Any = None) -> Any:
         y = convolve(self, xp, x, w)
         return y if b is None else y + xp.reshape(b, (1, -1) + (1,) * (x.ndim - 2))
+
+
+def check_window(operator: Any, ctx: TypeContext, kernel: Shape | None) -> None:
+    """Fail unless strides, dilations and pads are as many as the axes that a window slides over, and possible.
+
+    Args:
+        kernel: the shape of a kernel, its spatial axes from the third on; None if its rank is not known.
+    """
+    spatial = None if kernel is None else len(kernel) - 2
+    for name, each, least in (("strides", 1, 1), ("dilations", 1, 1), ("pads", 2, 0)):
+        found = getattr(operator, name, ())
+        if found and spatial is not None and len(found) != each * spatial:
+            ctx.fail(f"{name}={tuple(found)} where {spatial} axes need {each * spatial} numbers")
+        if any(entry < least for entry in found):
+            ctx.fail(f"{name}={tuple(found)}: each must be at least {least}")
+    if any(isinstance(extent, int) and extent < 1 for extent in (kernel or ())[2:]):
+        ctx.fail(f"a window of the extents {(kernel or ())[2:]}: each must be at least 1")
 
 
 def window_count(operator: Any, axis: int, extent: Dimension, kernel: Dimension) -> Dimension:
@@ -112,6 +133,7 @@ class ConvTranspose(Op):
             return None
         if len(x) != len(w) or len(x) < 3:
             ctx.fail(f"a convolution of rank {len(x)} with weights of rank {len(w)}")
+        check_window(self, ctx, w)
         positions = [f"p{axis}" for axis in range(len(x) - 2)]
         known = {p: self._extents(axis, x[axis + 2], w[axis + 2])[0] for axis, p in enumerate(positions)}
         text = f"n (g i) S, (g i) o K, (g o) -> n (g o) {' '.join(positions)}"
@@ -192,6 +214,7 @@ class ConvInteger(Op):
     zero = zeros.affine
 
     def equation(self, ctx: TypeContext) -> Equation | None:
+        check_window(self, ctx, ctx.shape("w"))
         text = "n (g i) window(P, K), (g o) i K"
         for operand in ("x_zero_point", "w_zero_point"):
             shape = ctx.shape(operand) if ctx.has(operand) else None

@@ -38,12 +38,6 @@ class Gather(Op):
         ins[axis] = Variable(data[axis], INDEXED)
         return described(ctx, [ins, places], [[*ins[:axis], *places, *ins[axis + 1 :]]])
 
-    def infer(self, ctx: TypeContext) -> list[Type]:
-        data, indices = ctx.rank("data"), ctx.rank("indices")
-        if (data is None) != (indices is None) and indices == 0 and data is not None:
-            return [TensorType(ctx.element("data"), unknown_shape(ctx, data - 1))]
-        return super().infer(ctx)
-
     def reference(self, xp: Any, data: Any, indices: Any) -> Any:
         return xp.asarray(xp.take(data, indices, axis=self.axis % data.ndim))
 
@@ -371,4 +365,3 @@ class Col2Im(Op):
             total[(slice(None), slice(None), *spans)] += blocks[(slice(None), slice(None), *offset)]
         inner = tuple(slice(pads[k], pads[k] + extent) for k, extent in enumerate(image))
         return xp.astype(total[(slice(None), slice(None), *inner)], xp.element(x))
-

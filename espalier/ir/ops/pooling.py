@@ -11,7 +11,7 @@ from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension, ceil_divide, floor_divide, minimum
 from espalier.ir.op import In, Op, Out, TypeContext, op
-from espalier.ir.ops.convolution import pairs, same_pads
+from espalier.ir.ops.convolution import check_window, pairs, same_pads
 from espalier.ir.terms import Term, Variable, pin
 from espalier.ir.types import TensorType, Type
 
@@ -33,6 +33,7 @@ class WindowPool(Op):
         rank = ctx.rank(0)
         if rank is not None and rank != len(self.kernel_shape) + 2:
             ctx.fail(f"a window of {len(self.kernel_shape)} axes slides over a tensor of rank {rank}")
+        check_window(self, ctx, (1, 1, *self.kernel_shape))
         kernel = {f"K.{axis}": extent for axis, extent in enumerate(self.kernel_shape)}
         return self.declared(ctx, f"n c window(P, K) -> {', '.join(['n c P'] * ctx.result_count)}", kernel)
 
@@ -233,6 +234,7 @@ class MaxUnpool(Op):
             return None
         if len(x) != len(self.kernel_shape) + 2:
             ctx.fail(f"a window of {len(self.kernel_shape)} axes for a tensor of rank {len(x)}")
+        check_window(self, ctx, (1, 1, *self.kernel_shape))
         extents = self._extents(x)
         if ctx.has("output_shape"):
             extents = ctx.dimensions("output_shape") or tuple(ctx.fresh() for _ in x)
@@ -249,9 +251,7 @@ class MaxUnpool(Op):
         strides, pads = self.strides or (1,) * spatial, pairs(self.pads, spatial)
         found = [
             (extent - 1) * stride - before - after + kernel
-            for extent, stride, (before, after), kernel in zip(
-                shape[2:], strides, pads, self.kernel_shape, strict=True
-            )
+            for extent, stride, (before, after), kernel in zip(shape[2:], strides, pads, self.kernel_shape, strict=True)
         ]
         return (*shape[:2], *found)
 

@@ -14,7 +14,7 @@ from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension
 from espalier.ir.op import In, Op, TypeContext, op
-from espalier.ir.ops.convolution import pairs, window_count
+from espalier.ir.ops.convolution import check_window, pairs, window_count
 from espalier.ir.terms import pin
 
 Tap = tuple[Any, Any]
@@ -161,6 +161,7 @@ class DeformConv(Op):
         return zeros.either(states[:2]) and (not ctx.has("b") or states[3] is True)
 
     def equation(self, ctx: TypeContext) -> Equation | None:
+        check_window(self, ctx, ctx.shape("w"))
         found = self.declared(ctx, "n (g i) window(P, K), (g o) i K, n f P, (g o), n m P -> n (g o) P")
         if found is not None:
             for letter in "fm" + ("gi" if self.offset_group > 1 else ""):

@@ -14,6 +14,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import espalier.frontends
+from espalier.analysis.coupling import couple
 from espalier.backends.onnx import to_model
 from espalier.errors import InputError
 from espalier.frontends.onnx import load
@@ -379,3 +380,32 @@ def test_real_models(real_data: Callable[[str], Path]) -> None:
         graph = load(path)
         verify(graph)
         assert not [node for node in graph if node.op.name == "opaque"], path.name
+
+
+@pytest.mark.parametrize(
+    ("shape", "attributes", "scale"),
+    [
+        ((1, 2, 4, 9), {}, 1 / 3),
+        ((1, 4, 8), {"q_num_heads": 2, "kv_num_heads": 2}, 0.5),
+        ((1, 2, 4, "width"), {}, None),
+        ((1, 2, 4, 9), {"scale": 0.25}, 0.25),
+    ],
+)
+def test_the_scale_of_attention_is_a_number(shape, attributes, scale) -> None:
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "qkv"]
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"], **attributes)
+    graph = helper.make_graph([node], "g", infos, [helper.make_empty_tensor_value_info("y")])
+    (found,) = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]))
+    assert found.op.scale == (None if scale is None else pytest.approx(scale, rel=1e-12))
+
+
+def test_heads_of_attention_can_be_narrowed() -> None:
+    shapes = {"x": (1, 2, 4, 8)}
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    weights = {name: RNG.standard_normal((8, 6)).astype(np.float32) for name in ("wq", "wk")}
+    nodes = [helper.make_node("MatMul", ["x", name], [name[1]]) for name in weights]
+    nodes.append(helper.make_node("Attention", ["q", "k", "x"], ["y"]))
+    outputs = [helper.make_empty_tensor_value_info("y")]
+    graph = helper.make_graph(nodes, "g", infos, outputs, [tensor(k, v) for k, v in weights.items()])
+    found = couple(load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])))
+    assert [unit.extent for unit in found.removable()] == [6]

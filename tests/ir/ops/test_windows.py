@@ -109,9 +109,7 @@ def test_padding_is_never_the_largest() -> None:
 @pytest.mark.parametrize("counted", [0, 1])
 def test_average_pool(ceil: int, counted: int) -> None:
     x = random(2, 3, 9, 10)
-    op = AveragePool(
-        kernel_shape=(3, 2), strides=(2, 3), pads=(1, 1, 1, 1), ceil_mode=ceil, count_include_pad=counted
-    )
+    op = AveragePool(kernel_shape=(3, 2), strides=(2, 3), pads=(1, 1, 1, 1), ceil_mode=ceil, count_include_pad=counted)
     expected = F.avg_pool2d(torch.from_numpy(x), (3, 2), (2, 3), (1, 1), bool(ceil), bool(counted))
     close(op.reference(xp, x), expected)
 
@@ -211,3 +209,35 @@ def test_max_roi_pool() -> None:
     rois = np.array([[0, 0, 0, 12, 12], [1, 3, 2, 9, 7], [1, 15, 15, 20, 20]], np.float32)
     op = MaxRoiPool(pooled_shape=(2, 3), spatial_scale=0.5)
     close(op.reference(xp, x, rois), by_onnxruntime(op, x, rois))
+
+
+@pytest.mark.parametrize("extents", [(4, 4), (symbol("h"), symbol("w"))])
+@pytest.mark.parametrize(
+    ("name", "numbers", "message"),
+    [
+        ("strides", (0, 1), r"strides=\(0, 1\): each must be at least 1"),
+        ("dilations", (1, -1), "dilations=.*at least 1"),
+        ("pads", (1,), r"pads=\(1,\) where 2 axes need 4 numbers"),
+        ("pads", (0, 0, -1, 0), "pads=.*at least 0"),
+        ("strides", (1, 1, 1), "strides=.* where 2 axes need 2 numbers"),
+    ],
+)
+def test_attributes_of_windows_are_checked(name: str, numbers: Any, message: str, extents: Any) -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = b.input(TensorType(F32, (1, 2, *extents)))
+    w = random(2, 2, 3, 3)
+    made = [lambda **a: b.conv(x, w, **a), lambda **a: b.conv_transpose(x, w, **a)]
+    made += [lambda **a: b.max_pool(x, kernel_shape=(3, 3), results=1, **a)]
+    made += [lambda **a: b.average_pool(x, kernel_shape=(3, 3), **a)]
+    for make in made:
+        with pytest.raises(TypeInferenceError, match=message):
+            make(**{name: numbers})
+
+
+def test_windows_have_extents() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = b.input(TensorType(F32, (1, 2, 4, 4)))
+    with pytest.raises(TypeInferenceError, match=r"a window of the extents \(0, 2\)"):
+        b.average_pool(x, kernel_shape=(0, 2))
