@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import espalier
 import espalier.errors as errors
 from espalier.errors import CATALOGUE, EspalierError, InputError, VerificationError, declare
 
-PACKAGE = Path(errors.__file__).parent
+PACKAGE = Path(espalier.__file__).parent
 
 
 def codes_raised() -> list[tuple[str, int, str, str]]:
