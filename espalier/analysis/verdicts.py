@@ -8,6 +8,8 @@ term vanish, and removal is exact; where it computes statistics, or where no fac
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 from espalier.analysis.coupling import Coupling, Unit
 from espalier.ir import Node, Value
@@ -15,6 +17,7 @@ from espalier.ir.axes import Equation
 from espalier.ir.inference import type_context
 from espalier.ir.op import Op
 from espalier.ir.terms import Term, Variable, leaves, letters, resolve
+from espalier.ir.zeros import States
 
 
 def judge(coupling: Coupling) -> None:
@@ -69,12 +72,16 @@ class _Judge:
 
     def results(self, node: Node, equation: Equation, having: list[dict[int, Variable]]) -> None:
         """Where the results vanish. Verdicts go by letter: two letters may have one unit, and both must agree."""
-        context = type_context(self.coupling.graph, node, lambda: "unknown")
+        decide: Callable[[States], bool] = node.op.zero.decide
+        if type(node.op).zero_at is not Op.zero_at:  # attributes or other operands decide
+            decide = partial(node.op.zero_at, type_context(self.coupling.graph, node, lambda: "unknown"))
         described = [terms is not None for terms in equation.operands]
         through = None
         if equation.equal:  # letters of operands and results differ there: what counts is the unit
             through = [{v for term in terms or () for v in leaves(term)} for terms in equation.operands]
         for result, terms in zip(node.results, equation.results, strict=False):
+            if not any(self.units(term) for term in terms or ()):
+                continue
             verdicts: dict[Variable, bool] = {}
             for letter in {id(v): v for term in terms or () for v in letters(term)}.values():
                 for variable in self.units(letter):
@@ -82,7 +89,7 @@ class _Judge:
                     for k, operand in enumerate(node.operands[: len(described)]):
                         has = described[k] and (id(letter) in having[k] if through is None else variable in through[k])
                         states.append(self.vanishes(operand, variable) if has and operand is not None else None)
-                    zero = node.op.zero_at(context, states)
+                    zero = decide(states)
                     verdicts[variable] = verdicts.get(variable, True) and zero
             vanishing = {variable for variable, zero in verdicts.items() if zero}
             if vanishing:

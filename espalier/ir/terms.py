@@ -83,7 +83,9 @@ def segments(*parts: Term) -> Term:
 
 def resolve(term: Term) -> Term:
     """What a term is now: an unlinked variable, a product or a sum."""
-    root = term
+    if type(term) is not Variable or term.link is None:
+        return term
+    root: Term = term
     while type(root) is Variable and root.link is not None:
         root = root.link
     while type(term) is Variable and term.link is not None:  # path compression
@@ -114,8 +116,12 @@ def leaves(term: Term) -> Iterator[Variable]:
             stack.extend(reversed(current.parts))
 
 
-def letters(term: Term) -> Iterator[Variable]:
+def letters(term: Term) -> Iterable[Variable]:
     """The variables of a term as declared, not seen through links: roles belong to them."""
+    return (term,) if isinstance(term, Variable) else _letters(term)
+
+
+def _letters(term: Term) -> Iterator[Variable]:
     stack = [term]
     while stack:
         current = stack.pop()
