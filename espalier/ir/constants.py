@@ -182,6 +182,8 @@ class Constant:
 
     def transpose(self, perm: Sequence[int]) -> Constant:
         """Axis `k` of the result is axis `perm[k]` of this."""
+        if sorted(perm) != list(range(len(self.shape))):
+            raise ValueError(f"{tuple(perm)} is no permutation of the axes of {self.shape}")
         return self._view("transpose", tuple(perm), shape=tuple(self.shape[k] for k in perm))
 
     def reshape(self, shape: Sequence[int]) -> Constant:

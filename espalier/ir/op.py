@@ -432,7 +432,9 @@ def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -
     try:
         with np.errstate(all="ignore"):
             found = operator.reference(xp, *contents)
+            found = np.asarray(found[0] if isinstance(found, tuple) else found)
+            if found.dtype == object and result.element.is_integer:
+                found = xp.astype(found, result.element)  # Python's integers don't wrap by themselves
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError):  # a symbol where a number is needed
         return None
-    found = np.asarray(found[0] if isinstance(found, tuple) else found)
     return found if found.shape == result.shape else None

@@ -287,11 +287,9 @@ class _Driver:
             module = getattr(rule.apply, "__module__", "")
             if (refusal := plugins.failure(f"the rule {rule.name}", module, error, root)) is not None:
                 raise refusal from error
-            if not isinstance(error, TypeInferenceError):
-                raise
-            raise InternalError(
-                "E903", f"{rule.name} built a node of wrong types: {error}", node=root, source=root.location
-            ) from error
+            typed = isinstance(error, TypeInferenceError)
+            what = f"built a node of wrong types: {error}" if typed else f"failed: {type(error).__name__}: {error}"
+            raise InternalError("E903", f"{rule.name} {what}", node=root, source=root.location) from error
         if replacement is None or not self.context.may_rewrite():
             self._discard(rewriter)
             return False

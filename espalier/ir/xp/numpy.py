@@ -67,14 +67,31 @@ def zeros(shape: Sequence[int], kind: Element) -> Array:
 
 def astype(array: Array, kind: Element) -> Array:
     """Convert; floats go to integers by truncation, to narrower floats by rounding to even, to bool by ≠ 0."""
-    if array.dtype == object and kind.is_integer:  # symbolic dimensions
-        return array
+    if array.dtype == object and kind.is_integer:
+        return _wrapped(array, kind)
     if array.dtype == kind.dtype:
         return array
     with np.errstate(all="ignore"):
         if array.dtype.kind == "c" and not kind.is_complex:
             array = array.real
         return np.asarray(array.astype(kind.dtype))
+
+
+def _wrapped(array: Array, kind: Element) -> Array:
+    """Dimensions as integers of that kind: numbers wrap around.
+
+    Symbolic ones are taken to fit 32 bits with a sign. Raises TypeError for them where the kind holds less.
+    """
+    low, span = kind.range[0], 1 << kind.bits
+    found = [
+        entry if isinstance(entry, dims.Dim) else (int(entry) - low) % span + low
+        for entry in array.reshape(-1).tolist()
+    ]
+    if (low == 0 or kind.bits < 32) and any(isinstance(entry, dims.Dim) for entry in found):
+        raise TypeError(f"a dimension may not fit {kind}")
+    made = np.empty(len(found), object)
+    made[:] = found
+    return made.reshape(array.shape)
 
 
 def cast(array: Array, kind: Element, saturate: bool, round_mode: str) -> Array:
@@ -85,8 +102,8 @@ def cast(array: Array, kind: Element, saturate: bool, round_mode: str) -> Array:
     """
     if array.dtype == object and kind != elements.STRING:
         entries = array.reshape(-1).tolist()
-        if kind.is_integer and not any(isinstance(entry, str) for entry in entries):  # dimensions
-            return array
+        if kind.is_integer and not any(isinstance(entry, str) for entry in entries):
+            return _wrapped(array, kind)
         read = int if kind.is_integer and all(entry.lstrip("+-").isdigit() for entry in entries) else float
         array = np.array([read(entry) for entry in entries]).reshape(array.shape)
     if kind == elements.STRING:
@@ -205,10 +222,26 @@ def power(base: Array, exponent: Array) -> Array:
         return np.power(base, exponent)
 
 
+def _truncated_quotient(a: Any, b: Any) -> Any:
+    if not isinstance(a, dims.Dim) and not isinstance(b, dims.Dim):
+        return abs(int(a)) // abs(int(b)) * (1 if (a < 0) == (b < 0) else -1)
+    quotient = a // b
+    least = dims.lower_bound(a), dims.lower_bound(b)
+    if quotient * b != a and (least[0] is None or least[1] is None or least[0] < 0 or least[1] < 1):
+        raise TypeError(f"whether {a} / {b} is negative is not known before run time")
+    return quotient
+
+
+_QUOTIENT = np.frompyfunc(_truncated_quotient, 2, 1)
+
+
 def divide(a: Array, b: Array) -> Array:
-    """a / b; of integers truncated towards zero, of dimensions rounded down."""
+    """a / b; of integers and dimensions truncated towards zero.
+
+    Raises TypeError for dimensions that don't divide evenly and may be negative.
+    """
     if np.asarray(a).dtype == object or np.asarray(b).dtype == object:
-        return np.asarray(np.floor_divide(a, b), dtype=object)
+        return np.asarray(_QUOTIENT(a, b), dtype=object)
     with np.errstate(all="ignore"):
         if np.asarray(a).dtype.kind not in "iu":
             return np.asarray(np.divide(a, b))

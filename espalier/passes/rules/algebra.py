@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from espalier.ir import Node, Value
 from espalier.ir.ops import Add, Clip, Div, Gemm, MatMul, Max, Min, Mul, Neg, Pow, Relu, Sub, Transpose, Where
@@ -88,6 +92,16 @@ def merge_relu_into_clip(node: Node, rewriter: Rewriter) -> Replacement:
     return rewriter.clip(relu.operand(0), node.min if low is not None else zero, node.max)
 
 
+def in_range(both: NDArray[Any], a: NDArray[Any], b: NDArray[Any], node: Node) -> bool:
+    """Whether a sum or product of float constants neither overflows nor, of factors, loses digits next to zero."""
+    element = node.results[0].element
+    if not element.is_float:
+        return True  # integers wrap, in whatever order
+    if not np.all(np.isfinite(both) | ~np.isfinite(a) | ~np.isfinite(b)):
+        return False
+    return node.is_a(Add) or bool(np.all((np.abs(both) >= ml_dtypes.finfo(element.dtype).tiny) | (a == 0) | (b == 0)))
+
+
 @rewrite((Add, Mul), of=(Add, Mul), constant=True, semantics=REASSOCIATES)
 def merge_constant_operands(node: Node, rewriter: Rewriter) -> Replacement:
     """(x + a) + b is x + (a + b), and likewise for products."""
@@ -103,6 +117,7 @@ def merge_constant_operands(node: Node, rewriter: Rewriter) -> Replacement:
             combine = np.add if node.is_a(Add) else np.multiply
             with np.errstate(all="ignore"):
                 both = combine(constant.array, outer.array)
+            rewriter.require(in_range(both, constant.array, outer.array, node), "the combined constant is out of range")
             rewriter.require(both.size <= max(constant.array.size, outer.array.size), "the constant would grow")
             return rewriter.node(node.op, [y, both]).results[0]
     rewriter.why("no constant on both levels")
@@ -137,6 +152,9 @@ def reshaped_matmul_to_gemm(node: Node, rewriter: Rewriter) -> Replacement:
         (x, weight), inner = matmul.inputs, matmul.operand(0).producer
         rewriter.require(inner is not None and inner.op.reshapes, "the first factor is no reshape")
         rewriter.require(weight.is_constant and weight.rank == 2 and x.element.is_float, "no constant matrix of floats")
+        rewriter.require(
+            weight.shape[0] > 0 and made.shape is not None and 0 not in made.shape, "there are no elements"
+        )
         rewriter.require(bias.shape in ((weight.shape[1],), (1,), ()), "the bias varies along other axes")
         assert inner is not None
         rows = rewriter.reshape(inner.operand(0), np.array([-1, weight.shape[0]], np.int64))

@@ -65,6 +65,10 @@ def recognize_attention(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.require(scale * left * right > 0 and q.element.is_float, "the scale is not positive")
     rewriter.require(q.element.bits >= 32, "narrow floats would round at other places")
     rewriter.require(mask is None or mask.rank in (2, 3, 4), "the mask has no rows")
+    whole = (
+        mask is None or mask.shape[-1] == product.shape[-1]
+    )  # attention takes what lies beyond a short one as masked
+    rewriter.require(whole, "the mask is not known to have an entry for each key")
     defined = guarded or mask is None or (not choice and sees_something(mask))
     rewriter.require(defined, "rows that are masked entirely are not zero, as they are in attention")
     perm = permutation(transpose, rewriter)

@@ -156,20 +156,40 @@ class FoldConstants(Pass):
         if not node.op.foldable or not all(isinstance(result.type, TensorType) for result in node.results):
             return None
         sources = sum(v.constant.nbytes for v in node.inputs if v.constant is not None)
+        most = max(self.limit, 2 * sources)
+        if sum(_bytes(result) for result in node.results) > most:
+            context.reasons["the result would be too large"] += 1
+            return None
         try:
             with np.errstate(all="ignore"):
                 found = node.op.reference(xp, *(None if v is None else v.array for v in node.operands))
-        except (EspalierError, ValueError, ArithmeticError, IndexError, TypeError) as error:
+        except (
+            EspalierError,
+            ValueError,
+            ArithmeticError,
+            IndexError,
+            TypeError,
+            MemoryError,
+            NotImplementedError,
+        ) as error:
             context.reasons[f"{node.op.name} on constants fails: {error}"[:200]] += 1
             return None
         arrays = [np.asarray(array) for array in (found if isinstance(found, tuple) else (found,))][: len(node.results)]
-        if sum(array.nbytes for array in arrays) > max(self.limit, 2 * sources):
+        if sum(array.nbytes for array in arrays) > most:
             context.reasons["the result would be too large"] += 1
             return None
         return [
             constant_value(np.ascontiguousarray(array) if array.ndim else array, result.element, result.name)
             for array, result in zip(arrays, node.results, strict=True)
         ]
+
+
+def _bytes(result: Value) -> int:
+    """How many bytes a result takes in memory, as far as its type tells."""
+    type = result.type
+    if not isinstance(type, TensorType) or not type.is_static or not isinstance(type.size, int):
+        return 0
+    return type.size * type.element.storage.dtype.itemsize
 
 
 def _numbers(result: Value) -> Value | None:

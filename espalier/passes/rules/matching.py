@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from espalier.ir import Value
+from espalier.ir.elements import Element
 from espalier.ir.ops import (
     Add,
     ConstantOfShape,
@@ -26,9 +28,11 @@ def splat(value: Value | None) -> Any:
     return first if array.size == 1 or np.all(array == first) else None
 
 
-def near(a: Any, b: float) -> bool:
-    """Whether a number is a constant, as far as exporters write its digits."""
-    return a is not None and math.isclose(float(a), b, rel_tol=1e-3)
+def near(a: Any, b: float, element: Element) -> bool:
+    """Whether a number is a constant up to two last places of the float element that it is computed with."""
+    if a is None or not element.is_float:
+        return False
+    return math.isclose(float(a), b, rel_tol=2 * float(ml_dtypes.finfo(element.dtype).eps))
 
 
 def numbers(value: Value | None) -> list[int] | None:

@@ -98,7 +98,7 @@ def merge_casts(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.require(source.kind == inner.to.kind or source.kind == "bool", "the inner cast changes the kind of number")
     rewriter.require(source.bits <= inner.to.bits and source.name not in ("bf16",), "the inner cast may round")
     rewriter.require(source.kind != "float" or (source.bits, inner.to.bits) in ((16, 32), (16, 64), (32, 64)), "floats")
-    return rewriter.cast(inner.operand(0), to=node.to)
+    return rewriter.node(node.op, [inner.operand(0)]).results[0]
 
 
 @rewrite(lambda kind: kind.reshapes or issubclass(kind, Expand | Tile))
@@ -220,8 +220,8 @@ def sink_transpose(node: Node, rewriter: Rewriter) -> Replacement:
             operands.append(None if source is None else source.operand(0))
             continue
         rank = operand.constant.array.ndim
+        rewriter.require(rank <= len(perm), "a constant has more axes")
         if operand.constant.size == 1:
-            rewriter.require(rank <= len(perm), "a constant has more axes")
             operands.append(operand)
             continue
         padded = operand.constant.reshape((1,) * (len(perm) - rank) + operand.constant.shape)
@@ -339,6 +339,8 @@ def fold_pad_into_window(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.require(min(amounts) >= 0, "it crops")
     pads = tuple(a + b for a, b in zip(own or (0,) * (2 * (rank - 2)), begins[2:] + ends[2:], strict=True))
     changes = {} if node.is_a(Conv) else {"count_include_pad": 1}
+    whole = node.is_a(Conv) or all(p < k for p, k in zip(pads, (*node.kernel_shape,) * 2, strict=True))
+    rewriter.require(whole, "a window would lie in the padding alone, which runtimes refuse")
     padded = node.op.replace(pads=pads, auto_pad="NOTSET", **changes)
     return rewriter.node(padded, [pad.data, *node.operands[1:]]).results[0]
 

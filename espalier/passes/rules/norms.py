@@ -49,6 +49,8 @@ def channel_constant(operand: Value | None, rank: int | None, channels: Any) -> 
     shape = (1,) * (rank - operand.array.ndim) + operand.array.shape
     if len(shape) != rank or any(extent != 1 for axis, extent in enumerate(shape) if axis != 1):
         return None
+    if operand.array.size not in (1, channels):
+        return None  # the channels are broadcast
     return np.broadcast_to(operand.array.reshape(-1), (channels,))
 
 
@@ -110,7 +112,7 @@ def fold_batch_norm_into_gemm(norm: Node, rewriter: Rewriter) -> Replacement:
     """Scale a fully connected layer's weights so that the batch norm after it disappears."""
     gemm = norm.x.defined_by(Gemm) or rewriter.why("its input is no gemm")
     rewriter.require(gemm.alpha == 1 and gemm.beta == 1, "the gemm is scaled")
-    rewriter.require(gemm.c is None or gemm.c.rank == 1 or gemm.c.shape[0] == 1, "the bias varies along the batch")
+    rewriter.require(gemm.c is None or gemm.c.rank < 2 or gemm.c.shape[0] == 1, "the bias varies along the batch")
     made = scaled(gemm, inference_affine(norm, rewriter), 0 if gemm.transB else 1, rewriter)
     return [made, *[None] * (len(norm.results) - 1)]
 
@@ -147,7 +149,7 @@ def scaled_copy(value: Value, scale: float, rewriter: Rewriter) -> Value:
     if value.constant is not None:
         source, factor = value.constant, value.element.dtype.type(scale)
         return constant_value(computed(lambda: source.array * factor, value.element, value.shape))
-    if node is None or not value.has_one_use:
+    if node is None or not value.has_one_use or len(node.results) != 1:
         rewriter.why("it is no product with constants behind movements")
     moved = node.op.moves and sum(v.element == value.element for v in node.inputs) == 1
     rewriter.require(moved or node.is_a(Add, MatMul), "it is no product with constants behind movements")

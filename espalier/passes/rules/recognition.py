@@ -54,15 +54,19 @@ def recognize_gelu(node: Node, rewriter: Rewriter) -> Replacement:
     """x · ½ · (1 + erf(x/√2)), and its approximation by tanh."""
     rewriter.require(is_product_root(node), "a larger product may match")
     parts, scale = factors(node.results[0])
-    rewriter.require(len(parts) == 2 and near(scale, 0.5), "it is not half of a product of two")
+    rewriter.require(
+        len(parts) == 2 and near(scale, 0.5, node.results[0].element), "it is not half of a product of two"
+    )
     for gate in parts:
         inner = plus_one(gate)
         if inner is None:
             continue
         (x,) = others(parts, gate)
+        if x.shape != node.results[0].shape:
+            continue  # a constant adds axes
         if (erf := inner.defined_by(Erf)) is not None:
             argument = scaled_input(erf.operand(0))
-            if argument[0] is x and near(argument[1], math.sqrt(0.5)):
+            if argument[0] is x and near(argument[1], math.sqrt(0.5), x.element):
                 return rewriter.gelu(x)
         elif (tanh := inner.defined_by(Tanh)) is not None and _is_gelu_polynomial(tanh.operand(0), x):
             return rewriter.gelu(x, approximate="tanh")
@@ -72,19 +76,19 @@ def recognize_gelu(node: Node, rewriter: Rewriter) -> Replacement:
 def _is_gelu_polynomial(value: Value, x: Value) -> bool:
     """Whether a value is √(2/π) · (x + 0.044715·x³), or √(2/π) · x · (1 + 0.044715·x²)."""
     parts, scale = factors(value)
-    if not near(scale, math.sqrt(2 / math.pi)):
+    if not near(scale, math.sqrt(2 / math.pi), x.element):
         return False
     if len(parts) == 1 and (add := parts[0].defined_by(Add)) is not None:
         for term, rest in (tuple(add.inputs), tuple(add.inputs)[::-1]):
             cubic, factor = power_of(rest, x)
-            if term is x and cubic == 3 and near(factor, 0.044715):
+            if term is x and cubic == 3 and near(factor, 0.044715, x.element):
                 return True
     if len(parts) == 2 and x in parts:
         (polynomial,) = others(parts, x)
         square = plus_one(polynomial)
         if square is not None:
             degree, factor = power_of(square, x)
-            return degree == 2 and near(factor, 0.044715)
+            return degree == 2 and near(factor, 0.044715, x.element)
     return False
 
 
@@ -116,7 +120,9 @@ def recognize_gated(node: Node, rewriter: Rewriter) -> Replacement:
             if argument[0] is x:
                 return rewriter.swish(x, alpha=argument[1])
         hard = gate.defined_by(HardSigmoid)
-        if hard is not None and hard.operand(0) is x and near(hard.alpha, 1 / 6) and near(hard.beta, 0.5):
+        if hard is not None and hard.operand(0) is x:
+            sixth = near(hard.alpha, 1 / 6, x.element) and near(hard.beta, 0.5, x.element)
+            rewriter.require(sixth, "the hard sigmoid is another than that of hard-swish")
             return rewriter.hard_swish(x)
         if (tanh := gate.defined_by(Tanh)) is not None:
             softplus = tanh.operand(0).defined_by(Softplus)
@@ -130,7 +136,7 @@ def recognize_hard_swish(node: Node, rewriter: Rewriter) -> Replacement:
     """x · clip(x + 3, 0, 6) / 6 is hard-swish; without the factor x, it is hard-sigmoid."""
     rewriter.require(is_product_root(node), "a larger product may match")
     parts, scale = factors(node.results[0])
-    rewriter.require(near(scale, 1 / 6) and len(parts) <= 2, "it is no sixth of a product")
+    rewriter.require(near(scale, 1 / 6, node.results[0].element) and len(parts) <= 2, "it is no sixth of a product")
     for gate in parts:
         clip = gate.defined_by(Clip)
         if clip is None or splat(clip.min) != 0 or splat(clip.max) != 6:
@@ -228,6 +234,7 @@ def recognize_norm(node: Node, rewriter: Rewriter) -> Replacement:
     shape = t.shape
     rewriter.require(shape is not None and all(isinstance(d, int) for d in shape[axis:]), "the extents are not known")
     rewriter.require(t.element.is_float, "no floats")
+    rewriter.require(shape == node.results[0].shape, "a constant adds axes")
     ones = np.ones(shape[axis:], t.element.dtype)
     difference = t.defined_by(Sub)
     if difference is not None:
