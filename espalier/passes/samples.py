@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from espalier.errors import EspalierError, InputError
@@ -19,8 +20,10 @@ from espalier.train.agreement import disagreement
 from espalier.train.data import Data
 from espalier.train.evaluate import in_batches
 
-Mode = Literal["normal", "zero", "large", "extreme"]
+Mode = Literal["normal", "zero", "large", "extreme", "special"]
 MODES: tuple[Mode, ...] = ("normal", "zero", "large", "extreme")
+EXACT_MODES: tuple[Mode, ...] = ("special", *MODES)
+"""For what is to agree bit for bit: also zeros of both signs, infinities, NaN and subnormal numbers."""
 _EXTENTS = (2, 3, 4, 5)
 SIZES = (1, 8, 17, 32, 37, 67, 224)
 """Where the extents begin that inputs are made up with: windows, multiples and odd numbers want different ones."""
@@ -77,6 +80,15 @@ def _bind(dim: Dimension, binding: dict[str, int]) -> int:
 
 
 def _numbers(element: Element, shape: list[int], rng: np.random.Generator, mode: Mode) -> Any:
+    if mode == "special" and element.is_float:
+        least = float(ml_dtypes.finfo(element.dtype).smallest_subnormal)
+        choices = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, least, -least, 1.0, -1.5])
+        with np.errstate(all="ignore"):
+            return (
+                choices[(np.arange(np.prod(shape, dtype=int)) + rng.integers(9)) % 9]
+                .reshape(shape)
+                .astype(element.dtype)
+            )
     if element.is_float or element.is_complex:
         found = np.zeros(shape) if mode == "zero" else rng.standard_normal(shape)
         if element.is_complex:
@@ -92,7 +104,7 @@ def _numbers(element: Element, shape: list[int], rng: np.random.Generator, mode:
         return rng.choice(np.array([low, high], element.dtype), shape)
     if mode == "zero":
         return np.zeros(shape, element.dtype)
-    top = min(high, 2 if mode == "normal" else 100)
+    top = min(high, 2 if mode in ("normal", "special") else 100)
     return rng.integers(max(low, 0), top + 1, shape).astype(element.dtype)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from espalier.errors import VerificationError
 from espalier.ir import Builder, Graph, Node
-from espalier.ir.ops import Mul, Neg, Relu
+from espalier.ir.ops import Add, Mul, Neg, Relu
 from espalier.ir.types import parse as type_of
 from espalier.passes import BITEXACT, PassManager, parse_spec
 from espalier.passes.base import PASSES, Context, Pass, Predicate, graph_pass
@@ -108,3 +108,17 @@ def test_a_pass_is_held_to_what_it_establishes() -> None:
     with pytest.raises(VerificationError, match="there are no products"):
         PassManager([parse_spec("claims_to_tidy")]).run(products(2.0))
     PassManager([parse_spec("claims_to_tidy")], verify="none").run(products(2.0))
+
+
+def test_a_rule_that_is_not_bit_exact_at_minus_zero_is_caught() -> None:
+    @rewrite(Add, constant=True, semantics=BITEXACT)
+    def drop_zeros(node: Node, rewriter: Rewriter) -> Replacement:
+        """x + 0 is x, but for −0."""
+        return node.operand(0)
+
+    graph = Graph()
+    builder = Builder(graph)
+    x = builder.input(type_of("f32[8]"), "x")
+    graph.set_outputs([builder.add(x, np.zeros(8, np.float32))], ["y"])
+    with pytest.raises(VerificationError, match="special inputs"):
+        PassManager([parse_spec("drop_zeros")]).run(graph)
