@@ -214,7 +214,7 @@ def chains(benchmark: Benchmark, folder: Path, lengths: tuple[int, ...], quick: 
     for length in lengths:
         write_chain(folder / f"{length}.onnx", length)
         figures[length] = apart("espalier", folder / f"{length}.onnx", out)
-        benchmark.say(f"{length}: {({k: round(v, 2) for k, v in figures[length].items() if k != 'each'})}")
+        benchmark.say(f"{length}: { ({k: round(v, 2) for k, v in figures[length].items() if k != 'each'}) }")
     benchmark.details["chains"] = figures
     longest = lengths[-1]
     share = longest / LENGTHS[-1]

@@ -374,7 +374,6 @@ def test_wrong_declarations_are_found(name: str, fact: str, wrong: Any, monkeypa
     cls = OPS[name]
     monkeypatch.setattr(cls, fact, wrong(cls) if wrong is without_statistics else wrong)
 
-
     def check_all() -> None:
         for seed in range(60):
             for check in CHECKS:

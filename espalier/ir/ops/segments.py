@@ -277,8 +277,11 @@ def _sliced(
     if step == 1:
         before, kept, after = Variable(begin), Variable(count), Variable(extent - count - begin)
         return segments(before, kept, after), kept, before, segments(before, kept)
-    if isinstance(begin, int) and 0 <= begin < step and count == dims.floor_divide(extent, step) != 1 and (
-        dims.modulo(extent, step) == 0
+    if (
+        isinstance(begin, int)
+        and 0 <= begin < step
+        and count == dims.floor_divide(extent, step) != 1
+        and (dims.modulo(extent, step) == 0)
     ):  # one position of each step: the major factor is kept
         reason, major = "a slice steps over it", Variable(count)
         offset = Variable(begin, reason)

@@ -1,4 +1,4 @@
-"""Primitives for which torch has kernels of its own, as formulas of the others: numpy's form, and what backends trace."""
+"""Primitives for which torch has kernels of its own, as formulas of the others: for numpy and for backends to trace."""
 
 from __future__ import annotations
 

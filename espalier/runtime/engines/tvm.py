@@ -63,12 +63,13 @@ class TvmEngine:
     def __init__(self, files: ArtifactFiles, section: TvmSection, threads: int) -> None:
         manifest = files.manifest
         cpu.permit_tiles(manifest.device.instructions)
+        library = files.path(section.library)
         if section.runtime is not None:
             _load_runtime(files.path(section.runtime), manifest.files[section.runtime].sha256)
         weights = [] if section.weights is None else load_weights(files, section.weights)
         specs = () if section.weights is None else section.weights.tensors
         try:
-            self._machine = _load_library(files.path(section.library))["vm_load_executable"]()
+            self._machine = _load_library(library)["vm_load_executable"]()
             self._machine["vm_initialization"](CPU_DEVICE, FIRST_DEVICE, POOLED_ALLOCATOR)
             self._entry = self._machine[section.entry]
         except Exception as error:

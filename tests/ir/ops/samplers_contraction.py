@@ -206,5 +206,3 @@ def attention(rng: Generator) -> Sample:
         left_window_size=int(rng.integers(-1, 2)), qk_matmul_output_mode=int(rng.integers(4)), **heads,
     )  # fmt: skip
     return Sample(op, operands, int(rng.integers(1, 5)), macs=b * g * r * s * keys * (d + v))
-
-
