@@ -24,6 +24,15 @@ def start(target: Any, *arguments: Any) -> ForkServerProcess:
     return process
 
 
+def ended(process: ForkServerProcess, patience: float = 180.0) -> int | None:
+    """The exit status of a process; one that hangs is killed, which shows in its status."""
+    process.join(patience)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
+
+
 def slowly(folder: Path, output: Path) -> None:
     """60 steps with checkpoints after every second, in no less than 0.6 s; the weights go into `output`."""
     found = recover(

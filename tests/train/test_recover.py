@@ -22,7 +22,7 @@ from espalier.train.loops import Hook, Run, Settings
 from espalier.train.recover import recover, reestimate_statistics
 from espalier.train.schedule import learning_rate_at
 from tests.train.networks import classifier, images, same_bits, weights
-from tests.train.runs import read, slowly, start, together
+from tests.train.runs import ended, read, slowly, start, together
 
 X = images(128)
 TEACHER = classifier(1)
@@ -159,12 +159,10 @@ def test_kills_change_nothing(tmp_path: Path) -> None:
             time.sleep(0.01)
         time.sleep(random.Random(kill).uniform(0, 0.1))
         process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL and not (tmp_path / "killed.npz").exists()
+        assert ended(process) == -signal.SIGKILL and not (tmp_path / "killed.npz").exists()
     last = start(slowly, tmp_path / "killed", tmp_path / "killed.npz")
     for process in (whole, last):
-        process.join()
-        assert process.exitcode == 0
+        assert ended(process) == 0
     pairs = list(zip(read(tmp_path / "whole.npz"), read(tmp_path / "killed.npz"), strict=True))
     assert pairs and all(a.tobytes() == b.tobytes() for a, b in pairs)
 
@@ -277,8 +275,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         outputs = [tmp_path / f"{again}.{rank}.npz" for rank in range(2)]
         processes = [start(together, rank, port, tmp_path / "run", outputs[rank]) for rank in range(2)]
         for process, output in zip(processes, outputs, strict=True):
-            process.join()
-            assert process.exitcode == 0
+            assert ended(process) == 0
             found.append(b"".join(array.tobytes() for array in read(output)))
     assert len(set(found)) == 1
     alone = recover(classifier(), TEACHER, {"image": X}, steps=8, batch_size=16)
