@@ -225,7 +225,7 @@ def measure_reproducibility(benchmark: Benchmark, models: Sequence[Path], work: 
                 place = work / folder / f"hash-seed-{hash_seed}"
                 place.mkdir(parents=True, exist_ok=True)
                 copy = Path(shutil.copy(model, place))
-                hashes.add(compile_model(copy, place / f"{model.stem}.{backend}", seed, backend, hash_seed))
+                hashes.add(compile_model(copy, place / f"{model.stem}-{backend}", seed, backend, hash_seed))
                 compiled += 1
             if len(hashes) > 1:
                 different.append(f"{model.stem} with {backend}: {len(hashes)} hashes")

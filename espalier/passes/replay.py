@@ -32,8 +32,8 @@ LARGE = 1 << 12
 """Elements of a region's inputs from which on it is tried with smaller extents first."""
 SMALLEST = 8
 """The smallest extent that takes the place of a larger one; windows fit into it."""
-NUMBERS = 16
-"""Integers that a constant may hold for them to count one by one."""
+NUMBERS, FLOATS = 16, 4
+"""Integers, and floats, that a constant may hold for them to count one by one."""
 
 
 _PROVEN: set[Any] = set()
@@ -274,7 +274,7 @@ def _content_key(constant: Constant, extents: dict[Any, int]) -> Any:
     flat = array.reshape(-1)
     if array.size <= NUMBERS and array.dtype.kind in "biu":
         return tuple(number if number < 2 else extents.setdefault(number, len(extents)) for number in flat.tolist())
-    if array.size <= NUMBERS:
+    if array.size <= FLOATS:
         return array.shape, flat.tobytes()
     first = flat[0]
     if array.size > 1 and (flat[1] != first or not np.all(flat == first)):
