@@ -12,7 +12,7 @@ from espalier.ir import Builder, Graph, Node
 from espalier.ir.ops import Add, Mul, Neg, Relu
 from espalier.ir.types import parse as type_of
 from espalier.passes import BITEXACT, PassManager, parse_spec
-from espalier.passes.base import PASSES, Context, Pass, Predicate, graph_pass
+from espalier.passes.base import PASSES, Context, Pass, Predicate, graph_pass, load_passes
 from espalier.passes.rewrite import RULES, Replacement, Rewriter, rewrite
 from espalier.passes.rules.matching import splat
 
@@ -20,6 +20,7 @@ from espalier.passes.rules.matching import splat
 @pytest.fixture(autouse=True)
 def own_passes() -> Iterator[None]:
     """Passes of a test go with it."""
+    load_passes()
     passes, rules = set(PASSES), set(RULES)
     yield
     for registry, before in ((PASSES, passes), (RULES, rules)):
