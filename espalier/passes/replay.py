@@ -32,7 +32,7 @@ LARGE = 1 << 12
 """Elements of a region's inputs from which on it is tried with smaller extents first."""
 SMALLEST = 8
 """The smallest extent that takes the place of a larger one; windows fit into it."""
-NUMBERS, FLOATS = 16, 4
+NUMBERS, FLOATS = 16, 2
 """Integers, and floats, that a constant may hold for them to count one by one."""
 
 
