@@ -11,6 +11,7 @@ an uninterrupted one.
 from __future__ import annotations
 
 import multiprocessing
+import pkgutil
 import random
 import signal
 import tempfile
@@ -24,6 +25,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+import espalier
+import espalier.ir.ops
 from benchmarks.artifact import network
 from benchmarks.common import Benchmark, data_folder
 from benchmarks.datasets import cifar10_images
@@ -32,12 +35,12 @@ KILLS, QUICK_KILLS = 20, 3
 STEPS, BATCH = 16, 32
 CONTEXT = multiprocessing.get_context("forkserver")
 # what making an optimizer, and loading a model, import
-CONTEXT.set_forkserver_preload(["espalier.train.recover", "torch._dynamo", "espalier.frontends.onnx"])
+OPERATORS = [f"espalier.ir.ops.{module.name}" for module in pkgutil.iter_modules(espalier.ir.ops.__path__)]
+CONTEXT.set_forkserver_preload(["espalier.train.recover", "torch._dynamo", "espalier.frontends.onnx", *OPERATORS])
 
 
 def recover_once(model: Path, data: Path, folder: Path, output: Path, seed: int) -> None:
     """Disturb the model's weights and let it recover; a checkpoint follows each step. The weights go into `output`."""
-    import espalier
     from espalier.train.augment import CropAndFlip
     from espalier.train.recover import recover
 
