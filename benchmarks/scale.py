@@ -57,7 +57,7 @@ def measure_espalier(source: Path, target: Path, level: str) -> dict[str, Any]:
     found: dict[str, Any] = {"load": lap(), "nodes": len(graph)}
     verify(graph, "structure")
     found["verify"] = lap()
-    report = PassManager(sequence, verify=level).run(graph)  # type: ignore[arg-type]
+    report = PassManager(sequence, verify=level).run(graph)  # type: ignore[arg-type]  # from the command line
     found["passes"] = lap()
     save(graph, target)
     found["export"] = lap()

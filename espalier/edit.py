@@ -81,7 +81,7 @@ def prune(model: Any, *, ratios: str | Mapping[str, float] = "", **options: Any)
     if isinstance(ratios, Mapping):
         ratios = ";".join(f"{pattern}:{ratio}" for pattern, ratio in ratios.items())
     cls = lookup("prune")
-    own = {each.name for each in fields(cls)}  # type: ignore[arg-type]
+    own = {each.name for each in fields(cls)}  # type: ignore[arg-type]  # passes are dataclasses
     chosen = {key: _as_text(key, value) for key, value in options.items() if key in own}
     rest = {key: value for key, value in options.items() if key not in own}
     return edit(model, cls(ratios=ratios, **chosen), **rest)  # type: ignore[call-arg]

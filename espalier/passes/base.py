@@ -120,7 +120,7 @@ class Pass:
         """The text that makes this pass again: the name, then the options that differ from their defaults."""
         changed = [
             f"{f.name}={_print_option(getattr(self, f.name))}"
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]  # passes are dataclasses
             if getattr(self, f.name) != f.default
         ]
         return self.name + (":" + ",".join(changed) if changed else "")
@@ -138,13 +138,13 @@ class Pass:
                 "type": f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type)),
                 "default": None if f.default is dataclasses.MISSING else f.default,
             }
-            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+            for f in dataclasses.fields(cls)  # type: ignore[arg-type]  # passes are dataclasses
         }
 
     @classmethod
     def search_space(cls) -> Mapping[str, Sequence[Any]]:
         """Option → values worth trying, for the planner; from the fields' metadata."""
-        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # passes are dataclasses
         return {f.name: f.metadata["search"] for f in fields if "search" in f.metadata}
 
 
@@ -244,7 +244,7 @@ def parse_spec(spec: str) -> Pass:
     """A pass from text such as ``prune:ratio=0.5,criterion=taylor``. Raises InputError."""
     name, _, rest = spec.strip().partition(":")
     cls = lookup(name.strip().replace("-", "_"))
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # passes are dataclasses
     try:
         made = cls(**parse_options(f"pass {cls.name}", fields, rest.split(",")))
     except (TypeError, ValueError) as error:

@@ -210,7 +210,7 @@ class _Watcher:
         self.store.update((v, r.detach()) for v, r in zip(node.results, results, strict=False) if v in self.wanted)
         for result in results:
             if isinstance(result, torch.Tensor) and result.requires_grad:
-                result.register_hook(_finite)  # type: ignore[no-untyped-call]
+                result.register_hook(_finite)  # type: ignore[no-untyped-call]  # torch gives it no type
 
     def sum_up(self, inputs: Sequence[torch.Tensor]) -> None:
         """Add what was observed in one run, and forget it."""

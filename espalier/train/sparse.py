@@ -149,7 +149,7 @@ class GroupPenalty:
                 along = factors[places].to(tensor).reshape(-1, *[1] * (tensor.ndim - member.axis - 1))
                 total = total + 0.5 * self.strength * (along * tensor * tensor).sum().cpu()
         if total.requires_grad:
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()  # type: ignore[no-untyped-call]  # torch gives it no type
         return float(total.detach())
 
 
@@ -168,7 +168,7 @@ class _Gate(torch.autograd.Function):
 
 def gate(w: torch.Tensor, slope: float = 1.0) -> torch.Tensor:
     """1 where w > 0 and else 0, to within slope/M; its derivative is `slope` everywhere (You et al., AAAI 2020)."""
-    found: torch.Tensor = _Gate.apply(w, slope)  # type: ignore[no-untyped-call]
+    found: torch.Tensor = _Gate.apply(w, slope)  # type: ignore[no-untyped-call]  # torch gives it no type
     return found
 
 

@@ -144,10 +144,10 @@ def _kernel(site: Site) -> tuple[Any, ...] | None:
     """The extents of the window. Convolutions have them from their weights; the attribute says them once more."""
     said = site.get("kernel_shape")
     if site.op_type not in ("Conv", "ConvInteger", "ConvTranspose", "DeformConv"):
-        return said  # type: ignore[no-any-return]
+        return said  # type: ignore[no-any-return]  # builders give Any
     site.attributes.pop("kernel_shape", None)
     if site.required(1).rank is None:
-        return said  # type: ignore[no-any-return]
+        return said  # type: ignore[no-any-return]  # builders give Any
     kernel = site.shape(1)[2:]
     if said is not None and all(isinstance(extent, int) for extent in kernel) and tuple(said) != kernel:
         raise Refused(f"kernel_shape is {list(said)}, but the weights are {list(site.shape(1))}", fatal=True)

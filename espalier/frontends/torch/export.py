@@ -83,7 +83,7 @@ def _all_decompositions() -> dict[Any, Callable[..., Any]]:
     registry.load_lowerings()
     default = torch.export.default_decompositions()
     table: dict[Any, Callable[..., Any]] = dict(torch._decomp.global_decomposition_table["post_autograd"])
-    table.update(dict(default.items()))  # type: ignore[no-untyped-call]
+    table.update(dict(default.items()))  # type: ignore[no-untyped-call]  # torch gives it no type
     return table
 
 

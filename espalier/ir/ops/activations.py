@@ -43,7 +43,7 @@ class LeakyRelu(Unary):
     zero = zeros.passed
 
     @property
-    def monotone(self) -> bool:  # type: ignore[override]
+    def monotone(self) -> bool:  # type: ignore[override]  # an attribute decides
         return bool(self.alpha >= 0)
 
     def function(self, xp: Any, x: Any) -> Any:
@@ -88,7 +88,7 @@ class ThresholdedRelu(Unary):
     zero = zeros.passed
 
     @property
-    def monotone(self) -> bool:  # type: ignore[override]
+    def monotone(self) -> bool:  # type: ignore[override]  # an attribute decides
         return bool(self.alpha >= 0)
 
     def function(self, xp: Any, x: Any) -> Any:
@@ -104,7 +104,7 @@ class Elu(Unary):
     zero = zeros.passed
 
     @property
-    def monotone(self) -> bool:  # type: ignore[override]
+    def monotone(self) -> bool:  # type: ignore[override]  # an attribute decides
         return bool(self.alpha >= 0)
 
     def function(self, xp: Any, x: Any) -> Any:
@@ -135,7 +135,7 @@ class Selu(Unary):
     zero = zeros.passed
 
     @property
-    def monotone(self) -> bool:  # type: ignore[override]
+    def monotone(self) -> bool:  # type: ignore[override]  # an attribute decides
         return bool(self.alpha >= 0 and self.gamma >= 0)
 
     def function(self, xp: Any, x: Any) -> Any:
@@ -160,7 +160,7 @@ class HardSigmoid(Unary):
     beta: float = 0.5
 
     @property
-    def monotone(self) -> bool:  # type: ignore[override]
+    def monotone(self) -> bool:  # type: ignore[override]  # an attribute decides
         return bool(self.alpha >= 0)
 
     def zero_at(self, ctx: TypeContext, states: zeros.States) -> bool:
@@ -269,7 +269,7 @@ class Shrink(Unary):
     bias: float = 0.0
 
     @property
-    def monotone(self) -> bool:  # type: ignore[override]
+    def monotone(self) -> bool:  # type: ignore[override]  # an attribute decides
         return bool(self.lambd >= 0 and self.bias <= self.lambd)
 
     def zero_at(self, ctx: TypeContext, states: zeros.States) -> bool:

@@ -88,7 +88,7 @@ def parse_criterion(text: str) -> Criterion:
         near = difflib.get_close_matches(name, CRITERIA, 3)
         hint = f"Did you mean {', '.join(near)}?" if near else f"There are {', '.join(sorted(CRITERIA))}."
         raise InputError("E202", f"no criterion is called {name!r}", hint=hint)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # passes are dataclasses
     try:
         return cls(**parse_options(f"criterion {cls.name}", fields, rest.split(";")))
     except (TypeError, ValueError) as error:
