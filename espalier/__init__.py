@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from espalier.driver import Artifact as Artifact
     from espalier.driver import compile as compile
     from espalier.edit import Edited as Edited
+    from espalier.edit import grow as grow
     from espalier.edit import prune as prune
+    from espalier.edit import recover as recover
     from espalier.errors import EspalierError as EspalierError
     from espalier.frontends import load as load
     from espalier.ir import Graph as Graph
@@ -29,10 +31,14 @@ _EXPORTS = {
     "Graph": "espalier.ir",
     "Pass": "espalier.passes",
     "compile": "espalier.driver",
+    "grow": "espalier.edit",
     "load": "espalier.frontends",
     "prune": "espalier.edit",
+    "recover": "espalier.edit",
 }
-__all__ = ["Artifact", "Edited", "EspalierError", "Graph", "Pass", "compile", "load", "prune", "runtime"]
+__all__ = [
+    "Artifact", "Edited", "EspalierError", "Graph", "Pass", "compile", "grow", "load", "prune", "recover", "runtime",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""A model in, the same kind of model out: for people who want one pass, not an artifact.
+"""A model in, the same kind of model out: for people who want to prune, grow or train one, not an artifact.
 
 small = espalier.prune("model.onnx", ratio=0.5, output="small.onnx")
 module = espalier.train.module.to_torch(small.graph)
@@ -6,22 +6,26 @@ module = espalier.train.module.to_torch(small.graph)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from espalier import frontends
+from espalier.analysis.coupling import couple
 from espalier.backends.onnx import save
 from espalier.cost.device import device as find_device
+from espalier.cost.remaining import Remaining
 from espalier.driver import reference_runner
 from espalier.errors import InputError, VerificationError
 from espalier.ir import Graph
 from espalier.ir.clone import clone
 from espalier.passes.base import Pass, lookup, parse_spec
-from espalier.passes.manager import PassManager, Report
+from espalier.passes.manager import PassManager, PassReport, Report
+from espalier.passes.structure.report import reason_lines, total_macs
 from espalier.train.data import Data
-from espalier.train.evaluate import Score, compare
+from espalier.train.evaluate import Measure, Score, compare
 
 CLEANING = ("dead_code", "inline_regions", "fold_constants", "dead_code")
 """What is done beforehand: shape arithmetic that is known goes, norms stay, so that the result can be trained on."""
@@ -29,33 +33,44 @@ CLEANING = ("dead_code", "inline_regions", "fold_constants", "dead_code")
 
 @dataclass(frozen=True)
 class Edited:
-    """A model that a pass has changed."""
+    """A model that passes or training have changed.
+
+    Attributes:
+        changes: what each of the passes that were asked for did.
+        path: the .onnx file, if one was asked for.
+        score: of the original and the result, on the data.
+        recovery: how it was trained afterwards, as JSON.
+        details: what the passes say of their work, as JSON; `summary` in it are lines.
+    """
 
     graph: Graph
     report: Report
+    changes: tuple[PassReport, ...]
+    details: Mapping[str, Any]
     path: Path | None = None
-    """The .onnx file, if one was asked for."""
     score: Score | None = None
-
-    @property
-    def details(self) -> dict[str, Any]:
-        """What the pass says of its work."""
-        return self.report.passes[-1].details
+    recovery: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What the verb prints with `--json`."""
-        last = self.report.passes[-1]
         return {
             "model": None if self.path is None else str(self.path),
-            "pass": last.spec,
-            "measured": last.measured,
+            "passes": [change.spec for change in self.changes],
+            "agreement": self.report.whole_model if self.changes else None,
+            "measured": next((change.measured for change in self.changes if change.measured), None),
             "score": None if self.score is None else {**self.score.__dict__, "drop": self.score.drop},
+            "recovery": self.recovery,
             **{key: value for key, value in self.details.items() if key != "summary"},
         }
 
     def summary(self) -> list[str]:
         """The same in lines, for people."""
-        lines = [*self.details.get("summary", ()), self.report.whole_model]
+        lines = list(self.details.get("summary", ()))
+        if self.changes:
+            lines.append(self.report.whole_model)
+        if self.recovery is not None:
+            count = "steps" if self.recovery["epochs"] is None else "epochs"
+            lines.append(f"trained by {self.recovery['by']}, {count}: {self.recovery[count]:g}")
         if self.score is not None:
             s = self.score
             lines.append(
@@ -71,8 +86,8 @@ def prune(model: Any, *, ratios: str | Mapping[str, float] = "", **options: Any)
         model: anything that `espalier.load` takes. A torch module needs `example_inputs`.
         ratios: units with a ratio of their own, by pattern of their names.
         options: those of the pass `prune` (ratio, macs or params; criterion, scope, …; `only` and `ignore` may be lists
-            of patterns), and those of `edit`: output, data, max_drop, seed, device, example_inputs, dynamic_shapes,
-            trust.
+            of patterns), and those of `edit`: output, data, metric, max_drop, recovery, seed, device, example_inputs,
+            dynamic_shapes, trust.
 
     Raises:
         InputError: the model, an option or the data are wrong. BudgetError: a target is out of reach.
@@ -80,71 +95,200 @@ def prune(model: Any, *, ratios: str | Mapping[str, float] = "", **options: Any)
     """
     if isinstance(ratios, Mapping):
         ratios = ";".join(f"{pattern}:{ratio}" for pattern, ratio in ratios.items())
-    cls = lookup("prune")
-    own = {each.name for each in fields(cls)}  # type: ignore[arg-type]  # passes are dataclasses
-    chosen = {key: _as_text(key, value) for key, value in options.items() if key in own}
-    rest = {key: value for key, value in options.items() if key not in own}
-    return edit(model, cls(ratios=ratios, **chosen), **rest)  # type: ignore[call-arg]
+    (chosen,), rest = _sorted({**options, "ratios": ratios}, "prune")
+    return edit(model, [lookup("prune")(**chosen)], **rest)
+
+
+def grow(model: Any, **options: Any) -> Edited:
+    """Make a model larger that computes the same, and return (and write) it: wider, deeper, or both.
+
+    Args:
+        model: anything that `espalier.load` takes. A torch module needs `example_inputs`.
+        options: those of the pass `widen` (factor or to; only, ignore, uneven, noise), those of the pass `deepen`
+            (count or after; kind, kernel), and those of `edit`: output, data, metric, max_drop, recovery, seed, device,
+            example_inputs, dynamic_shapes, trust. `only`, `ignore` and `after` may be lists of patterns.
+
+    Raises:
+        InputError: the model, an option or the data are wrong, or none of the chosen units can be widened (E221).
+        UnsupportedError: no layer can be inserted there (E402).
+        VerificationError: the outputs are not the same (E602). Nothing is written then.
+    """
+    (wider, deeper), rest = _sorted(options, "widen", "deepen")
+    passes: list[Pass] = []
+    if wider.get("factor") is not None and wider.get("to") is not None:
+        raise InputError("E201", "grow wants one of factor and to, not both")
+    for name, chosen, triggers in (("widen", wider, ("factor", "to")), ("deepen", deeper, ("count", "after"))):
+        given = {key: value for key, value in chosen.items() if value is not None}
+        if any(given.get(trigger, "") != "" for trigger in triggers):
+            passes.append(lookup(name)(**given))
+        elif given:
+            raise InputError("E201", f"{next(iter(given))} has no meaning without {' or '.join(triggers)}")
+    if not passes:
+        raise InputError("E201", "grow wants factor or to, for wider models, or count or after, for deeper ones")
+    return edit(model, passes, **rest)
+
+
+def recover(model: Any, original: Any = None, **options: Any) -> Edited:
+    """Train a model, by labels or to give what the original gives, and return (and write) it.
+
+    Args:
+        model: anything that `espalier.load` takes.
+        original: the same, of the model that it was made of; None if there are labels.
+        options: those of `espalier.train.recover.recover` (epochs or steps, imitate, learning_rate, …); `train_data` to
+            train on other data; and those of `edit`: output, data, metric, max_drop, seed, example_inputs,
+            dynamic_shapes, trust.
+
+    Raises:
+        InputError: the models, an option or the data are wrong, or do not fit each other.
+        VerificationError: the result is worse than the original (without one, than the model before) by more than
+            `max_drop`. Nothing is written then.
+    """
+    own = set(signature(edit).parameters) - {"device"}  # which is the one to train on
+    settings = {key: value for key, value in options.items() if key not in own}
+    rest = {key: value for key, value in options.items() if key in own}
+    return edit(model, [], original=original, recovery=settings, **rest)
+
+
+def _sorted(options: Mapping[str, Any], *names: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The options of each pass of these names (but the seed, which is the run's), and the others."""
+    rest, found = dict(options), []
+    for name in names:
+        own = [each.name for each in fields(lookup(name)) if each.name != "seed"]  # type: ignore[arg-type]  # dataclasses
+        found.append({key: _as_text(key, rest.pop(key)) for key in own if key in rest})
+    return found, rest
 
 
 def _as_text(key: str, value: Any) -> Any:
-    if key in ("only", "ignore") and not isinstance(value, str):
+    if key in ("only", "ignore", "after") and value is not None and not isinstance(value, str):
         return ";".join(value)
     return str(value) if key == "round_to" else value
 
 
 def edit(
     model: Any,
-    change: Pass,
+    changes: Sequence[Pass],
     *,
     output: str | Path | None = None,
     data: Any = None,
+    metric: Measure = "auto",
     max_drop: float | None = None,
+    recovery: Mapping[str, Any] | None = None,
+    original: Any = None,
     seed: int = 0,
     device: str = "cpu",
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     trust: bool = False,
 ) -> Edited:
-    """Run one pass on a model after the lightest of cleaning; inputs, outputs and dynamic axes keep their names.
+    """Run passes on a model after the lightest of cleaning; inputs, outputs and dynamic axes keep their names.
 
     Args:
         model: anything that `espalier.load` takes; a Graph stays as it is.
-        change: the pass.
+        changes: the passes.
         output: an .onnx file to write.
         data: see `espalier.train.data`.
-        max_drop: largest loss in points; needs data.
+        metric: what is measured on the data; see `espalier.train.evaluate`.
+        max_drop: largest loss in points (of an error: growth in percent); needs data.
+        recovery: how to train afterwards: the options of `espalier.train.recover.recover`, and `train_data` if it is to
+            see other data.
+        original: what the result is compared with, and imitates; the model as it was by default.
 
     Raises:
-        InputError: E201 or E209 for the output, E212 for max_drop without data, and what loading and the pass raise.
-        VerificationError: E604 if more was lost.
+        InputError: E201 or E209 for the output, E212 for max_drop, a metric or training without data, E221 if nothing
+            could be widened, and what loading, the passes and training raise.
+        VerificationError: E602 if a pass that keeps the outputs did not, E604 if more was lost.
     """
     path = None if output is None else _target(Path(output))
-    if max_drop is not None and data is None:
-        raise InputError("E212", "max_drop needs data to measure the accuracy on", hint="Give some with --data.")
+    if data is None and (max_drop is not None or metric != "auto"):
+        what = "max_drop" if max_drop is not None else "a metric"
+        raise InputError("E212", f"{what} needs data to measure the accuracy on", hint="Give some with --data.")
     if max_drop is not None and not 0 <= max_drop <= 100:
         raise InputError("E201", f"max_drop is in points, from 0 to 100, not {max_drop}")
     options = {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes, "trust": trust or None}
     given = {key: value for key, value in options.items() if value is not None}
-    graph = clone(model) if isinstance(model, Graph) else frontends.load(model, **given)
-    original = clone(graph)
+    graph = _loaded(model, given)
+    reference = clone(graph) if original is None else _loaded(original, given)
+    if isinstance(data, Iterator):
+        data = list(data)  # it is read more than once
     dataset = None if data is None else Data(data, tuple(graph.inputs))
-    passes: Sequence[Pass] = [*map(parse_spec, CLEANING), change]
+    passes: Sequence[Pass] = [*map(parse_spec, CLEANING), *changes]
     manager = PassManager(passes, seed=seed, data=dataset, device=find_device(device))
     report = manager.run(graph)
-    score = None
+    done = tuple(report.passes[len(CLEANING) :])
+    details = _details(done, reference, graph)
+    if "widened" in details and not details["widened"]:
+        lines = [line for kind in ("kept", "frozen") for line in reason_lines(kind, details[kind])]
+        why = "; ".join(lines) or "it has none"
+        raise InputError("E221", f"no unit of the model can be widened: {why}")
+
+    told = None
+    if recovery is not None:
+        graph, told = _recovered(graph, None if original is None and not changes else reference, data, recovery, seed)
+    reached = None
     if dataset is not None:
-        score = compare(reference_runner(original), reference_runner(graph), dataset)
-        if max_drop is not None and score.drop > max_drop:
-            raise VerificationError(
-                "E604",
-                f"{score.metric} fell from {score.original:.4f} to {score.compiled:.4f}: "
-                f"{score.drop:.2f} points, more than {max_drop:g}",
-                hint="Nothing was written. Allow more with --max-drop, or change less.",
-            )
+        reached = compare(reference_runner(reference), reference_runner(graph), dataset, metric)
+    if reached is not None and max_drop is not None and reached.drop > max_drop:
+        raise VerificationError(
+            "E604",
+            f"{reached.metric} went from {reached.original:.4f} to {reached.compiled:.4f}: "
+            f"{reached.drop:.2f} points are lost, more than {max_drop:g}",
+            hint="Nothing was written. Allow more with --max-drop, change less, or train longer.",
+        )
     if path is not None:
         save(graph, path)
-    return Edited(graph, report, path, score)
+    return Edited(graph, report, done, details, path, reached, told)
+
+
+def _loaded(model: Any, options: Mapping[str, Any]) -> Graph:
+    return clone(model) if isinstance(model, Graph) else frontends.load(model, **options)
+
+
+def _details(done: Sequence[PassReport], before: Graph, after: Graph) -> dict[str, Any]:
+    """What the passes have to say; of those that do not count costs themselves, how these grew."""
+    found: dict[str, Any] = {"summary": []}
+    for change in done:
+        found.update({key: value for key, value in change.details.items() if key != "summary"})
+        found["summary"] += change.details.get("summary", ())
+    if done and "macs" not in found:
+        parameters = [Remaining(couple(graph)).parameters for graph in (before, after)]
+        macs = [total_macs(graph) for graph in (before, after)]
+        found = {
+            "macs": {"before": macs[0], "after": macs[1]},
+            "parameters": {"before": parameters[0], "after": parameters[1]},
+            **found,
+        }
+        found["summary"].insert(0, f"MACs {macs[0]} → {macs[1]}, parameters {parameters[0]} → {parameters[1]}")
+    return found
+
+
+def _recovered(
+    graph: Graph, original: Graph | None, data: Any, options: Mapping[str, Any], seed: int
+) -> tuple[Graph, dict[str, Any]]:
+    """Train a graph; what it then is, and how that came about. Raises InputError E205, E212 and what `recover` does."""
+    try:
+        from espalier.train.recover import recover as train
+    except ImportError:
+        raise InputError("E205", "recovery trains with torch", hint="pip install 'espalier[torch]'") from None
+    settings = dict(options)
+    source = settings.pop("train_data", None)
+    source = data if source is None else source
+    if source is None:
+        raise InputError("E212", "recovery needs data to train on", hint="Give some with --data or --train-data.")
+    if isinstance(source, Iterator):
+        source = list(source)
+    if original is not None:
+        original = clone(original)
+        PassManager(list(map(parse_spec, CLEANING)), "none").run(original)
+    dataset = Data(source, tuple(graph.inputs))
+    labelled = settings.get("labels", "auto")
+    if labelled == "auto":
+        labelled = next(iter(dataset)).labels is not None
+    share = settings.get("imitate")
+    share = (0.0 if labelled else 1.0) if share is None else share
+    trained = train(graph, original, dataset, **{"seed": seed, **settings})
+    parts = [name for name, used in (("labels", share < 1), ("imitating the original", share > 0)) if used]
+    told = {"epochs": settings.get("epochs"), "steps": settings.get("steps"), "by": " and ".join(parts)}
+    return trained, told
 
 
 def _target(path: Path) -> Path:

@@ -76,6 +76,8 @@ def same_schema(shown: object, found: object, where: str = "") -> None:
 COMMANDS = {
     "compile": "compile model.onnx -o other --backend onnx --data labelled.npz --max-drop 5",
     "prune": "prune model.onnx --ratio 0.5 --data labelled.npz -o small.onnx",
+    "grow": "grow model.onnx --factor 2 --count 1 --data labelled.npz -o grown.onnx",
+    "recover": "recover model.onnx --steps 2 --data labelled.npz -o recovered.onnx",
     "run": "run artifact --inputs inputs.npz -o outputs.npz",
     "bench": "bench artifact model.onnx --rounds 1",
     "verify": "verify model.onnx artifact",

@@ -42,8 +42,8 @@ BITEXACT = Semantics("bit-exact")
 """The same bits from the reference executor, NaN payloads aside."""
 REASSOCIATES = Semantics("reassociates")
 """Equal in real arithmetic for finite values."""
-GROWS = Semantics("grows")
-"""The function is preserved at insertion; new parameters can learn."""
+GROWS = Semantics("grows", bound=1e-6)
+"""The function is preserved at insertion, to within `bound` of the largest output; new parameters can learn."""
 
 
 def approximates(metric: str, bound: float) -> Semantics:

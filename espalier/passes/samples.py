@@ -251,14 +251,19 @@ def _extent(dim: Dimension, binding: Mapping[str, int]) -> int:
     return found if isinstance(found, int) else 1
 
 
-def sensitivity(graph: Graph, inputs: Sequence[Any], wanted: Sequence[Any], position: int, seed: int) -> float:
+def sensitivity(
+    graph: Graph, inputs: Sequence[Any], wanted: Sequence[Any], position: int, seed: int, change: float = 2.0**-16
+) -> float:
     """How far an output moves, relative to its largest element, when the inputs change by a few last bits.
 
     Where a model rounds, a sum in another order can land on the next step; the model itself does no better.
+
+    Args:
+        change: of the inputs: the standard deviation relative to each number.
     """
     rng, worst = np.random.default_rng(seed), 0.0
     for _ in range(3):
-        noise = [1 + 2.0**-16 * rng.standard_normal(a.shape) for a in inputs]
+        noise = [1 + change * rng.standard_normal(a.shape) for a in inputs]
         moved = [a * e.astype(a.dtype) if a.dtype.kind == "f" else a for a, e in zip(inputs, noise, strict=True)]
         with np.errstate(all="ignore"):
             worst = max(worst, disagreement(wanted[position], run(graph, moved)[position])[0])

@@ -92,16 +92,22 @@ class Deepen(Pass):
             raise InputError("E201", f"kernel={self.kernel} is no odd number: it has no middle")
 
     def run(self, graph: Graph, context: Context) -> int:
-        found = self.chosen(list(spots(couple(graph), all_nodes=bool(self.after))))
+        places = list(spots(couple(graph), all_nodes=bool(self.after)))
+        found = self.chosen(places)
         rng = np.random.default_rng(context.seed if self.seed is None else self.seed)
         moments = _measured(graph, found, context) if context.data is not None else {}
-        done = 0
+        done: list[dict[str, Any]] = []
         for spot in found:
             if not context.may_rewrite():
                 break
-            insert(graph, spot, rng, context, self.kind, self.kernel, moments.get(spot.node))
-            done += 1
-        return done
+            done.append(insert(graph, spot, rng, context, self.kind, self.kernel, moments.get(spot.node)))
+        lines = [
+            f"deepened after {row['after']}: {row['kind']} of {row['channels']} channels, {', '.join(row['weights'])}"
+            for row in done
+        ]
+        lines += [f"{reason} (×{count})" for reason, count in context.reasons.items()]
+        context.details = {"deepened": done, "places": len(places), "summary": lines}
+        return len(done)
 
     def chosen(self, found: Sequence[Spot]) -> list[Spot]:
         """The places that the options ask for. Raises InputError E202, UnsupportedError E402."""
@@ -320,12 +326,21 @@ def insert(
     kind: Kind = "auto",
     kernel: int = 0,
     moments: tuple[Array, Array] | None = None,
-) -> None:
-    """Insert a layer at a spot; `moments` are mean and variance per channel there. See `Deepen`."""
-    if kind == "residual" or (kind == "auto" and not is_idempotent(spot.node)):
+) -> dict[str, Any]:
+    """Insert a layer at a spot; `moments` are mean and variance per channel there. See `Deepen`.
+
+    Returns what was inserted, as JSON: `after`, `kind`, `channels`, `weights`.
+    """
+    before = {value.name for value in graph.constants()}
+    after = spot.value.name or "+".join(spot.node.location.names) or spot.node.op.name
+    residual = kind == "residual" or (kind == "auto" and not is_idempotent(spot.node))
+    if residual:
         _insert_residual(graph, spot, kernel, rng, "deepen")
     else:
         _insert_identity(graph, spot, kernel, moments, context, "deepen")
+    made = [value.name for value in graph.constants() if value.name not in before]
+    shown = "residual body" if residual else "identity layer"
+    return {"after": after, "kind": shown, "channels": spot.channels, "weights": made}
 
 
 def _insert_identity(

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 
 from espalier.analysis.coupling import Coupling, Unit, couple
-from espalier.cost.count import macs
 from espalier.cost.remaining import Remaining
 from espalier.errors import InputError
 from espalier.ir import Graph, Value
-from espalier.ir.dims import Dimension
 from espalier.passes.base import Context, Pass, approximates, graph_pass
 from espalier.passes.structure.criteria import Criterion, parse_criterion
 from espalier.passes.structure.importance import AGGREGATES, NORMALISERS, Scored, Scores, check_finite, parts_of
 from espalier.passes.structure.reindex import reindex
+from espalier.passes.structure.report import frozen_rows, reason_lines, total_macs, unit_row
 from espalier.passes.structure.select import SCOPES, Kept, Selector
 
 LARGEST_WEIGHT = 1e4
@@ -122,7 +121,7 @@ class Prune(Pass):
             return 0
         details = _details(self, coupling, graph, costs, kept, scores, candidates)
         self.remove(coupling, kept, context)
-        details["macs"]["after"] = _as_json(_macs(graph))
+        details["macs"]["after"] = total_macs(graph)
         details["summary"] = _lines(details)
         context.details = details
         return 1
@@ -259,18 +258,6 @@ def _matches(unit: Unit, patterns: Sequence[str]) -> bool:
 # ---- what was done, for people and programs ------------------------------------------------------------------
 
 
-def _macs(graph: Graph) -> Dimension:
-    total: Dimension = 0
-    for node in graph:
-        count = macs(node)
-        total = total if count is None else total + count
-    return total
-
-
-def _as_json(dimension: Dimension) -> int | str:
-    return dimension if isinstance(dimension, int) else str(dimension)
-
-
 def _details(
     options: Prune,
     coupling: Coupling,
@@ -282,7 +269,7 @@ def _details(
 ) -> dict[str, Any]:
     """What goes where, what stays, and why."""
     chosen = {unit.variable: indices for unit, indices in kept.items()}
-    before = _as_json(_macs(graph))
+    before = total_macs(graph)
     after, parameters = costs.macs_with(chosen), costs.parameters_with(chosen)
     rest = {unit: options.stays(unit, scores, candidates) for unit in coupling.removable() if unit not in kept}
     found: dict[str, Any] = {
@@ -292,22 +279,9 @@ def _details(
             "after": parameters,
             "removed": _share(costs.parameters, parameters),
         },
-        "cut": [
-            {
-                "unit": unit.name,
-                "extent": unit.extent,
-                "kept": len(indices),
-                "verdict": unit.verdict,
-                "weights": [str(member) for member in unit.weights],
-            }
-            for unit, indices in kept.items()
-        ],
+        "cut": [unit_row(unit, "kept", len(indices)) for unit, indices in kept.items()],
         "whole": [{"unit": unit.name, "extent": unit.extent, "why": why} for unit, why in rest.items()],
-        "frozen": [
-            {"unit": unit.name, "extent": _as_json(unit.variable.extent), "why": unit.why()}
-            for unit in coupling.units
-            if unit.verdict == "frozen"
-        ],
+        "frozen": frozen_rows(coupling),
     }
     found["summary"] = _lines(found)
     return found
@@ -329,10 +303,4 @@ def _lines(details: Mapping[str, Any]) -> list[str]:
         for row in details["cut"]
     ]
     lines += [f"whole {row['unit']}: {row['extent']}, {row['why']}" for row in details["whole"]]
-    reasons: dict[str, list[str]] = {}
-    for row in details["frozen"]:
-        reasons.setdefault(row["why"].partition(" (at ")[0], []).append(row["unit"])
-    for why, names in reasons.items():
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        lines.append(f"frozen {shown}: {why}")
-    return lines
+    return [*lines, *reason_lines("frozen", details["frozen"])]

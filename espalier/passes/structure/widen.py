@@ -14,6 +14,7 @@ from espalier.errors import InputError
 from espalier.ir import Graph, Node, Value, constant_value
 from espalier.ir.constants import constant
 from espalier.passes.base import GROWS, Context, Pass, approximates, graph_pass
+from espalier.passes.structure.report import frozen_rows, reason_lines, unit_row
 from espalier.passes.structure.widening import Repetition, Widening, along, weights_that_make
 
 
@@ -55,18 +56,48 @@ class Widen(Pass):
         if self.noise:
             object.__setattr__(self, "semantics", approximates("noise", self.noise))
 
+    def extent(self, unit: Unit) -> int:
+        """The extent that a unit is to have."""
+        return round(unit.extent * self.factor) if self.to is None else self.to
+
     def run(self, graph: Graph, context: Context) -> int:
         coupling = couple(graph)
         units = chosen_units(coupling, self.only, self.ignore)
         rng = np.random.default_rng(context.seed if self.seed is None else self.seed)
         wanted = {}
         for unit in units:
-            extent = round(unit.extent * self.factor) if self.to is None else self.to
+            extent = self.extent(unit)
             if extent < unit.extent:
                 raise InputError("E201", f"to={self.to} is less than the extent {unit.extent} of {unit.name}")
             if extent > unit.extent and context.may_rewrite():
                 wanted[unit] = repeat(unit.extent, extent, rng, self.uneven)
-        return widen(coupling, wanted, self.name, self.noise, rng, context)
+        chosen = set(units)
+        kept = {unit: _stays(unit, self, unit in chosen) for unit in coupling.removable() if unit not in wanted}
+        frozen = frozen_rows(coupling)
+        done = widen(coupling, wanted, self.name, self.noise, rng, context)
+        context.details["kept"] = [_refusal(unit, why) for unit, why in kept.items()]
+        context.details["frozen"] = frozen
+        context.details["summary"] = _lines(context.details)
+        return done
+
+
+def _stays(unit: Unit, options: Widen, chosen: bool) -> str:
+    """Why a unit that could be widened is not even tried."""
+    if not chosen:
+        return "left out by only or ignore"
+    return "it has this extent already" if unit.extent == options.extent(unit) else "so many rewrites were asked for"
+
+
+def _refusal(unit: Unit, why: str) -> dict[str, Any]:
+    return {"unit": unit.name, "extent": unit.extent, "why": why}
+
+
+def _lines(details: Mapping[str, Any]) -> list[str]:
+    widened = [
+        f"widened {row['unit']}: {row['extent']} → {row['to']}, in {len(row['weights'])} weights"
+        for row in details["widened"]
+    ]
+    return widened + [line for kind in ("refused", "kept", "frozen") for line in reason_lines(kind, details[kind])]
 
 
 def chosen_units(coupling: Coupling, only: str = "", ignore: str = "") -> list[Unit]:
@@ -114,6 +145,10 @@ def widen(
     plan = Widening(coupling, wanted)
     if context is not None:
         context.reasons.update(plan.refused.values())
+        context.details = {
+            "widened": [unit_row(unit, "to", len(each.indices)) for unit, each in plan.accepted.items()],
+            "refused": [_refusal(unit, why) for unit, why in plan.refused.items()],
+        }
     if plan.refused and not plan.accepted:
         unit, reason = next(iter(plan.refused.items()))
         others = f" (nor can {len(plan.refused) - 1} other units)" if len(plan.refused) > 1 else ""

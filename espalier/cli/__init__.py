@@ -14,11 +14,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 
 from espalier import __version__
+from espalier.cli.editing import grow, prune, recover
+from espalier.cli.options import Flag, Json, MaxDrop, Output, Seed, Several, Source, Trust
+from espalier.cli.output import plain, show, write
 from espalier.errors import InputError, InternalError, Interruption
 from espalier.runtime.errors import EspalierError
 
@@ -29,11 +32,6 @@ app = App(
     help_format="plaintext",  # the others take half a second to import what prints them
     suppress_keyboard_interrupt=False,
 )
-Trust = Annotated[
-    bool,
-    Parameter(negative="", show_default=False, help="Allow formats that can run code while they load (.pt2)."),
-]
-Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print one JSON object.")]
 
 
 @app.command(name="compile")
@@ -41,18 +39,18 @@ def compile_(
     model: Path,
     /,
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    output: Output,
     device: str = "cpu",
     backend: str | None = None,
     pipeline: str = "exact",
-    passes: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
-    data: str | None = None,
+    passes: Several = (),
+    data: Source = None,
     budget: str | None = None,
-    max_drop: float | None = None,
+    max_drop: MaxDrop = None,
     verify: Literal["none", "structure", "rewrites", "all"] = "rewrites",
-    seed: int = 0,
+    seed: Seed = 0,
     stop_after: int | None = None,
-    print_after: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    print_after: Several = (),
     dump: Path | None = None,
     trust: Trust = False,
     json: Json = False,
@@ -73,16 +71,10 @@ def compile_(
         Which passes: exact, none, or a .toml file with a list of them.
     passes
         Further passes, such as `fold_constants:limit=1024`.
-    data
-        An .npz file, a folder of such, or package.module:function; used by the accuracy gate.
     budget
         Needs a planner, which this version does not have.
-    max_drop
-        Largest loss in points of top-1 (of agreement with the original, without labels).
     verify
         How closely passes are checked.
-    seed
-        Seed of everything that is random.
     stop_after
         Do at most this many rewrites.
     print_after
@@ -95,93 +87,13 @@ def compile_(
     artifact = compile_model(
         model, device=device, backend=backend, output=output, pipeline=pipeline, passes=passes, data=data,
         budget=budget, max_drop=max_drop, verify=verify, seed=seed, stop_after=stop_after, print_after=print_after,
-        printer=lambda text: print(_plain(text), file=sys.stderr), dump=dump, trust=trust,
+        printer=lambda text: print(plain(text), file=sys.stderr), dump=dump, trust=trust,
     )  # fmt: skip
-    _show(artifact.to_json(), json, artifact.summary())
+    show(artifact.to_json(), json, artifact.summary())
 
 
-@app.command
-def prune(
-    model: Path,
-    /,
-    *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    ratio: float | None = None,
-    macs: float | None = None,
-    params: float | None = None,
-    criterion: str = "magnitude",
-    scope: Literal["local", "global", "isomorphic"] = "local",
-    ratios: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
-    aggregate: Literal["mean", "sum", "max", "prod", "first"] = "mean",
-    normalise: Literal["mean", "sum", "max", "std", "median", "lamp", "none"] = "mean",
-    round_to: str = "1",
-    only: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
-    ignore: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
-    exact_only: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    compensate: Annotated[Literal["", "data", "noise"], Parameter(show_default=False)] = "",
-    samples: int = 1024,
-    data: str | None = None,
-    max_drop: float | None = None,
-    device: str = "cpu",
-    seed: int = 0,
-    trust: Trust = False,
-    json: Json = False,
-) -> None:
-    """Remove the least important channels, heads and features of a model; ONNX out, to compile or to train on.
-
-    Parameters
-    ----------
-    model
-        An .onnx or .pt2 file.
-    output
-        The .onnx file to write. Inputs and outputs keep their names, types and dynamic axes.
-    ratio
-        Share of each unit's indices to remove; with another scope, of all that are ranked together.
-    macs
-        Share of the multiply-accumulates to remove, instead of a ratio.
-    params
-        Share of the parameters to remove, instead of a ratio.
-    criterion
-        What an index is worth: magnitude (or magnitude:p=1), lamp, batch_norm_scale, fpgm, random; from data: taylor,
-        snip, obd, activation, relative, obspa.
-    scope
-        What is ranked together: each unit for itself, all, or units that are used alike.
-    ratios
-        PATTERN:RATIO for units with a ratio of their own.
-    aggregate
-        How the scores of a unit's weights become one.
-    normalise
-        How units become comparable.
-    round_to
-        Axes of weights keep multiples of so many positions, or of what the device says (device).
-    only
-        Prune only units whose names match one of these patterns; `espalier inspect --units` prints the names.
-    ignore
-        Leave these units alone.
-    exact_only
-        Leave units alone over which statistics are computed.
-    compensate
-        Let what reads a unit make up for what goes, by least squares on the data, or on noise where there are none.
-    samples
-        How many samples the criterion and compensation look at; 0 for all.
-    data
-        An .npz file, a folder of such, or package.module:function.
-    max_drop
-        Largest loss in points of top-1 (of agreement with the original, without labels).
-    device
-        Whose multiples round_to=device means.
-    seed
-        Seed of everything that is random.
-    """
-    from espalier.edit import prune as prune_model
-
-    found = prune_model(
-        model, output=output, ratio=ratio, macs=macs, params=params, criterion=criterion, scope=scope,
-        ratios=";".join(ratios), aggregate=aggregate, normalise=normalise, round_to=round_to, only=";".join(only),
-        ignore=";".join(ignore), exact_only=exact_only, compensate=compensate, samples=samples, data=data,
-        max_drop=max_drop, device=device, seed=seed, trust=trust,
-    )  # fmt: skip
-    _show(found.to_json(), json, found.summary())
+for edit in (prune, grow, recover):
+    app.command(edit)
 
 
 @app.command
@@ -190,7 +102,7 @@ def run(
     /,
     *,
     inputs: Path,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    output: Output,
     threads: int | None = None,
     trust: Trust = False,
     json: Json = False,
@@ -216,12 +128,12 @@ def run(
     write_outputs(output, found)
     shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in found.items()}
     lines = [f"{name}: {s['dtype']}{s['shape']}" for name, s in shapes.items()]
-    _show({"outputs": shapes, "file": str(output)}, json, lines)
+    show({"outputs": shapes, "file": str(output)}, json, lines)
 
 
 @app.command
 def bench(
-    *models: Path, data: str | None = None, threads: int | None = None, rounds: int = 15, seed: int = 0,
+    *models: Path, data: str | None = None, threads: int | None = None, rounds: int = 15, seed: Seed = 0,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Time artifacts and models side by side: interleaved rounds, medians, ratios to the first.
@@ -248,16 +160,16 @@ def bench(
         else f"{row['median_ms']:10.3f} ms  ×{row['ratio']:.2f}  {row['engine']:12} {row['model']}"
         for row in rows
     ]  # fmt: skip
-    _show({"rows": rows}, json, lines)
+    show({"rows": rows}, json, lines)
     for row in failed:
-        print(_plain(f"{row['error']['code']}: {row['model']}: {row['error']['message']}"), file=sys.stderr)
+        print(plain(f"{row['error']['code']}: {row['model']}: {row['error']['message']}"), file=sys.stderr)
     if failed:
         raise SystemExit(2)
 
 
 @app.command
 def verify(
-    a: Path, b: Path, /, *, data: str | None = None, tolerance: float | None = None, seed: int = 0,
+    a: Path, b: Path, /, *, data: str | None = None, tolerance: float | None = None, seed: Seed = 0,
     trust: Trust = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Do two models or artifacts agree? Exit code 4 if they don't.
@@ -278,17 +190,17 @@ def verify(
         for row in rows
     ]  # fmt: skip
     apart = [row for row in rows if not row["agrees"]]
-    _show({"agree": not apart, "outputs": rows}, json, [*lines, *([] if apart else ["They agree."])])
+    show({"agree": not apart, "outputs": rows}, json, [*lines, *([] if apart else ["They agree."])])
     if apart:
         worst = max(apart, key=lambda row: float(row["difference"]))
-        print(f"E605: {a} and {b} do not agree: output {_plain(worst['output'])!r} differs most", file=sys.stderr)
+        print(f"E605: {a} and {b} do not agree: output {plain(worst['output'])!r} differs most", file=sys.stderr)
         raise SystemExit(4)
 
 
 @app.command
 def inspect(
-    model: Path, /, *, text: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    units: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    model: Path, /, *, text: Flag = False,
+    units: Flag = False,
     trust: Trust = False, json: Json = False,
 ) -> None:  # fmt: skip
     """What a model or an artifact is made of: inputs, outputs, operators, weights, MACs.
@@ -303,7 +215,7 @@ def inspect(
     from espalier.runners import describe
 
     found, printed = describe(model, text=text, units=units, trust=trust)
-    _show(found, json, printed)
+    show(found, json, printed)
 
 
 @app.command
@@ -327,11 +239,11 @@ def passes(name: str | None = None, /, *, json: Json = False) -> None:
     lines = [f"{row['name']:28} {row['semantics']:13} {row['summary']}" for row in rows]
     if name is None:
         lines += [f"pipeline {key}: {' '.join(specs)}" for key, specs in PIPELINES.items()]
-        _show({"passes": rows, "pipelines": PIPELINES}, json, lines)
+        show({"passes": rows, "pipelines": PIPELINES}, json, lines)
     else:
         options = chosen[0][1].option_types()
         lines += [f"  {key}: {o['type']}, {o['default']} by default" for key, o in options.items()] or ["  no options"]
-        _show({"passes": rows}, json, lines)
+        show({"passes": rows}, json, lines)
 
 
 @app.command
@@ -342,9 +254,9 @@ def devices(*, json: Json = False) -> None:
 
     rows = [device.model_dump(mode="json") for device in known().values()]
     lines = [f"{row['name']:12} {row['kind']:5} {row['backend']:9} {row['description']}" for row in rows]
-    _show({"devices": rows}, json, lines)
+    show({"devices": rows}, json, lines)
     for error in faults():
-        print(_plain(f"left out: {error}"), file=sys.stderr)
+        print(plain(f"left out: {error}"), file=sys.stderr)
 
 
 @app.command
@@ -361,37 +273,14 @@ def explain(subject: str, /, *, json: Json = False) -> None:
     if subject.upper() in CATALOGUE:
         entry = CATALOGUE[subject.upper()]
         found = {"code": subject.upper(), "title": entry.title, "meaning": entry.meaning, "advice": entry.advice}
-        _show(found, json, [f"{found['code']}: {entry.title}", "", entry.meaning, entry.advice])
+        show(found, json, [f"{found['code']}: {entry.title}", "", entry.meaning, entry.advice])
     elif Path(subject).exists():
         from espalier.runners import explain_artifact
 
         manifest, lines = explain_artifact(Path(subject))
-        _show(manifest, json, lines)
+        show(manifest, json, lines)
     else:
         raise InputError("E202", f"{subject!r} is neither an error code nor the path of an artifact")
-
-
-def _show(found: Any, as_json: bool, lines: Sequence[str]) -> None:
-    _print((json.dumps(found, default=str) if as_json else "\n".join(map(_plain, lines))) + "\n")
-
-
-def _print(text: str) -> None:
-    """Write to standard output now. Raises InputError E209 where it takes no more."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's last flush
-        message = f"standard output cannot be written: {error.strerror}"
-        hint = "What the command wrote to files is complete."
-        raise InputError("E209", message, hint=hint) from None
-
-
-def _plain(text: str) -> str:
-    """Without control characters: names of a model may hold any, and terminals obey them."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def main(arguments: Sequence[str] | None = None, *, interrupted: bool = False) -> None:
@@ -412,7 +301,7 @@ def main(arguments: Sequence[str] | None = None, *, interrupted: bool = False) -
 def _guard(action: Callable[[], Any], as_json: bool) -> int:
     try:
         action()
-        _print("")
+        write("")
     except EspalierError as error:
         return _report(error, as_json)
     except CycloptsError as error:
@@ -438,7 +327,7 @@ def _guard(action: Callable[[], Any], as_json: bool) -> int:
 
 
 def _report(error: EspalierError, as_json: bool) -> int:
-    print(_plain(str(error)), file=sys.stderr)
+    print(plain(str(error)), file=sys.stderr)
     if as_json:
         print(json.dumps({"error": error.to_json()}))
     return error.exit_code
