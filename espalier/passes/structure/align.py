@@ -7,7 +7,7 @@ weight slices that have it, one unit after another, until nothing changes. Avera
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +124,7 @@ class _Matching:
     """Orders for the units of b, sought one by one."""
 
     def __init__(self, a: Graph, b: Graph, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.assign = np.random.default_rng(seed), _assigner()
         pairs = paired(a, b)
         self.a, self.b = couple(a), couple(b)
         if [u.extent for u in self.a.units if u.verdict != "frozen"] != [
@@ -161,7 +161,7 @@ class _Matching:
         best = self.likeness()
         for _ in range(ROUNDS):
             for k in self.rng.permutation(self.free).tolist():
-                self.order[k] = self._assign(self._products(k))
+                self.order[k] = self.assign(self._products(k))
             now = self.likeness()
             if now <= best + 1e-12:
                 return
@@ -210,17 +210,18 @@ class _Matching:
                             for c, v, unit, array in ((self.a, value, mine, x), (self.b, other, theirs, y))
                         )
                         apart += (p**2).sum(1)[:, None] + (q**2).sum(1)[None] - 2 * p @ q.T
-            found[k] = self._assign(-apart)
+            found[k] = self.assign(-apart)
         return found
 
-    @staticmethod
-    def _assign(gain: Array) -> Indices:
-        """For each row the column, so that the gains are largest in all."""
-        try:
-            from scipy.optimize import linear_sum_assignment
-        except ImportError:
-            raise InputError("E205", "alignment needs scipy", hint="Install it: pip install scipy") from None
-        return np.asarray(linear_sum_assignment(gain, maximize=True)[1], np.int64)
+
+def _assigner() -> Callable[[Array], Indices]:
+    """What gives for each row the column, so that the gains are largest in all. Raises InputError E205."""
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError:
+        hint = "pip install 'espalier[align]'"
+        raise InputError("E205", "alignment solves assignment problems with scipy", hint=hint) from None
+    return lambda gain: np.asarray(linear_sum_assignment(gain, maximize=True)[1], np.int64)
 
 
 def slices(coupling: Coupling, value: Value, axis: int, unit: Unit, array: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -121,3 +122,12 @@ def test_the_weight_of_the_average() -> None:
     other = shuffled(graph, 3)
     assert weights_apart(average(graph, other, weight=0, matched=False), graph) == 0
     assert weights_apart(average(graph, other, weight=1, matched=False), other) == 0
+
+
+def test_without_scipy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, _, _ = loaded("Residual")
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    for act in (align, average):
+        with pytest.raises(InputError, match="E205: alignment solves .* with scipy") as caught:
+            act(graph, clone(graph))
+        assert caught.value.hint == "pip install 'espalier[align]'"
