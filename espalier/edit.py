@@ -23,12 +23,10 @@ from espalier.ir import Graph
 from espalier.ir.clone import clone
 from espalier.passes.base import Pass, lookup, parse_spec
 from espalier.passes.manager import PassManager, PassReport, Report
+from espalier.passes.pipelines import CLEANING
 from espalier.passes.structure.report import reason_lines, total_macs
 from espalier.train.data import Data
 from espalier.train.evaluate import Measure, Score, compare
-
-CLEANING = ("dead_code", "inline_regions", "fold_constants", "dead_code")
-"""What is done beforehand: shape arithmetic that is known goes, norms stay, so that the result can be trained on."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ from espalier.ir import Graph, TensorType, Type, Value, to_text
 from espalier.ir.dims import Dimension
 from espalier.ir.execute import execute
 from espalier.ir.types import parse as parse_type
+from espalier.passes.base import parse_spec
+from espalier.passes.manager import PassManager
+from espalier.passes.pipelines import CLEANING
 from espalier.passes.samples import NoSample, Trial, shapes_of, try_sizes
 from espalier.runtime.manifest import TensorSpec
 from espalier.runtime.manifest import to_json as manifest_json
@@ -315,6 +318,7 @@ def describe(
     if text:
         return {"text": to_text(graph)}, [to_text(graph)]
     if units:
+        PassManager(list(map(parse_spec, CLEANING)), "none").run(graph)  # so that names are those that verbs know
         return units_table(graph)
     counts = Counter(node.op.name for each in graph.all_graphs() for node in each)
     weights = [value.constant for value in graph.constants() if value.constant is not None]

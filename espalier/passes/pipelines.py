@@ -8,6 +8,8 @@ from pathlib import Path
 from espalier.errors import InputError
 from espalier.passes.base import Pass, parse_spec
 
+CLEANING = ("dead_code", "inline_regions", "fold_constants", "dead_code")
+"""What is done before units are named and changed: shape arithmetic that is known goes, norms stay, for training."""
 PIPELINES: dict[str, tuple[str, ...]] = {
     "none": (),
     "exact": (

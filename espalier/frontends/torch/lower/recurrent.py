@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,12 +41,31 @@ def _stacked(s: Scope, weights: Sequence[Value]) -> Value:
     return s.concat(rows, 0)
 
 
+def _initial(s: Scope, state: Value, first: int, count: int) -> Value:
+    """The states of one layer's directions, of those of all layers.
+
+    If they are one number everywhere, each layer gets its own: by slices of one tensor all layers would have the same
+    hidden coordinate, and could be pruned and widened together only.
+    """
+    maker = state.producer
+    filled = None if maker is None or maker.op.name != "expand" else maker.operand(0)
+    if filled is None or filled.constant is None or filled.constant.size != 1:
+        return s.slice(state, 0, first, first + count)
+    return s.expand(constant_value(filled.constant), (count, *s.shape_of(state)[1:]))
+
+
+def _is_used(s: Scope, result: int) -> bool:
+    """Whether anything reads one of the results."""
+    reading = [user for user in s.node.users if user.target is not operator.getitem or user.args[1] == result]
+    return any(user.users or user.target is not operator.getitem for user in reading)
+
+
 def stack(
-    s: Scope, operator: str, gates: Sequence[int], x: Value, states: Sequence[Value], weights: Sequence[Value],
+    s: Scope, name: str, gates: Sequence[int], x: Value, states: Sequence[Value], weights: Sequence[Value],
     has_biases: bool, layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool,
     **attributes: Any,
-) -> tuple[Value, ...]:  # fmt: skip
-    """Run all layers; results: the sequence, then the final states (layers·directions, batch, hidden)."""
+) -> tuple[Value | None, ...]:  # fmt: skip
+    """Run all layers; results: the sequence, then the final states (layers·directions, batch, hidden) if used."""
     if train and dropout > 0:
         s.refuse("dropout between layers is active; call module.eval() first")
     directions = 2 if bidirectional else 1
@@ -64,8 +84,8 @@ def stack(
         if has_biases:
             b = s.concat([_stacked(s, [_gates(s, entry[k], gates) for entry in own]) for k in (2, 3)], 1)
         hidden = s.shape_of(r)[2]
-        initial = [s.slice(state, 0, first, first + directions) for state in states]
-        found = getattr(s.many, operator)(
+        initial = [_initial(s, state, first, directions) for state in states]
+        found = getattr(s.many, name)(
             x, w, r, b, None, *initial, hidden_size=hidden,
             direction="bidirectional" if bidirectional else "forward", results=1 + len(states), **attributes,
         )  # fmt: skip
@@ -78,14 +98,15 @@ def stack(
             x = s.reshape(s.transpose(y, (0, 2, 1, 3)), (length, batch, dims.product([hidden, directions])))
     if batch_first:
         x = s.swap(x, 0, 1)
-    return (x, *(s.concat(collected, 0) for collected in finals))
+    states_out = [s.concat(each, 0) if _is_used(s, k) else None for k, each in enumerate(finals, 1)]
+    return (x, *states_out)
 
 
 @lowers("aten.lstm.input")
 def lstm(
     s: Scope, x: Value, states: Sequence[Value], weights: Sequence[Value], has_biases: bool, layers: int,
     dropout: float, train: bool, bidirectional: bool, batch_first: bool,
-) -> tuple[Value, ...]:  # fmt: skip
+) -> tuple[Value | None, ...]:  # fmt: skip
     return stack(
         s, "lstm", _LSTM_GATES, x, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first
     )
@@ -95,7 +116,7 @@ def lstm(
 def gru(
     s: Scope, x: Value, state: Value, weights: Sequence[Value], has_biases: bool, layers: int, dropout: float,
     train: bool, bidirectional: bool, batch_first: bool,
-) -> tuple[Value, ...]:  # fmt: skip
+) -> tuple[Value | None, ...]:  # fmt: skip
     return stack(
         s, "gru", _GRU_GATES, x, [state], weights, has_biases, layers, dropout, train, bidirectional, batch_first,
         linear_before_reset=1,
@@ -106,7 +127,7 @@ def gru(
 def rnn(
     s: Scope, x: Value, state: Value, weights: Sequence[Value], has_biases: bool, layers: int, dropout: float,
     train: bool, bidirectional: bool, batch_first: bool,
-) -> tuple[Value, ...]:  # fmt: skip
+) -> tuple[Value | None, ...]:  # fmt: skip
     activation = "Tanh" if "tanh" in str(s.node.target) else "Relu"
     return stack(
         s, "rnn", (0,), x, [state], weights, has_biases, layers, dropout, train, bidirectional, batch_first,
