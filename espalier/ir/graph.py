@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from espalier.ir import constants
 from espalier.ir.constants import SMALL, Constant
 from espalier.ir.elements import Element
-from espalier.ir.op import Op
+from espalier.ir.op import NamedParts, Op
 from espalier.ir.types import TensorType, Type
 
 OpType = TypeVar("OpType", bound=Op)
@@ -29,16 +29,22 @@ class Location(NamedTuple):
     lines: tuple[str, ...] = ()
     passes: tuple[str, ...] = ()
 
-    def merge(self, *others: Location) -> Location:
-        """Everything that any of the locations says, once."""
-        names, lines, passes = self
-        for more_names, more_lines, more_passes in others:
+    @staticmethod
+    def merged(locations: Sequence[Location], by: str = "") -> Location:
+        """Everything that any of the locations says, once, and the pass that brought them together."""
+        names, lines, passes = locations[0]
+        for position in range(1, len(locations)):
+            more_names, more_lines, more_passes = locations[position]
             names = _union(names, more_names)
             if more_lines:
                 lines = _union(lines, more_lines)
             if more_passes:
                 passes = _union(passes, more_passes)
-        return Location(names, lines, passes) if others else self
+        return Location(names, lines, (*passes, by) if by and by not in passes else passes)
+
+    def merge(self, other: Location) -> Location:
+        """Everything that either location says, once."""
+        return Location.merged((self, other))
 
     def touched(self, by: str) -> Location:
         """The same place, after a pass."""
@@ -127,7 +133,7 @@ class Value:
         return f"%{self.name or '?'}: {self.type}"
 
 
-class Node:
+class Node(NamedParts):
     """One use of an operator. Operands, results and attributes are read by their names: `node.x`, `node.axis`."""
 
     __slots__ = ("graph", "location", "next", "op", "operands", "position", "previous", "regions", "results")
@@ -153,24 +159,6 @@ class Node:
         self.next: Node | None = None
         self.position = 0
         """Grows along the list; exact only right after `Graph.renumber`."""
-
-    def __getattr__(self, name: str) -> Any:
-        op = object.__getattribute__(self, "op")
-        if name in op._operand_index:
-            port = op.operands[op._operand_index[name]]
-            if port.variadic:
-                return self.operands[port.position :]
-            return self.operands[port.position] if port.position < len(self.operands) else None
-        if name in op._result_index:
-            port = op.results[op._result_index[name]]
-            if port.variadic:
-                return self.results[port.position :]
-            return self.results[port.position] if port.position < len(self.results) else None
-        if name in op.defaults:
-            return op.__dict__[name]
-        if name in op.bodies:
-            return self.regions[op.bodies.index(name)]
-        raise AttributeError(f"{op.name} has no operand, result, attribute or region {name!r}")
 
     def is_a(self, *kinds: type[Op]) -> bool:
         return isinstance(self.op, kinds)

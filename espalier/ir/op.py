@@ -14,7 +14,7 @@ import types as python_types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -377,6 +377,40 @@ def _collect(cls: type[Op]) -> None:
     cls.required_results = sum(not port.optional and not port.variadic for port in cls.results)
     cls._operand_index = {port.name: port.position for port in cls.operands}
     cls._result_index = {port.name: port.position for port in cls.results}
+    for name in (*cls._operand_index, *cls._result_index, *defaults, *bodies):
+        if name not in NamedParts.__dict__:
+            setattr(NamedParts, name, property(functools.partial(_part, name=name)))
+
+
+class NamedParts:
+    """Base of nodes: a property for every operand, result, attribute and region of any operator, by its name.
+
+    Properties rather than `__getattr__`, which would make every other read of a node several times slower.
+    """
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+def _part(node: Any, name: str) -> Any:
+    """What a node's operator calls by that name. Raises AttributeError if it is nothing."""
+    op: Op = node.op
+    for index, ports, values in (
+        (op._operand_index, op.operands, node.operands),
+        (op._result_index, op.results, node.results),
+    ):
+        if name in index:
+            position = index[name]
+            if ports[position].variadic:
+                return values[position:]
+            return values[position] if position < len(values) else None
+    if name in op.defaults:
+        return op.__dict__[name]
+    if name in op.bodies:
+        return node.regions[op.bodies.index(name)]
+    raise AttributeError(f"{op.name} has no operand, result, attribute or region {name!r}")
 
 
 def freeze(value: Any) -> Any:

@@ -15,7 +15,7 @@ and a new look at the neighbours of whatever changed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
@@ -55,12 +55,44 @@ class Rewriter(Builder):
         super().__init__(graph, root)
         self.root = root
         self.created: list[Node] = []
+        self.amended: list[tuple[Node, Mapping[int, Value]]] = []
+        """Nodes and the constants that they shall have when the rule is applied."""
+        self.keeps_old = False
+        """Whether somebody still wants to see the nodes as they were."""
 
     def move(self, root: Node) -> None:
         """Stand before another root, with nothing created."""
         self.root = self.before = root
         if self.created:
             self.created = []
+        if self.amended:
+            self.amended = []
+
+    def amend(self, node: Node, constants: Mapping[int, Value]) -> Node:
+        """The node with other constants as operands, for rules whose root is all that uses its results.
+
+        The types of the results must stay. It is what a new node would be, without one where nobody wants to compare.
+        """
+        if not self.keeps_old:
+            self.amended.append((node, constants))
+            return node
+        operands = [*node.operands, *[None] * (max(constants) + 1 - len(node.operands))]
+        for position, value in constants.items():
+            operands[position] = value
+        self.before = node
+        made = self.node(node.op, operands, results=len(node.results))
+        self.before = self.root
+        for old, new in zip(node.results, made.results, strict=True):
+            new.name = old.name
+        self.amended.append((made, {}))
+        return made
+
+    def amends(self, value: Value) -> bool:
+        """Whether a node that gets other constants makes a value."""
+        for node, _ in self.amended:
+            if node is value.producer:
+                return True
+        return False
 
     def node(
         self, op: Op, operands: Sequence[Any], *, results: int | None = None, regions: Sequence[Graph] = ()
@@ -174,7 +206,7 @@ class RewritePass(Pass):
         return sum(_Driver(each, cls.table, context).run() for each in list(graph.all_graphs()))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Pattern:
     """What nodes of one operator, on operands made by the same operators, have in common."""
 
@@ -184,20 +216,25 @@ class _Pattern:
     """What cannot match."""
 
 
+class _Roots(dict[type[Op], list[RewriteRule]]):
+    """The rules for nodes of an operator class; each is asked once for each class."""
+
+    def __init__(self, rules: Sequence[RewriteRule]) -> None:
+        super().__init__()
+        self.rules = tuple(rules)
+
+    def __missing__(self, kind: type[Op]) -> list[RewriteRule]:
+        found = self[kind] = [rule for rule in self.rules if rule.matches(kind)]
+        return found
+
+
 class _Table:
     """Which rules a node can be the root of, by its operator and by what makes its operands; asked once for each."""
 
     def __init__(self, rules: Sequence[RewriteRule]) -> None:
         self.rules = tuple(rules)
-        self.by_op: dict[type[Op], list[RewriteRule]] = {}
+        self.roots = _Roots(rules)
         self.by_pattern: dict[Any, _Pattern] = {}
-
-    def of(self, kind: type[Op]) -> list[RewriteRule]:
-        """The rules for nodes of an operator class."""
-        found = self.by_op.get(kind)
-        if found is None:
-            found = self.by_op[kind] = [rule for rule in self.rules if rule.matches(kind)]
-        return found
 
     def pattern(self, key: tuple[Any, ...]) -> _Pattern:
         """What the operator class, and the makers of the operands, leave."""
@@ -205,7 +242,7 @@ class _Table:
         if found is None:
             found = _Pattern()
             makers = [maker for maker in key[1:] if maker is not None]
-            for rule in self.of(key[0]):
+            for rule in self.roots[key[0]]:
                 fits = rule.of is None or any(maker is not Constant and rule.of(maker) for maker in makers)
                 fits = fits and (not rule.reads_constant or Constant in makers)
                 (found.rules if fits else found.passed_over).append(rule)
@@ -218,12 +255,20 @@ _PATTERNS = 1 << 14
 """Combinations of operators that are remembered; those of a concatenation of many are as many as models have."""
 
 
-def _maker(operand: Value | None) -> Any:
-    """The operator class that makes an operand; `Constant` for constants, None for inputs and absent ones."""
-    if operand is None:
-        return None
-    producer = operand.producer
-    return type(producer.op) if producer is not None else Constant if operand.constant is not None else None
+def _kinds(node: Node) -> tuple[Any, ...]:
+    """A node's operator class and those that make its operands.
+
+    `Constant` stands for constants, None for inputs of the graph and absent operands.
+    """
+    kinds: list[Any] = [type(node.op)]
+    for operand in node.operands:
+        if operand is None:
+            kinds.append(None)
+        elif operand.producer is not None:
+            kinds.append(type(operand.producer.op))
+        else:
+            kinds.append(None if operand.constant is None else Constant)
+    return tuple(kinds)
 
 
 _NOWHERE = Location()
@@ -233,24 +278,25 @@ _NOWHERE = Location()
 class _Driver:
     def __init__(self, graph: Graph, table: _Table, context: Context) -> None:
         self.graph, self.table, self.context = graph, table, context
-        self.looked: dict[int, tuple[_Pattern, int]] = {}
+        self.looked: dict[_Pattern, int] = {}
         """How many nodes of each pattern were looked at for which some rule was passed over."""
         self.rewriter: Rewriter | None = None
         self.queue: deque[Node] = deque()
         self.queued: set[Node] = set()
 
     def run(self) -> int:
-        for node in self.graph:
-            self._enqueue(node)
+        roots, queue = self.table.roots, self.queue
+        queue.extend(node for node in self.graph if roots[type(node.op)])
+        self.queued.update(queue)
         limit, count = 100 + 20 * len(self.graph), 0
-        while self.queue:
-            node = self.queue.popleft()
+        while queue:
+            node = queue.popleft()
             self.queued.discard(node)
             if node.graph is not self.graph:
                 continue
-            pattern = self.table.pattern((type(node.op), *map(_maker, node.operands)))
+            pattern = self.table.pattern(_kinds(node))
             if pattern.passed_over:
-                self.looked[id(pattern)] = pattern, self.looked.get(id(pattern), (pattern, 0))[1] + 1
+                self.looked[pattern] = self.looked.get(pattern, 0) + 1
             for rule in pattern.rules:
                 if self._try(rule, node):
                     count += 1
@@ -260,13 +306,13 @@ class _Driver:
                 raise InternalError(
                     "E903", f"the rewrites {names} do not come to an end", node=node, source=node.location
                 )
-        for pattern, times in self.looked.values():
+        for pattern, times in self.looked.items():
             for rule in pattern.passed_over:
                 self.context.reasons[f"{rule.name}: {rule.wanted}"] += times
         return count
 
     def _enqueue(self, node: Node) -> None:
-        if self.table.of(type(node.op)) and node not in self.queued:
+        if node not in self.queued and self.table.roots[type(node.op)]:
             self.queued.add(node)
             self.queue.append(node)
 
@@ -274,7 +320,8 @@ class _Driver:
         rewriter = self.rewriter
         if rewriter is None:
             rewriter = self.rewriter = Rewriter(self.graph, root)
-        elif rewriter.root is not root or rewriter.created:
+            rewriter.keeps_old = self.context.recorder is not None
+        elif rewriter.root is not root or rewriter.created or rewriter.amended:
             rewriter.move(root)
         try:
             replacement = rule.apply(root, rewriter)
@@ -298,32 +345,35 @@ class _Driver:
             raise InternalError(
                 "E903", f"{rule.name} gives {len(news)} values for {len(root.results)} results", node=root
             )
-        alike = [self._fits(rule, root, old, new) for old, new in zip(root.results, news, strict=True)]
+        alike = True
+        for old, new in zip(root.results, news, strict=True):
+            alike &= self._fits(rule, root, old, new)
         if self.context.recorder is not None:
             number = self.context.rewrites
             self.context.recorder(Change(rule.name, rule.semantics, number, list(root.results), news, rewriter.created))
         neighbours: list[Node | Graph] = []
-        for old, new, same in zip(root.results, news, alike, strict=True):
+        for old, new in zip(root.results, news, strict=True):
             if new is not None:
-                neighbours.extend(old.uses)
-                if new.name == "" and new.producer is not None:
+                neighbours += old.uses
+                if new.producer is not None and (new.name == "" or (rewriter.amended and rewriter.amends(new))):
                     new.name = old.name
-                learned = not same or (old.content is None and new.known is not None)
+                learned = not alike or (old.content is None and new.known is not None)
                 self.graph.replace(old, new)
                 if learned:
                     neighbours.extend(propagate(self.graph, new))
-        removed = self._erase_dead(root)
-        where = root.location.merge(*[node.location for node in removed if node is not root]).touched(rule.name)
-        for node in reversed(rewriter.created):
-            for result in node.results:
-                if result.uses:
-                    break
-            else:
-                self.graph.erase(node)
-        for node in rewriter.created:
-            if node.graph is self.graph:
-                node.location = where if node.location == _NOWHERE else node.location.merge(where)
-                self._enqueue(node)
+        sources = [root.location]
+        for node in self._erase_dead(root):
+            if node is not root:
+                sources.append(node.location)
+        for node, _ in rewriter.amended:
+            sources.append(node.location)
+        where = Location.merged(sources, rule.name)
+        for node, constants in rewriter.amended:
+            self._amend(node, constants)
+            node.location = where
+            self._enqueue(node)
+        if rewriter.created:
+            self._settle(rewriter.created, where)
         for user in neighbours:
             if isinstance(user, Node) and user.graph is self.graph:
                 self._enqueue(user)
@@ -345,6 +395,27 @@ class _Driver:
             refine_type(new, old.type)
         return old.type == new.type
 
+    def _settle(self, created: Sequence[Node], where: Location) -> None:
+        """Take out what a rule built and nobody uses; the rest now comes from where the old nodes did."""
+        for node in reversed(created):
+            for result in node.results:
+                if result.uses:
+                    break
+            else:
+                self.graph.erase(node)
+        for node in created:
+            if node.graph is self.graph:
+                node.location = where if node.location == _NOWHERE else node.location.merge(where)
+                self._enqueue(node)
+
+    def _amend(self, node: Node, constants: Mapping[int, Value]) -> None:
+        """Change a node's constants; it then counts as its operands' newest user, as a new node would."""
+        for position, value in constants.items():
+            self.graph.set_operand(node, position, value)
+        for operand in node.operands:
+            if operand is not None and len(operand.uses) > 1:
+                operand.uses[node] = operand.uses.pop(node)
+
     def _erase_dead(self, root: Node) -> list[Node]:
         """Remove a node whose results nobody uses, and its producers that are dead by that."""
         removed, stack = [], [root]
@@ -358,12 +429,15 @@ class _Driver:
             else:
                 self.graph.erase(node)
                 removed.append(node)
-                stack += [v.producer for v in node.operands if v is not None and v.producer is not None]
+                for operand in node.operands:
+                    if operand is not None and operand.producer is not None:
+                        stack.append(operand.producer)
                 continue
             for result in node.results:
-                if result.has_one_use:  # the last neighbour may match now
-                    for user in result.users:
-                        self._enqueue(user)
+                if len(result.uses) == 1:  # the last neighbour may match now
+                    for user in result.uses:
+                        if isinstance(user, Node):
+                            self._enqueue(user)
         return removed
 
     def _discard(self, rewriter: Rewriter) -> None:

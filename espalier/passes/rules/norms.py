@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,25 +21,33 @@ Affine: TypeAlias = Callable[[], tuple[Any, Any]]
 """Computes a scale and a shift per channel, in f64."""
 
 
+class NormAffine:
+    """The scale and shift per channel that a batch norm of these constants is."""
+
+    __slots__ = ("epsilon", "made", "parts")
+
+    def __init__(self, parts: Sequence[Value], epsilon: float) -> None:
+        self.parts, self.epsilon = parts, epsilon
+        self.made: tuple[Any, Any] | None = None
+
+    def __call__(self) -> tuple[Any, Any]:
+        if self.made is None:  # weights and bias both ask
+            gamma, beta, mean, variance = (v.array.astype(np.float64) for v in self.parts)
+            scale = gamma / np.sqrt(variance + self.epsilon)
+            self.made = scale, beta - mean * scale
+        return self.made
+
+
 def inference_affine(norm: Node, rewriter: Rewriter) -> Affine:
     """The scale and shift per channel that a batch norm with constant statistics is, computed when they are read."""
     op: Any = norm.op
-    parts, epsilon = norm.inputs[1:], op.epsilon
+    parts = norm.inputs[1:]
     for part in parts:
         if part.constant is None:
             rewriter.why("the statistics are no constants")
-    rewriter.require(not op.training_mode, "the norm is in training mode")
-
-    made: list[tuple[Any, Any]] = []
-
-    def compute() -> tuple[Any, Any]:
-        if not made:  # weights and bias both ask
-            gamma, beta, mean, variance = (v.array.astype(np.float64) for v in parts)
-            scale = gamma / np.sqrt(variance + epsilon)
-            made.append((scale, beta - mean * scale))
-        return made[0]
-
-    return compute
+    if op.training_mode:
+        rewriter.why("the norm is in training mode")
+    return NormAffine(parts, op.epsilon)
 
 
 def channel_constant(operand: Value | None, rank: int | None, channels: Any) -> NDArray[Any] | None:
@@ -54,35 +62,51 @@ def channel_constant(operand: Value | None, rank: int | None, channels: Any) -> 
     return np.broadcast_to(operand.array.reshape(-1), (channels,))
 
 
+class ScaledLayer:
+    """The weight and the bias of a layer whose output is multiplied and moved per channel, computed when read."""
+
+    __slots__ = ("affine", "axis", "bias", "groups", "old")
+
+    def __init__(self, old: Value, bias: Value | None, affine: Affine, axis: int, groups: int) -> None:
+        self.old, self.bias, self.affine, self.axis, self.groups = old, bias, affine, axis, groups
+
+    def weight(self) -> NDArray[Any]:
+        """The weight times the scale of its output channels, on `axis`; the groups follow each other on axis 0."""
+        scale, shape, old = self.affine()[0], self.old.shape, self.old
+        if self.axis == 0:
+            return np.asarray(old.array * scale.reshape(-1, *(1,) * (len(shape) - 1)), old.element.dtype)
+        factor = scale.reshape(self.groups, *(1,) * self.axis, -1, *(1,) * (len(shape) - self.axis - 1))
+        wide = old.array.reshape(self.groups, -1, *shape[1:]) * factor
+        return np.asarray(wide.reshape(shape), old.element.dtype)
+
+    def moved_bias(self) -> NDArray[Any]:
+        """The bias times the scale, and the shift."""
+        scale, shift = self.affine()
+        old: Any = 0.0
+        if self.bias is not None:
+            channels = self.old.shape[self.axis] * self.groups
+            old = np.broadcast_to(self.bias.array.reshape(-1), channels).astype(np.float64)
+        return np.asarray(old * scale + shift, self.old.element.dtype)
+
+
 def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
     """A convolution or gemm with its output multiplied and moved per channel; axis: the weight's output channels."""
-    weight, bias = layer.operand(1), layer.operands[2] if len(layer.operands) > 2 else None
-    constant = weight.constant is not None and (bias is None or bias.constant is not None)
-    rewriter.require(constant, "the weights are no constants")
-    rewriter.require(layer.results[0].has_one_use, "the layer's output is shared")
+    operands = layer.operands
+    weight, bias = layer.operand(1), operands[2] if len(operands) > 2 else None
+    if weight.constant is None or (bias is not None and bias.constant is None):
+        rewriter.why("the weights are no constants")
+    if not layer.results[0].has_one_use:
+        rewriter.why("the layer's output is shared")
     element, shape = weight.element, weight.shape
-    rewriter.require(element.is_float and element.bits >= 16, "the weights are no floats")
+    if element.kind != "float" or element.bits < 16:
+        rewriter.why("the weights are no floats")
     groups = getattr(layer.op, "group", 1) if axis == 1 else 1  # a transposed convolution has (g i) o K
     channels = shape[axis] * groups
-
-    def scale_weight() -> NDArray[Any]:
-        scale = affine()[0]
-        if axis == 0:
-            return np.asarray(weight.array * scale.reshape(-1, *(1,) * (len(shape) - 1)), element.dtype)
-        factor = scale.reshape(groups, *(1,) * axis, -1, *(1,) * (len(shape) - axis - 1))
-        wide = weight.array.reshape(groups, -1, *shape[1:]) * factor
-        return np.asarray(wide.reshape(shape), element.dtype)
-
-    def move_bias() -> NDArray[Any]:
-        scale, shift = affine()
-        old = 0.0 if bias is None else np.broadcast_to(bias.array.reshape(-1), channels).astype(np.float64)
-        return np.asarray(old * scale + shift, element.dtype)
-
-    new_weight = Value(weight.type)
-    new_weight.constant = computed(scale_weight, element, shape)
-    new_bias = Value(vector_type(element, channels))
-    new_bias.constant = computed(move_bias, element, (channels,))
-    return rewriter.node(layer.op, [layer.operand(0), new_weight, new_bias]).results[0]
+    made = ScaledLayer(weight, bias, affine, axis, groups)
+    new_weight, new_bias = Value(weight.type), Value(vector_type(element, channels))
+    new_weight.constant = computed(made.weight, element, shape)
+    new_bias.constant = computed(made.moved_bias, element, (channels,))
+    return rewriter.amend(layer, {1: new_weight, 2: new_bias}).results[0]
 
 
 @functools.lru_cache(maxsize=1024)
