@@ -1,8 +1,9 @@
 """Long chains and large weights: what loading, verifying, rewriting and exporting cost.
 
 A residual chain of 1,000 to 100,000 nodes goes through load, the structural verifier, the exact passes and export, each
-length five times in processes of their own; figures are medians of seconds of CPU. onnxscript's optimizer and onnxslim do 10,000 nodes in the
-same run. A model with 3 GB of external weights goes in and out while its anonymous memory is sampled.
+length five times in processes of their own; figures are medians of seconds of CPU. onnxscript's optimizer and onnxslim
+do 10,000 nodes in the same run. A model with 3 GB of external weights goes in and out while its anonymous memory is
+sampled.
 """
 
 from __future__ import annotations

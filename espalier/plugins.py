@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+import re
 import sys
 import traceback
 from importlib.metadata import EntryPoint
@@ -15,7 +16,12 @@ from espalier.errors import InputError
 
 def entries(group: str, name: str | None = None) -> list[EntryPoint]:
     """The entry points of a group (of that name), as installed now; of several distributions in their order."""
-    return [entry for entry in _groups(_places()).get(group, ()) if name is None or entry.name == name]
+    found: dict[str, tuple[EntryPoint, ...]] = {}
+    for place, when in _places():
+        for distribution, its in _installed(place, when):
+            found.setdefault(distribution, its)  # of two versions, the one that an import would find
+    every = (entry for its in found.values() for entry in its if entry.group == group)
+    return [entry for entry in every if name is None or entry.name == name]
 
 
 def load_all(group: str) -> None:
@@ -62,12 +68,17 @@ def _places() -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-@functools.lru_cache(maxsize=1)  # every installed package is read for this: too much for each model
-def _groups(places: tuple[tuple[str, int], ...]) -> dict[str, list[EntryPoint]]:
-    """Group → entry points, of our groups."""
-    found: dict[str, list[EntryPoint]] = {}
-    every = importlib.metadata.entry_points()
-    for group in every.groups:
-        if group.startswith("espalier."):
-            found[group] = list(every.select(group=group))
-    return found
+@functools.lru_cache(maxsize=256)  # every installed package is read for this: too much for each model
+def _installed(place: str, when: int) -> tuple[tuple[str, tuple[EntryPoint, ...]], ...]:
+    """The distributions in one place that have entry points of ours, by name; `when` it last changed."""
+    found = []
+    for distribution in importlib.metadata.distributions(path=[place]):
+        ours = tuple(entry for entry in distribution.entry_points if entry.group.startswith("espalier."))
+        if ours:
+            found.append((_normal(distribution.name), ours))
+    return tuple(found)
+
+
+def _normal(name: str) -> str:
+    """A distribution's name as it is compared (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()

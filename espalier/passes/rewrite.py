@@ -89,10 +89,7 @@ class Rewriter(Builder):
 
     def amends(self, value: Value) -> bool:
         """Whether a node that gets other constants makes a value."""
-        for node, _ in self.amended:
-            if node is value.producer:
-                return True
-        return False
+        return value.producer in [node for node, _ in self.amended]
 
     def node(
         self, op: Op, operands: Sequence[Any], *, results: int | None = None, regions: Sequence[Graph] = ()
@@ -361,12 +358,9 @@ class _Driver:
                 self.graph.replace(old, new)
                 if learned:
                     neighbours.extend(propagate(self.graph, new))
-        sources = [root.location]
-        for node in self._erase_dead(root):
-            if node is not root:
-                sources.append(node.location)
-        for node, _ in rewriter.amended:
-            sources.append(node.location)
+        gone = self._erase_dead(root)
+        gone += [node for node, _ in rewriter.amended]
+        sources = [root.location, *[node.location for node in gone if node is not root]]
         where = Location.merged(sources, rule.name)
         for node, constants in rewriter.amended:
             self._amend(node, constants)
@@ -429,9 +423,7 @@ class _Driver:
             else:
                 self.graph.erase(node)
                 removed.append(node)
-                for operand in node.operands:
-                    if operand is not None and operand.producer is not None:
-                        stack.append(operand.producer)
+                stack += [v.producer for v in node.operands if v is not None and v.producer is not None]
                 continue
             for result in node.results:
                 if len(result.uses) == 1:  # the last neighbour may match now
