@@ -6,6 +6,7 @@ PASSES = (
     "mixture",
     "prune",
     "sparsity",
+    "thin",
     "widen",
 )
 """The modules here that declare passes; none of them imports torch before it runs."""
