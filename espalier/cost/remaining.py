@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from espalier.analysis.coupling import Coupling, Indices, extent_of
 from espalier.ir import Graph, Node, TensorType, Value
 from espalier.ir.axes import Binding
+from espalier.ir.constants import through
 from espalier.ir.dims import Dim, Dimension, product, substitute, symbols
 from espalier.ir.op import TypeContext
 from espalier.ir.terms import Product, Sum, Variable, leaves
@@ -141,10 +141,8 @@ def distinct(values: Sequence[Value]) -> list[Value]:
 
 def elements_of(value: Value) -> Indices:
     """For each element of a constant, its place in the flat array of the source."""
-    from espalier.ir.constants import VIEWS
-
     held = value.constant
     assert held is not None
     whole = held.base(0)
-    flat = np.arange(whole.size, dtype=np.int64).reshape(whole.shape)
-    return reduce(lambda array, view: np.asarray(VIEWS[view.kind](array, *view.arguments)), held.views, flat)
+    found: Indices = through(held.views, np.arange(whole.size, dtype=np.int64).reshape(whole.shape))
+    return found

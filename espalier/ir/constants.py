@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from espalier.errors import InputError
 from espalier.ir import elements
 from espalier.ir.elements import Element
+from espalier.ir.xp import numpy
 
 Array = NDArray[Any]
 SMALL = 1024
@@ -114,22 +115,26 @@ class View:
     before: tuple[int, ...] = field(compare=False)
     """The shape that it is applied to."""
 
-    def apply(self, array: Array) -> Array:
-        viewed: Array = VIEWS[self.kind](array, *self.arguments)
-        return viewed
-
     def positions(self, extent: int) -> Sequence[int]:
         """The positions of its axis, of this extent, that a slice or a selection keeps."""
         _, *rest = self.arguments
         return range(*slice(*rest).indices(extent)) if self.kind == "slice" else tuple(rest[0])
 
 
-VIEWS: dict[str, Any] = {
-    "transpose": lambda array, perm: array.transpose(perm),
-    "reshape": lambda array, shape: array.reshape(shape),
-    "slice": lambda array, axis, start, stop, step: array[(slice(None),) * axis + (slice(start, stop, step),)],
-    "take": lambda array, axis, indices: array.take(indices, axis),
+VIEWS: dict[str, Callable[..., Any]] = {
+    "transpose": lambda xp, array, perm: xp.transpose(array, perm),
+    "reshape": lambda xp, array, shape: xp.reshape(array, shape),
+    "slice": lambda xp, array, axis, start, stop, step: array[(slice(None),) * axis + (slice(start, stop, step),)],
+    "take": lambda xp, array, axis, indices: xp.take(array, indices, axis=axis),
 }
+"""The steps, as functions of the primitives (`espalier.ir.xp`), an array of theirs, and the step's arguments."""
+
+
+def through(views: Sequence[View], array: Any, xp: Any = numpy) -> Any:
+    """What views make of an array, by the primitives of its library; in torch that has gradients."""
+    for view in views:
+        array = VIEWS[view.kind](xp, array, *view.arguments)
+    return array
 
 
 class Constant:
@@ -145,9 +150,7 @@ class Constant:
     @property
     def array(self) -> Array:
         """The elements, as a read-only array (mapped from the file where the views allow it)."""
-        array = self.source.read()
-        for view in self.views:
-            array = view.apply(array)
+        array: Array = through(self.views, self.source.read())
         if array.flags.writeable:
             array = array.view()
             array.flags.writeable = False

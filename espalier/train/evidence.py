@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from espalier.analysis.coupling import Coupling, Member, Unit
 from espalier.errors import InputError
 from espalier.ir import Graph, Node, Value, zeros
-from espalier.ir.constants import VIEWS, View
+from espalier.ir.constants import View, through
 from espalier.ir.xp import torch as xp
 from espalier.train.data import Batch, Data
 from espalier.train.least_squares import removal_costs
@@ -57,10 +57,8 @@ class Evidence:
         return self._view(self._squares, value)
 
     def _view(self, held: Mapping[str, Array], value: Value) -> Array:
-        array = held[self._sources[value]]
-        for view in self._views[value]:
-            array = VIEWS[view.kind](array, *view.arguments)
-        return array
+        found: Array = through(self._views[value], held[self._sources[value]])
+        return found
 
 
 def gather(

@@ -12,20 +12,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from espalier.ir import Graph, Node, Value
-from espalier.ir.constants import ArraySource, Constant, View
+from espalier.ir.constants import ArraySource, Constant, View, through
 from espalier.ir.execute import Region
 from espalier.ir.graph import constant_value
 from espalier.ir.xp import torch as xp
-
-LARGEST_WEIGHT = 1e4
-"""A constant with larger elements is a mask or a sentinel, not something learned."""
-VIEWS: dict[str, Callable[..., torch.Tensor]] = {
-    "transpose": lambda tensor, perm: tensor.permute(perm),
-    "reshape": lambda tensor, shape: tensor.reshape(shape),
-    "slice": lambda tensor, axis, start, stop, step: tensor[(slice(None),) * axis + (slice(start, stop, step),)],
-    "take": lambda tensor, axis, indices: tensor.index_select(axis, torch.tensor(indices, device=tensor.device)),
-}
-"""The views of constants, as differentiable functions."""
+from espalier.train.weights import looks_learned
 
 
 class GraphModule(nn.Module):
@@ -108,10 +99,12 @@ class GraphModule(nn.Module):
 
     def read(self, value: Value) -> torch.Tensor:
         """A constant as it is now."""
-        tensor: torch.Tensor = getattr(self, self.weights[value])
-        for view in self.views[value]:
-            tensor = VIEWS[view.kind](tensor, *view.arguments)
-        return tensor
+        return self.view(value, getattr(self, self.weights[value]))
+
+    def view(self, value: Value, tensor: torch.Tensor) -> torch.Tensor:
+        """What a constant is of a tensor of its parameter's (or buffer's) shape."""
+        found: torch.Tensor = through(self.views[value], tensor, xp)
+        return found
 
     def parameter_of(self, value: Value) -> nn.Parameter | None:
         """The parameter behind a constant; None if it does not learn."""
@@ -186,19 +179,9 @@ def to_torch(graph: Graph, trainable: Callable[[Value], bool] | None = None) -> 
     """The graph as a torch module on the CPU, in evaluation mode. The graph itself stays as it is.
 
     Args:
-        trainable: which constants become parameters; by default those that look learned (`looks_learned`).
+        trainable: which constants become parameters; by default those that look learned (`espalier.train.weights`).
     """
     return GraphModule(graph, trainable or looks_learned).eval()
-
-
-def looks_learned(value: Value) -> bool:
-    """Whether a constant is a weight: floats, more than one of them, all finite and none huge."""
-    held = value.constant
-    if held is None or not held.element.is_float or held.element.bits < 16 or held.size < 2:
-        return False
-    array = np.asarray(held.array, np.float32)
-    largest = float(np.abs(array).max())
-    return bool(np.isfinite(largest)) and largest < LARGEST_WEIGHT
 
 
 def _tensor(held: Constant) -> torch.Tensor:

@@ -17,7 +17,8 @@ from espalier.cost.remaining import Remaining, distinct
 from espalier.errors import InputError
 from espalier.ir import Graph, Value
 from espalier.train.masks import gradual, largest, n_of_m, summed_weights
-from espalier.train.module import VIEWS, GraphModule, looks_learned
+from espalier.train.module import GraphModule
+from espalier.train.weights import looks_learned
 
 TEETH = 1e5
 """M of a gate: how fine its sawtooth is."""
@@ -77,11 +78,8 @@ class GradualMasks:
         for value, mask in self.masks.items():
             parameter = self.module.parameter_of(value)
             assert parameter is not None
-            places = torch.arange(parameter.numel()).reshape(parameter.shape)
-            for view in self.module.views[value]:
-                places = VIEWS[view.kind](places, *view.arguments)
-            gone = places[~mask]
-            parameter.view(-1)[gone] = 0
+            places = self.module.view(value, torch.arange(parameter.numel()).reshape(parameter.shape))
+            parameter.view(-1)[places[~mask]] = 0
 
     def _mask(self, value: Value) -> torch.Tensor:
         array = self.module.read(value).detach().float().cpu().numpy()

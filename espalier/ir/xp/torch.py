@@ -343,6 +343,8 @@ def stack(arrays: Sequence[Any], axis: int = 0) -> Array:
 def take(array: Array, indices: Any, axis: int) -> Array:
     """The slices at the indices of an axis; negative ones count from the end."""
     chosen = asarray(indices).to(array.device).long()
+    if chosen.ndim == 1:  # half the time of advanced indexing, with its gradient
+        return torch.index_select(array, axis, torch.where(chosen < 0, chosen + array.shape[axis], chosen))
     return array[(slice(None),) * (axis % array.ndim) + (chosen,)]
 
 

@@ -13,16 +13,14 @@ import numpy as np
 from espalier.analysis.coupling import Coupling, Unit, couple
 from espalier.cost.remaining import Remaining
 from espalier.errors import InputError
-from espalier.ir import Graph, Value
+from espalier.ir import Graph
 from espalier.passes.base import Context, Pass, approximates, graph_pass
 from espalier.passes.structure.criteria import Criterion, parse_criterion
 from espalier.passes.structure.importance import AGGREGATES, NORMALISERS, Scored, Scores, check_finite, parts_of
 from espalier.passes.structure.reindex import reindex
 from espalier.passes.structure.report import frozen_rows, reason_lines, total_macs, unit_row
 from espalier.passes.structure.select import SCOPES, Kept, Selector
-
-LARGEST_WEIGHT = 1e4
-"""A constant with larger elements is a mask or a sentinel, not something learned."""
+from espalier.train.weights import looks_learned
 
 
 @graph_pass("prune", semantics=approximates("drop", math.inf))
@@ -220,7 +218,7 @@ def score_units(
     found: dict[Unit, Scores] = {}
     for position, unit in enumerate(units):
         random = np.random.default_rng([seed, position])
-        scored = Scored(unit, parts_of(coupling, unit, _learned), evidence, random)
+        scored = Scored(unit, parts_of(coupling, unit, looks_learned), evidence, random)
         scores = criterion.score(scored, aggregate, normalise)
         if scores is None:
             continue
@@ -230,14 +228,6 @@ def score_units(
             )
         found[unit] = scores
     return found
-
-
-def _learned(value: Value) -> bool:
-    """Whether a constant is a weight: floats of 16 bits or more, finite and not huge (those are masks)."""
-    held = value.constant
-    if held is None or not held.element.is_float or held.element.bits < 16 or held.size < 2:
-        return False
-    return float(np.abs(np.asarray(held.array, np.float32)).max()) < LARGEST_WEIGHT
 
 
 def _check_share(name: str, share: Any) -> None:

@@ -12,9 +12,7 @@ from espalier.errors import InputError
 from espalier.ir import Graph, Value
 from espalier.passes.base import Context, Pass, approximates, graph_pass
 from espalier.train.masks import Mask, apply_masks, largest, n_of_m, parse_pattern, summed_weights
-
-LARGEST_WEIGHT = 1e4
-"""A constant with larger elements is a mask or a sentinel, not something learned."""
+from espalier.train.weights import looks_learned
 
 
 @graph_pass("sparsify", semantics=approximates("drop", math.inf))
@@ -100,7 +98,6 @@ def _numbers(value: Value) -> Any:
 
 def _is_weight(value: Value) -> bool:
     """Whether a constant is learned. Raises InputError E223 for NaN."""
-    array = _numbers(value)
-    if np.isnan(array).any():
+    if np.isnan(_numbers(value)).any():
         raise InputError("E223", f"the weight {value.name!r} holds NaN", node=value.name)
-    return bool(np.abs(array).max(initial=0) < LARGEST_WEIGHT)
+    return looks_learned(value)

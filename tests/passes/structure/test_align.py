@@ -128,6 +128,6 @@ def test_without_scipy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     graph, _, _ = loaded("Residual")
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     for act in (align, average):
-        with pytest.raises(InputError, match="E205: alignment solves .* with scipy") as caught:
+        with pytest.raises(InputError, match=r"E205: alignment solves .* with scipy") as caught:
             act(graph, clone(graph))
         assert caught.value.hint == "pip install 'espalier[align]'"

@@ -11,7 +11,7 @@ from espalier.errors import InputError
 from espalier.passes.structure.criteria import CRITERIA, Criterion, criterion, load_criteria, parse_criterion
 from espalier.passes.structure.importance import NORMALISERS, parts_of
 from espalier.passes.structure.prune import score_units
-from espalier.train.module import looks_learned
+from espalier.train.weights import looks_learned
 from tests.passes.structure.pruning import coupled, data_of, images, net
 
 LABELS = np.array([0, 1, 2, 3, 0, 1])
