@@ -16,7 +16,7 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")  # TVM's own pinning makes two th
 import tvm
 from tvm import relax, tirx
 
-from espalier.backends.tvm import extents, lowerings, module, numbers, trace
+from espalier.backends.tvm import extents, lowerings, machine, module, numbers, trace
 from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
 from espalier.ir.execute import check_inputs
 from espalier.ir.graph import Graph, constant_value
@@ -155,9 +155,11 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
     Raises UnsupportedError, naming node and source, for what can't be emitted.
     """
     chosen = tvm.target.Target(dict(target)) if target is not None else host_target(threads or os.cpu_count() or 1)
-    inputs, outputs = trace.trace(graph)
+    with machine.made_for(machine.of(instruction_sets(chosen))):
+        inputs, outputs = trace.trace(graph)
     try:
-        made = module.write(inputs, outputs)
+        with machine.made_for(machine.of(instruction_sets(chosen))):
+            made = module.write(inputs, outputs)
         with chosen:
             executable = relax.build(made.relax, chosen, relax_pipeline=relax_pipeline(), tir_pipeline="espalier")
     except EspalierError:

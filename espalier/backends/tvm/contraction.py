@@ -91,21 +91,21 @@ def conv(
     kind = promoted(x, w)
     inner = product_element(kind)
     source = as_tensor(to_element(x, inner))
-    source = pad(source, [(0, 0), (0, 0), *[tuple(pair) for pair in pads]])
     weights = as_tensor(to_element(w, inner))
     spatial = source.ndim - 2
     outputs, per_group, kernel = weights.shape[0], weights.shape[1], weights.shape[2:]
     counts = [
-        (extent - dilation * (size - 1) - 1) // stride + 1
-        for extent, size, stride, dilation in zip(source.shape[2:], kernel, strides, dilations, strict=True)
+        (extent + sum(ends) - dilation * (size - 1) - 1) // stride + 1
+        for extent, ends, size, stride, dilation in zip(source.shape[2:], pads, kernel, strides, dilations, strict=True)
     ]
     counts = [max(0, count) if isinstance(count, int) else count for count in counts]
     from espalier.backends.tvm import products
 
-    tiled = products.convolution(source, weights, counts, strides, dilations, groups, inner)
+    tiled = products.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
     if tiled is not None:
         product: Tensor = astype(tiled, kind)
         return product
+    source = pad(source, [(0, 0), (0, 0), *[tuple(pair) for pair in pads]])
     each = outputs // groups
     state = _accumulator(inner, int(np.prod([per_group, *kernel])))
 

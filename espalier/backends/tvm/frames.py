@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import tvm
 from tvm import tirx
 
 from espalier.backends.tvm import numbers
@@ -59,6 +60,9 @@ class Kernel:
         """Reads of bound values, by identity."""
         self.folds: Mapping[Tensor, Any] = {}
         """Folds whose state is at hand → a function that gives their entry."""
+        self.splits: dict[int, tuple[Expr, Expr, Expr]] = {}
+        """Indices that were composed of a block and a lane, by identity, and the two."""
+        self.analyzer = tvm.sym.Analyzer()
 
     def symbol(self, name: str) -> Expr:
         if name not in self.symbols:
@@ -67,6 +71,38 @@ class Kernel:
 
     def dim(self, dimension: Dimension) -> Expr:
         return dimension_expression(dimension, self.symbol)
+
+    def lane(self, lanes: int) -> Expr:
+        """A variable that counts the lanes of a block."""
+        variable = self.names.variable("l")
+        self.analyzer.bind(variable, tvm.ir.Range(integer(0), integer(lanes)))
+        return variable
+
+    def composed(self, block: Expr, lane: Expr, lanes: int) -> Expr:
+        """The index of a lane of a block; buffers in blocks of as many are then read without dividing."""
+        index = block * integer(lanes) + lane
+        self.splits[id(index)] = (index, block, lane)
+        return index
+
+    def block(self, index: Expr) -> Expr:
+        """The block of a composed index."""
+        return self.splits[id(index)][1]
+
+    def place(self, tensor: Tensor, index: Index) -> list[Expr]:
+        """Where an entry lies in a tensor's buffer."""
+        layout = tensor.layout
+        if layout is None:
+            return list(index)
+        channel, lanes = index[1], integer(layout.lanes)
+        if id(channel) in self.splits:
+            _, block, lane = self.splits[id(channel)]
+        else:
+            block, lane = (self.analyzer.simplify(part(channel, lanes)) for part in (tirx.floordiv, tirx.floormod))
+        positions = [
+            entry + integer(before) if before else entry
+            for entry, (before, _) in zip(index[2:], layout.halo, strict=True)
+        ]
+        return [index[0], block, *positions, lane]
 
 
 def dimension_expression(dimension: Dimension, symbol: Callable[[str], Expr]) -> Expr:
@@ -147,7 +183,7 @@ class Scope:
             raise UnsupportedError("E402", "an expression of this operator grows too large for one TVM kernel")
         buffer = self.kernel.buffers.get(tensor)
         if buffer is not None:
-            return numbers.load(tensor.element, tirx.BufferLoad(buffer, list(index)), self.bind)
+            return numbers.load(tensor.element, tirx.BufferLoad(buffer, self.kernel.place(tensor, index)), self.bind)
         if isinstance(tensor, Constant):
             return numbers.immediate(_only(tensor), numbers.expression_type(tensor.element))
         if isinstance(tensor, Fold | Product):

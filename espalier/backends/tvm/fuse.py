@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from espalier.backends.tvm import layout
 from espalier.backends.tvm.tensor import Access, Alias, Constant, Fold, Input, Map, Part, Product, Program, Tensor
 
 CHEAP = 2
@@ -42,8 +43,10 @@ def in_order(outputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def plan(outputs: Sequence[Tensor]) -> Plan:
-    """Decide, consumers first, for each tensor whether its only reader's kernel can compute it."""
+    """Decide, consumers first, for each tensor whether its only reader's kernel can compute it; and the layouts."""
     order = in_order(outputs)
+    if layout.stage(outputs, order):
+        order = in_order(outputs)
     consumers: dict[Tensor, list[tuple[Tensor, Access]]] = {tensor: [] for tensor in order}
     for tensor in order:
         for operand, access in zip(tensor.operands, tensor.access, strict=True):
@@ -89,6 +92,7 @@ def plan(outputs: Sequence[Tensor]) -> Plan:
         else:
             stored.add(tensor)
     roots = [tensor for tensor in order if tensor in stored and not isinstance(tensor, Input | Constant | Part)]
+    layout.spread(outputs, order, roots)
     return Plan(roots, stored, {root: list(reversed(folds)) for root, folds in fused.items()})
 
 

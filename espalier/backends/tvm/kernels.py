@@ -11,7 +11,8 @@ from tvm import tirx
 from espalier.backends.tvm import numbers
 from espalier.backends.tvm.frames import Kernel, Scope, Statement, integer, loop, sequence
 from espalier.backends.tvm.fuse import Plan
-from espalier.backends.tvm.tensor import Expr, Fold, Index, Map, Product, Program, Tensor
+from espalier.backends.tvm.layout import zeros_around
+from espalier.backends.tvm.tensor import Expr, Fold, Index, Layout, Map, Product, Program, Tensor
 from espalier.ir import dims
 from espalier.ir.dims import Dimension
 
@@ -36,7 +37,7 @@ class Function(Kernel):
 
     def declare(self, tensor: Tensor, letter: str) -> Expr:
         name = self.names.variable(letter).name
-        shape = [self.dim(extent) for extent in tensor.shape]
+        shape = [self.dim(extent) for extent in tensor.stored_shape]
         return tirx.decl_buffer(shape, numbers.buffer_type(tensor.element), name=str(name))
 
     def input(self, tensor: Tensor) -> Expr:
@@ -81,6 +82,8 @@ def build(plan: Plan, root: Tensor) -> tuple[tvm.tirx.PrimFunc, list[Tensor], li
             body = templates.write(function, products[0])
         else:
             body = _loops(function, [fold for fold in folds if isinstance(fold, Fold)])
+    if zeros_around(root):
+        body = sequence([*_zeros(function), body])
     made = function.finished(body)
     return made, function.inputs, list(function.symbols)
 
@@ -95,10 +98,46 @@ def entry(function: Function, scope: Scope, index: Index) -> Expr:
     return numbers.store(root.element, found, scope.bind)
 
 
+def stored(function: Function, index: Sequence[Expr], *, vectors: bool = False) -> Statement:
+    """The statement that computes and stores the root's entry; `vectors` if it stands in a loop of vectors.
+
+    There, what is computed once is bound to variables: a buffer would be one for all lanes.
+    """
+    scope = Scope(function, expression=vectors)
+    value = entry(function, scope, index)
+    where = function.place(function.root, index)
+    if vectors:
+        return tirx.BufferStore(function.out_buffers[0], scope.as_expression(value), where)
+    return scope.as_statements(tirx.BufferStore(function.out_buffers[0], value, where))
+
+
 def reader(scope: Scope, tensor: Tensor) -> Any:
     from espalier.backends.tvm.frames import Reader
 
     return Reader(scope, tensor)
+
+
+def _zeros(function: Function) -> list[Statement]:
+    """Fill what lies around the positions of the root's buffer."""
+    root, layout = function.root, function.root.layout
+    assert layout is not None
+    buffer, shape = function.out_buffers[0], root.stored_shape
+    nothing = tirx.Broadcast(tirx.const(0, numbers.buffer_type(root.element)), layout.lanes)
+    lanes = tirx.Ramp(integer(0), integer(1), layout.lanes)
+    statements = []
+    for axis, (before, after) in enumerate(layout.halo, 2):
+        inner = function.dim(shape[axis] - after)
+        for count, first in ((before, integer(0)), (after, inner)):
+            if not count:
+                continue
+            extents = [integer(count) if a == axis else function.dim(e) for a, e in enumerate(shape[:-1])]
+            variables = [function.names.variable("z") for _ in extents]
+            place = [first + v if a == axis else v for a, v in enumerate(variables)]
+            body: Statement = tirx.BufferStore(buffer, nothing, [*place, lanes])
+            for variable, extent in reversed(list(zip(variables, extents, strict=True))):
+                body = loop(variable, extent, body)
+            statements.append(body)
+    return statements
 
 
 def _work(function: Function, folds: Sequence[Fold]) -> Dimension:
@@ -116,6 +155,8 @@ def is_large(work: Dimension) -> bool:
 def _loops(function: Function, folds: Sequence[Fold]) -> Statement:
     """The nest over a root's entries; folds are computed for a tile of the last axis at a time."""
     shape = function.root.shape
+    if function.root.layout is not None:
+        return _blocked_loops(function, folds, function.root.layout)
     axes = [axis for axis, extent in enumerate(shape) if extent != 1]
     last = axes[-1] if axes else None
     outer, tile = (axes[:-1], TILE if folds else 4096) if axes else ([], 1)
@@ -126,7 +167,7 @@ def _loops(function: Function, folds: Sequence[Fold]) -> Statement:
     for axis, variable in zip(outer, nest.variables, strict=True):
         index[axis] = variable
     if last is None:
-        body = _tile(function, folds, index, None, None, integer(1))
+        body = _tile(function, folds, lambda lane: index, None)
     else:
         extent = shape[last]
         chunked = tile == 1 or not isinstance(extent, int) or extent > tile
@@ -138,7 +179,28 @@ def _loops(function: Function, folds: Sequence[Fold]) -> Statement:
             length = integer(tile) if whole else tirx.min(integer(tile), function.dim(extent) - base)
         else:
             base, length = None, function.dim(extent)
-        body = _tile(function, folds, index, last, base, length)
+
+        def here(lane: Expr) -> list[Expr]:
+            return [*index[:last], lane if base is None else base + lane, *index[last + 1 :]]
+
+        body = _tile(function, folds, here, length)
+    return nest.around(body, parallel=is_large(_work(function, folds)))
+
+
+def _blocked_loops(function: Function, folds: Sequence[Fold], layout: Layout) -> Statement:
+    """The nest over blocks of channels and positions; the lanes of a block are computed at a time."""
+    batch, channels, *positions = function.root.shape
+    nest = Nest(function, [batch, dims.ceil_divide(channels, layout.lanes), *positions])
+    first, block, *rest = nest.variables
+    left = channels - (-(-channels // layout.lanes) - 1) * layout.lanes
+    length = integer(layout.lanes)
+    if left != layout.lanes:
+        length = tirx.min(length, integer(channels) - block * length)
+
+    def here(lane: Expr) -> list[Expr]:
+        return [first, function.composed(block, lane, layout.lanes), *rest]
+
+    body = _tile(function, folds, here, length)
     return nest.around(body, parallel=is_large(_work(function, folds)))
 
 
@@ -178,11 +240,18 @@ class Nest:
 
 
 def _tile(
-    function: Function, folds: Sequence[Fold], index: Sequence[Expr], last: int | None, base: Expr | None, length: Expr
+    function: Function, folds: Sequence[Fold], here: Callable[[Expr], Sequence[Expr]], length: Expr | None
 ) -> Statement:
-    """Entries base … base+length of the last axis: each fold's states first, then the entries."""
-    lane = function.names.variable("l")
+    """So many entries, `here(lane)` being the index of one (None: the only one): each fold's states, then the entries.
+
+    Folds along memory are made of lanes themselves, unless the entries lie in blocks.
+    """
+    tiled = length is not None
+    if length is None:
+        length = integer(1)
     extent = int(length) if isinstance(length, tirx.IntImm) else TILE
+    layout = function.root.layout
+    lane = function.lane(extent if layout is None else layout.lanes)
     states: dict[Fold, list[Expr]] = {}
     allocations: list[Statement] = []
     for fold in folds:
@@ -192,34 +261,27 @@ def _tile(
         ]
         allocations += [tirx.AllocBuffer(state) for state in states[fold]]
 
-    def here(lane: Expr) -> list[Expr]:
-        place = list(index)
-        if last is not None:
-            place[last] = lane if base is None else base + lane
-        return place
-
     def at_hand(fold: Fold, places: dict[Fold, Index], lane: Expr) -> Callable[[Scope, Index], Expr]:
         def found(scope: Scope, place: Index) -> Expr:
             places[fold] = place
-            position = lane if last is not None else integer(0)
+            position = lane if tiled else integer(0)
             return fold.finish(reader(scope, fold), [tirx.BufferLoad(state, [position]) for state in states[fold]])
 
         return found
 
+    vectors = layout is not None and isinstance(length, tirx.IntImm)
+
     def write(lane: Expr) -> tuple[Statement, dict[Fold, Index]]:
         places: dict[Fold, Index] = {}
         function.folds = {fold: at_hand(fold, places, lane) for fold in folds}
-        scope = Scope(function)
-        stored = entry(function, scope, here(lane))
-        return scope.as_statements(tirx.BufferStore(function.out_buffers[0], stored, here(lane))), places
+        return stored(function, list(here(lane)), vectors=vectors), places
 
     def place_of(fold: Fold) -> Callable[[Expr], Index]:
         return lambda lane: write(lane)[1][fold]
 
     final, used = write(lane)
-    if last is not None:
-        final = loop(lane, length, final)
-    tiled = last is not None
+    if tiled:
+        final = loop(lane, length, final, "vectorized" if vectors else "serial")
     before = [
         statement for fold in folds if fold in used
         for statement in _fold(function, fold, states[fold], place_of(fold), tiled, length)
@@ -231,18 +293,20 @@ def _fold(
     function: Function, fold: Fold, states: Sequence[Expr], place: Callable[[Expr], Index], tiled: bool, length: Expr
 ) -> list[Statement]:
     """Statements that leave a fold's states for a tile in its buffers."""
-    if fold.rows and fold.join is not None and fold.extents and _lanes(fold):
+    if fold.rows and fold.join is not None and fold.extents and _lanes(fold) and function.root.layout is None:
         return [_along_rows(function, fold, states, place, tiled, length)]
-    begin, inside = function.names.variable("l"), function.names.variable("l")
+    begin, inside = function.names.variable("l"), function.lane(TILE)
     start = sequence([
         tirx.BufferStore(state, value, [begin if tiled else integer(0)])
         for state, value in zip(states, fold.start(), strict=True)
     ])  # fmt: skip
     positions = [function.names.variable("r") for _ in fold.extents]
     where = [inside if tiled else integer(0)]
-    body = _step(fold, Scope(function), states, where, place(inside), positions)
+    vectors = function.root.layout is not None and isinstance(length, tirx.IntImm) and len(states) == 1
+    body = _step(fold, Scope(function, expression=vectors), states, where, place(inside), positions)
     if tiled:
-        start, body = loop(begin, length, start), loop(inside, length, body)
+        kind = "vectorized" if vectors else "serial"
+        start, body = loop(begin, length, start, kind), loop(inside, length, body, kind)
     for variable, extent in reversed(list(zip(positions, fold.extents, strict=True))):
         body = loop(variable, function.dim(extent), body)
     return [start, body]
@@ -255,6 +319,8 @@ def _step(fold: Fold, scope: Scope, states: Sequence[Expr], where: Index, place:
     found = list(fold.step(reader(scope, fold), values, place, positions))
     if len(states) > 1:
         found = [scope.bind(value) for value in found]
+    if scope.expression:
+        return tirx.BufferStore(states[0], scope.as_expression(found[0]), list(where))
     return scope.as_statements(
         *(tirx.BufferStore(state, value, list(where)) for state, value in zip(states, found, strict=True))
     )

@@ -59,7 +59,7 @@ class Writer:
         return self.symbols[name]
 
     def shape(self, tensor: Tensor) -> list[Any]:
-        return [dimension_expression(extent, self.symbol) for extent in tensor.shape]
+        return [dimension_expression(extent, self.symbol) for extent in tensor.stored_shape]
 
     def type(self, tensor: Tensor, dtype: str | None = None) -> Any:
         return relax.TensorType(self.shape(tensor), dtype or numbers.buffer_type(tensor.element))

@@ -8,27 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from tvm import tirx
 
+from espalier.backends.tvm import machine
 from espalier.backends.tvm.arithmetic import as_tensor, broadcast_index
 from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
-from espalier.backends.tvm.kernels import Function, Nest, entry, is_large
+from espalier.backends.tvm.kernels import Function, Nest, is_large, stored
+from espalier.backends.tvm.layout import Reach
 from espalier.backends.tvm.numbers import expression_type, immediate
 from espalier.backends.tvm.tensor import Constant, Expr, Index, Product, Tensor
 from espalier.ir import dims
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
 
-LANES = 16
-"""Result columns or channels in one vector."""
-REGISTERS = 12
-"""Accumulating vectors of LANES in one tile."""
 GAP = 4
 """Entries between the rows of a finished tile: LLVM would make one huge register of stores that touch."""
 SMALL_WORK = 2048
 """Multiplications below which the template is not worth its code."""
+LATENCY = 8
+"""Vectors that must be accumulated at once to hide how long an addition takes."""
+
+Load: TypeAlias = Callable[[Sequence[Expr]], Expr]
+"""Reads an entry of an operand by its index, or some along the last axis of its buffer by a ramp."""
+Place: TypeAlias = Callable[[Expr, int, Expr], list[Expr]]
+"""The index of a result entry by its row in the tile, its block of columns and its lane."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,17 @@ class Plan:
     lanes: int
     extents: tuple[Dimension, ...]
     """The loops of the reduction."""
-    scalar: Callable[[Scope, Expr, Index, Index], Expr]
-    """(scope, first operand's buffer, index of a result entry, position) → one number."""
-    vector: Callable[[Scope, Expr, Index, Index], Expr]
-    """(scope, second operand's buffer, index of a block's first result entry, position) → a vector."""
+    scalar: Callable[[Scope, Load, Index, Index], Expr]
+    """(scope, first operand, index of a result entry, position) → what a row is multiplied by: a number, or a vector
+    if the product is `lanewise`."""
+    vector: Callable[[Scope, Load, Index, Index], Expr]
+    """(scope, second operand, index of a block's first result entry, position) → a vector."""
     multiple: int = 0
     """Columns that a tile must not straddle a multiple of (groups of channels); 0: any."""
+    reach: Reach | None = None
+    """What the first operand may be laid out as; None: row-major only."""
+    lanewise: bool = False
+    """Whether each lane is multiplied by a number of its own."""
 
 
 def write(function: Function, product: Product) -> Statement:
@@ -56,26 +67,10 @@ def write(function: Function, product: Product) -> Statement:
     shape = product.shape
     dtype, lanes = expression_type(product.element), plan.lanes
     rows, columns = shape[plan.row_axis], shape[plan.lane_axis]
-    blocks = _blocks(rows, columns, lanes)
-    while plan.multiple % (lanes * blocks):
-        blocks //= 2
-    registers = REGISTERS // 2 if dtype.endswith("64") else REGISTERS
-    height = _height(rows, max(1, registers // blocks))
-    left, right = (function.input(operand) for operand in product.operands)
-    others = [axis for axis in range(len(shape)) if axis not in (plan.row_axis, plan.lane_axis)]
-    nest = Nest(function, [shape[axis] for axis in others])
-    column_tile = nest.add(dims.ceil_divide(columns, lanes * blocks))
-    row_tile = nest.add(dims.ceil_divide(rows, height))
-    first_row, first_column = row_tile * integer(height), column_tile * integer(lanes * blocks)
+    height, blocks = _tile(rows, columns, plan, wide=dtype.endswith("64"))
+    left, right = (_reads(function, operand) for operand in product.operands)
+    nest, place = _nest(function, product, height, blocks)
     names = function.names
-
-    def place(row: Expr, column: Expr) -> list[Expr]:
-        found: list[Expr] = [integer(0)] * len(shape)
-        for axis, variable in zip(others, nest.variables, strict=False):
-            found[axis] = variable
-        found[plan.row_axis], found[plan.lane_axis] = row, column
-        return found
-
     size, vector_type = [integer(1)], f"{dtype}x{lanes}"
     sums = [
         [tirx.decl_buffer(size, vector_type, names.variable("s").name) for _ in range(blocks)] for _ in range(height)
@@ -87,18 +82,19 @@ def write(function: Function, product: Product) -> Statement:
     vectors = [tirx.decl_buffer(size, vector_type, names.variable("w").name) for _ in range(blocks)]
     steps: list[Statement] = []
     for block in range(blocks):
-        start = place(first_row, first_column + integer(block * lanes))
+        start = place(integer(0), block, integer(0))
         steps.append(tirx.BufferStore(vectors[block], plan.vector(scope, right, start, positions), whole))
-    limit = function.dim(rows)
-    exact = isinstance(rows, int) and rows % height == 0
     for k in range(height):
-        row = first_row + integer(k)
-        row = row if exact else tirx.min(row, limit - integer(1))
-        number = scope.bind(plan.scalar(scope, left, place(row, first_column), positions))
+        row = integer(k)
+        if not isinstance(rows, int):
+            row = tirx.min(row, function.dim(rows) - integer(1) - place(integer(0), 0, integer(0))[plan.row_axis])
         for block in range(blocks):
+            if block == 0 or plan.lanewise:
+                factor = plan.scalar(scope, left, place(row, block, integer(0)), positions)
+                if not plan.lanewise:
+                    factor = tirx.Broadcast(scope.bind(factor), lanes)
             old = tirx.BufferLoad(sums[k][block], whole)
-            added = tirx.Broadcast(number, lanes) * tirx.BufferLoad(vectors[block], whole)
-            steps.append(tirx.BufferStore(sums[k][block], old + added, whole))
+            steps.append(tirx.BufferStore(sums[k][block], old + factor * tirx.BufferLoad(vectors[block], whole), whole))
     body = scope.as_statements(*steps)
     for variable, extent in reversed(list(zip(positions, plan.extents, strict=True))):
         body = loop(variable, function.dim(extent), body)
@@ -111,10 +107,7 @@ def write(function: Function, product: Product) -> Statement:
         for k in range(height)
         for block in range(blocks)
     ]
-    stores = [
-        _stored(function, product, place, tile[block], lanes, height, first_row, first_column + integer(block * lanes))
-        for block in range(blocks)
-    ]
+    stores = [_stored(function, product, place, tile[block], height, block) for block in range(blocks)]
     statement = sequence([
         *map(tirx.AllocBuffer, [*buffers, *vectors, *tile]),
         *(tirx.BufferStore(buffer, none, whole) for buffer in buffers),
@@ -124,45 +117,99 @@ def write(function: Function, product: Product) -> Statement:
     return nest.around(statement, parallel=is_large(work))
 
 
-def _blocks(rows: Dimension, columns: Dimension, lanes: int) -> int:
-    if not isinstance(columns, int):
-        return 1
-    many = 4 if rows == 1 else 2
-    while many > 1 and (-(-columns // lanes)) % many:
-        many //= 2
-    return many
+def _reads(function: Function, operand: Tensor) -> Load:
+    buffer = function.input(operand)
+    return lambda index: tirx.BufferLoad(buffer, function.place(operand, index))
 
 
-def _height(rows: Dimension, most: int) -> int:
-    if not isinstance(rows, int):
-        return min(most, 6)
-    if rows <= most:
-        return max(rows, 1)
-    divisors = [size for size in range(most, most // 2, -1) if rows % size == 0]
-    return divisors[0] if divisors else -(-rows // -(-rows // most))
+def _nest(function: Function, product: Product, height: int, blocks: int) -> tuple[Nest, Place]:
+    """The loops over tiles, and the index of an entry by its row in the tile, its block of columns and its lane.
 
-
-def _stored(
-    function: Function, product: Product, place: Callable[[Expr, Expr], list[Expr]], tile: Expr,
-    lanes: int, height: int,
-    first_row: Expr, first_column: Expr,
-) -> Statement:  # fmt: skip
-    """The entries of one block, each computed from its sum. The inner loop goes along memory where it can."""
+    What is larger, the operands of all rows or those of all columns, is read once; the other again and again.
+    """
     plan: Plan = product.plan
-    shape = product.shape
-    row, lane = function.names.variable("i"), function.names.variable("l")
-    here = place(first_row + row, first_column + lane)
-    function.folds = {product: lambda scope, index: tirx.BufferLoad(tile, [row * integer(lanes + GAP) + lane])}
-    index = _root_index(function, product, here)
-    scope = Scope(function)
-    value = entry(function, scope, index)
-    body = scope.as_statements(tirx.BufferStore(function.out_buffers[0], value, index))
-    spans = {
-        row: _span(function, shape[plan.row_axis], first_row, height),
-        lane: _span(function, shape[plan.lane_axis], first_column, lanes),
-    }
-    inner, outer = (lane, row) if plan.lane_axis > plan.row_axis else (row, lane)
-    return loop(outer, spans[outer], loop(inner, spans[inner], body))
+    shape, lanes = product.shape, plan.lanes
+    rows, columns = shape[plan.row_axis], shape[plan.lane_axis]
+    others = [axis for axis in range(len(shape)) if axis not in (plan.row_axis, plan.lane_axis)]
+    nest = Nest(function, [])
+    outer: dict[int, Expr] = {}
+    first, second = (operand.size for operand in product.operands)
+    columns_first = isinstance(first, int) and isinstance(second, int) and second >= first
+    leading = others[:1] if plan.reach is not None or not columns_first else []
+    tiles = dims.ceil_divide(columns, lanes * blocks)
+    outer.update((axis, nest.add(shape[axis])) for axis in leading)
+    if columns_first:
+        column_tile = nest.add(tiles)
+    outer.update((axis, nest.add(shape[axis])) for axis in others if axis not in leading)
+    if not columns_first:
+        column_tile = nest.add(tiles)
+    first_row = nest.add(dims.ceil_divide(rows, height)) * integer(height)
+    if isinstance(rows, int) and rows % height:  # the last tile overlaps the one before
+        first_row = tirx.min(first_row, integer(rows - height))
+
+    def place(row: Expr, block: int, lane: Expr) -> list[Expr]:
+        index: list[Expr] = [integer(0)] * len(shape)
+        for axis, variable in outer.items():
+            index[axis] = variable
+        index[plan.row_axis] = first_row + row
+        index[plan.lane_axis] = function.composed(column_tile * integer(blocks) + integer(block), lane, lanes)
+        return index
+
+    return nest, place
+
+
+def _tile(rows: Dimension, columns: Dimension, plan: Plan, *, wide: bool) -> tuple[int, int]:
+    """Rows and blocks of lanes that are accumulated in registers together: those of the least work in all.
+
+    A step of the reduction loads a vector per block and a number per row, and multiplies each by each; a row or block
+    that the result lacks is computed in vain.
+    """
+    registers = machine.current().registers // (2 if wide else 1)
+    if plan.lanewise:  # what neighbouring rows read overlaps, and is kept too
+        registers = min(registers, LATENCY)
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return max(1, min(6, registers // 2)), 1
+    all_blocks = -(-columns // plan.lanes)
+    best, chosen = float("inf"), (1, 1)
+    for blocks in (1,) if plan.lanewise else (1, 2, 3, 4, 6, 8):
+        if blocks > all_blocks or (plan.multiple and plan.multiple % (plan.lanes * blocks)):
+            continue
+        for height in range(1, min(rows, registers // blocks) + 1):
+            tiles = -(-rows // height) * -(-all_blocks // blocks)
+            work = height * blocks
+            cost = tiles * (max(work, (height * (blocks if plan.lanewise else 1) + blocks), LATENCY) + 1)
+            if cost < best or (cost == best and work > chosen[0] * chosen[1]):
+                best, chosen = cost, (height, blocks)
+    return chosen
+
+
+def _stored(function: Function, product: Product, place: Place, tile: Expr, height: int, block: int) -> Statement:
+    """The entries of one block, each computed from its sum. The inner loop goes along memory where it can.
+
+    Along lanes it is one of vectors, written as such: LLVM would unroll it, and then gather along the rows.
+    """
+    plan: Plan = product.plan
+    shape, lanes = product.shape, plan.lanes
+    start = place(integer(0), block, integer(0))
+    rows, columns = (shape[axis] for axis in (plan.row_axis, plan.lane_axis))
+    row_count = integer(height) if isinstance(rows, int) else _span(function, rows, start[plan.row_axis], height)
+    lane_count = _span(function, columns, start[plan.lane_axis], lanes)
+    along = plan.lane_axis > plan.row_axis or function.root.layout is not None
+
+    def entries(kind: str) -> Statement:
+        row, lane = function.names.variable("i"), function.lane(lanes)
+        function.folds = {product: lambda scope, index: tirx.BufferLoad(tile, [row * integer(lanes + GAP) + lane])}
+        index = _root_index(function, product, place(row, block, lane))
+        body = stored(function, index, vectors=kind == "vectorized")
+        if not along:
+            return loop(lane, lane_count, loop(row, row_count, body))
+        return loop(row, row_count, loop(lane, lane_count if kind == "serial" else integer(lanes), body, kind))
+
+    if not along or not isinstance(columns, int) or columns < lanes:
+        return entries("serial")
+    if columns % lanes == 0:
+        return entries("vectorized")
+    return tirx.IfThenElse(lane_count == integer(lanes), entries("vectorized"), entries("serial"))
 
 
 def _span(function: Function, extent: Dimension, first: Expr, size: int) -> Expr:
@@ -187,43 +234,70 @@ def _worth(shape: Sequence[Dimension], extents: Sequence[Dimension], kind: Eleme
 
 
 def convolution(
-    x: Tensor,
-    w: Tensor,
-    counts: Sequence[Dimension],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    groups: int,
-    kind: Element,
-) -> Product | None:
-    """A convolution of a padded x with constant weights, packed by blocks of channels; None if it doesn't fit."""
+    x: Tensor, w: Tensor, counts: Sequence[Dimension], strides: Sequence[int], pads: Sequence[tuple[Any, Any]],
+    dilations: Sequence[int], groups: int, kind: Element,
+) -> Product | None:  # fmt: skip
+    """A convolution with constant weights, packed by blocks of channels; None if it doesn't fit."""
+    lanes = machine.current().lanes
     outputs, per_group, kernel = w.shape[0], w.shape[1], w.shape[2:]
     shape = (x.shape[0], outputs, *counts)
-    extents = (per_group, *kernel)
     each = outputs // groups if isinstance(outputs, int) else 0
-    if not isinstance(w, Constant) or not each or (groups > 1 and each % LANES) or not _worth(shape, extents, kind):
+    depthwise = per_group == 1 and each == 1 and groups > 1
+    if not isinstance(w, Constant) or not each or not _worth(shape, (per_group, *kernel), kind) or x.ndim < 3:
         return None
-    blocks = -(-outputs // LANES)
-    padded = np.zeros((blocks * LANES, *w.array.shape[1:]), w.array.dtype)
+    if groups > 1 and each % lanes and not depthwise:
+        return None
+    if any(not isinstance(end, int) or end < 0 for ends in pads for end in ends):
+        return None
+    blocks = -(-outputs // lanes)
+    padded = np.zeros((blocks * lanes, *w.array.shape[1:]), w.array.dtype)
     padded[:outputs] = w.array
-    packed = padded.reshape(blocks, LANES, *w.array.shape[1:])
-    packed = np.ascontiguousarray(np.moveaxis(packed, 1, -1)).reshape(-1)
+    split = per_group % lanes == 0
+    packed = np.moveaxis(padded.reshape(blocks, lanes, per_group, *kernel), 1, -1)  # (o/l, i, K…, l)
+    extents: tuple[int, ...] = (per_group, *kernel)
+    if split:
+        packed = np.moveaxis(packed.reshape(blocks, per_group // lanes, lanes, *kernel, lanes), 2, -2)
+        extents = (per_group // lanes, *kernel, lanes)
+    elif depthwise:
+        extents = tuple(kernel)
+    weights = as_tensor(np.ascontiguousarray(packed).reshape(-1))
     spatial = len(kernel)
+    along = tuple((int(before), int(after)) for before, after in pads)
+    reach = Reach(lanes, along, depthwise or any(pair != (0, 0) for pair in along))
 
-    def scalar(scope: Scope, buffer: Expr, index: Index, position: Index) -> Expr:
-        channel = position[0]
-        if groups > 1:
-            channel = tirx.floordiv(index[1], integer(each)) * integer(per_group) + channel
-        places = [index[2 + k] * integer(strides[k]) + position[1 + k] * integer(dilations[k]) for k in range(spatial)]
-        return tirx.BufferLoad(buffer, [index[0], channel, *places])
+    def window(position: Index) -> Index:
+        return position if depthwise else position[1 : 1 + spatial]
 
-    def vector(scope: Scope, buffer: Expr, index: Index, position: Index) -> Expr:
-        offset = tirx.floordiv(index[1], integer(LANES))
+    def scalar(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
+        if depthwise:
+            channel = scope.kernel.composed(
+                scope.kernel.block(index[1]), tirx.Ramp(integer(0), integer(1), lanes), lanes
+            )
+        elif split:
+            block = position[0]
+            if groups > 1:
+                block = tirx.floordiv(index[1], integer(each)) * integer(per_group // lanes) + block
+            channel = scope.kernel.composed(block, position[-1], lanes)
+        else:
+            channel = position[0]
+            if groups > 1:
+                channel = tirx.floordiv(index[1], integer(each)) * integer(per_group) + channel
+        places = [
+            index[2 + k] * integer(strides[k]) + step * integer(dilations[k]) - integer(along[k][0])
+            for k, step in enumerate(window(position))
+        ]
+        return load([index[0], channel, *places])
+
+    def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
+        offset = scope.kernel.block(index[1])
         for step, extent in zip(position, extents, strict=True):
             offset = offset * integer(extent) + step
-        return tirx.BufferLoad(buffer, [tirx.Ramp(offset * integer(LANES), integer(1), LANES)])
+        return load([tirx.Ramp(offset * integer(lanes), integer(1), lanes)])
 
-    plan = Plan(1 + spatial, 1, LANES, extents, scalar, vector, each if groups > 1 else 0)
-    return Product(shape, kind, [x, as_tensor(packed)], plan)
+    plan = Plan(
+        1 + spatial, 1, lanes, extents, scalar, vector, each if groups > 1 and not depthwise else 0, reach, depthwise
+    )
+    return Product(shape, kind, [x, weights], plan)
 
 
 def matrices(
@@ -234,29 +308,30 @@ def matrices(
     columns, lead = shape[-1], shape[:-2]
     if not _worth(shape, (count,), kind) or not isinstance(columns, int):
         return None
-    if isinstance(right, Constant) and right.ndim == 2 and columns >= LANES // 2:
-        blocks = -(-columns // LANES)
-        padded = np.zeros((right.array.shape[0], blocks * LANES), right.array.dtype)
+    if isinstance(right, Constant) and right.ndim == 2 and columns >= machine.current().lanes // 2:
+        lanes = machine.current().lanes
+        blocks = -(-columns // lanes)
+        padded = np.zeros((right.array.shape[0], blocks * lanes), right.array.dtype)
         padded[:, :columns] = right.array
-        packed = np.ascontiguousarray(padded.reshape(-1, blocks, LANES).transpose(1, 0, 2)).reshape(-1)
-        weights, lanes = as_tensor(packed), LANES
+        packed = np.ascontiguousarray(padded.reshape(-1, blocks, lanes).transpose(1, 0, 2)).reshape(-1)
+        weights = as_tensor(packed)
 
-        def vector(scope: Scope, buffer: Expr, index: Index, position: Index) -> Expr:
-            offset = tirx.floordiv(index[-1], integer(LANES)) * scope.dim(count) + position[0]
-            return tirx.BufferLoad(buffer, [tirx.Ramp(offset * integer(LANES), integer(1), LANES)])
+        def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
+            offset = scope.kernel.block(index[-1]) * scope.dim(count) + position[0]
+            return load([tirx.Ramp(offset * integer(lanes), integer(1), lanes)])
     else:
         lanes = next((size for size in (16, 8, 4) if columns % size == 0), 1)
         if lanes == 1:
             return None
         weights = right
 
-        def vector(scope: Scope, buffer: Expr, index: Index, position: Index) -> Expr:
+        def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
             first = broadcast_index(scope, index[:-2], right.shape[:-2], lead)  # type: ignore[arg-type]  # a scope has `dim`
-            return tirx.BufferLoad(buffer, [*first, position[0], tirx.Ramp(index[-1], integer(1), lanes)])
+            return load([*first, position[0], tirx.Ramp(index[-1], integer(1), lanes)])
 
-    def scalar(scope: Scope, buffer: Expr, index: Index, position: Index) -> Expr:
+    def scalar(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
         first = broadcast_index(scope, index[:-2], left.shape[:-2], lead)  # type: ignore[arg-type]  # a scope has `dim`
-        return tirx.BufferLoad(buffer, [*first, index[-2], position[0]])
+        return load([*first, index[-2], position[0]])
 
     plan = Plan(len(shape) - 2, len(shape) - 1, lanes, (count,), scalar, vector)
     return Product(shape, kind, [left, weights], plan)

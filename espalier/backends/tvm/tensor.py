@@ -8,6 +8,7 @@ tensors get a buffer, and `kernels` writes the loops.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -57,10 +58,28 @@ class At(Protocol):
         """The same value, computed once even if it is used several times."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where entries of (batch, channels, positions…) lie: (batch, channels / lanes, positions…, lanes).
+
+    `halo` counts zeros that lie before and after the positions of each axis.
+    """
+
+    lanes: int
+    halo: tuple[tuple[int, int], ...]
+
+    def stored(self, shape: Shape) -> Shape:
+        """The shape of the buffer."""
+        positions = [extent + sum(pair) for extent, pair in zip(shape[2:], self.halo, strict=True)]
+        return (shape[0], dims.ceil_divide(shape[1], self.lanes), *positions, self.lanes)
+
+
 class Tensor:
     """One tensor of the DAG. `access[k]` says how operand k is read."""
 
     __array_ufunc__ = None  # numpy leaves operators to us
+    layout: Layout | None = None
+    """How its buffer is laid out; None for row-major order."""
 
     def __init__(
         self,
@@ -77,6 +96,11 @@ class Tensor:
     @property
     def ndim(self) -> int:
         return len(self.shape)
+
+    @property
+    def stored_shape(self) -> Any:
+        """The shape of its buffer."""
+        return self.shape if self.layout is None else self.layout.stored(self.shape)
 
     @property
     def size(self) -> Any:

@@ -1,0 +1,125 @@
+"""Blocked layouts: how images lie in the buffers between kernels.
+
+Every tensor of the DAG is indexed as the graph does, (batch, channels, positions…). A layout only says where an entry
+lies in its buffer, so nothing but the reads and writes of buffers knows it, and no kernel exists just to convert.
+Convolutions want channels in blocks of the vector's width, and zeros around the positions that they reach beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from espalier.backends.tvm.tensor import (
+    Alias,
+    At,
+    Constant,
+    Expr,
+    Fold,
+    Index,
+    Input,
+    Layout,
+    Map,
+    Part,
+    Product,
+    Program,
+    Tensor,
+)
+from espalier.ir import dims
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a convolution asks of the tensor that it reads."""
+
+    lanes: int
+    pads: tuple[tuple[int, int], ...]
+    """Zeros that it reads before and after each axis of positions."""
+    always: bool
+    """Whether it can't read any other layout."""
+
+
+def stage(outputs: Sequence[Tensor], order: Sequence[Tensor]) -> bool:
+    """Give layouts to what convolutions read, through a copy where other readers need it as it is.
+
+    True if copies were made: the tensors in order are others then.
+    """
+    readers: dict[Tensor, list[tuple[Tensor, int]]] = {tensor: [] for tensor in order}
+    for tensor in order:
+        for position, operand in enumerate(tensor.operands):
+            readers[operand].append((tensor, position))
+    wanted, copied = set(outputs), False
+    for tensor in order:
+        asking = [(reader, reach) for reader, position in readers[tensor] if (reach := _reach(reader, position))]
+        if not asking:
+            continue
+        pads = tuple(
+            (max(before for before, _ in ends), max(after for _, after in ends))
+            for ends in zip(*(reach.pads for _, reach in asking), strict=True)
+        )
+        layout = Layout(asking[0][1].lanes, pads)
+        if not _fixed(tensor, readers[tensor], wanted):
+            tensor.layout = layout
+        elif any(pair != (0, 0) for pair in pads) or any(reach.always for _, reach in asking):
+            copy, copied = _copy(tensor), True
+            copy.layout = layout
+            for reader, _ in asking:
+                reader.operands = (copy, *reader.operands[1:])
+    return copied
+
+
+def spread(outputs: Sequence[Tensor], order: Sequence[Tensor], roots: Sequence[Tensor]) -> None:
+    """Give layouts to what is computed from tensors that have one, entry by entry or window by window."""
+    readers: dict[Tensor, list[tuple[Tensor, int]]] = {tensor: [] for tensor in order}
+    for tensor in order:
+        for position, operand in enumerate(tensor.operands):
+            readers[operand].append((tensor, position))
+    wanted, stored = set(outputs), set(roots)
+    near: dict[Tensor, Layout] = {}
+    for tensor in order:
+        if tensor.layout is not None:
+            near[tensor] = tensor.layout
+            continue
+        reach = _reach(tensor, 0)
+        found = Layout(reach.lanes, ((0, 0),) * len(reach.pads)) if reach is not None else None
+        for operand in tensor.operands if isinstance(tensor, Map | Fold) else ():
+            layout = near.get(operand)
+            if layout is not None and operand.ndim == tensor.ndim and operand.shape[:2] == tensor.shape[:2]:
+                found = Layout(layout.lanes, ((0, 0),) * (tensor.ndim - 2))
+        if found is None or not isinstance(tensor.shape[1], int) or 2 * tensor.shape[1] < found.lanes:
+            continue
+        if tensor not in stored:
+            near[tensor] = found
+        elif not _fixed(tensor, readers[tensor], wanted):
+            near[tensor] = tensor.layout = found
+
+
+def _reach(reader: Tensor, position: int) -> Reach | None:
+    return reader.plan.reach if isinstance(reader, Product) and position == 0 else None
+
+
+def _fixed(tensor: Tensor, readers: Sequence[tuple[Tensor, int]], wanted: set[Tensor]) -> bool:
+    """Whether somebody needs a tensor in row-major order."""
+    if isinstance(tensor, Input | Constant | Program | Part | Alias) or tensor in wanted:
+        return True
+    return any(
+        isinstance(reader, Program | Alias) or (isinstance(reader, Product) and _reach(reader, position) is None)
+        for reader, position in readers
+    )
+
+
+def _copy(tensor: Tensor) -> Map:
+    def body(at: At, index: Index) -> Expr:
+        return at(0, index)
+
+    return Map(tensor.shape, tensor.element, [tensor], ["same"], body)
+
+
+def zeros_around(tensor: Tensor) -> bool:
+    """Whether a tensor's buffer has zeros around its positions."""
+    return tensor.layout is not None and any(pair != (0, 0) for pair in tensor.layout.halo)
+
+
+def padded_channels(layout: Layout, shape: Sequence[dims.Dimension]) -> dims.Dimension:
+    """Blocks of channels."""
+    return dims.ceil_divide(shape[1], layout.lanes)
