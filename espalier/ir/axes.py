@@ -205,19 +205,23 @@ class _Solver:
 
     def measure(self, axes: tuple[_Axis, ...], shape: Shape) -> None:
         """Read letter extents off one operand's shape."""
-        free = [axis for axis in axes if axis.kind in ("broadcast", "run", "window")]
-        unknown = [axis for axis in free if axis.kind == "broadcast" or axis.names[-1] not in self.runs]
-        spare = len(shape) - (len(axes) - len(free)) - sum(self.runs[a.names[-1]] for a in free if a not in unknown)
-        if spare < 0 or len(unknown) > 1 or (spare and not unknown):
+        counts = [self._count(axis) for axis in axes]
+        spare, unknown = len(shape) - sum(count for count in counts if count is not None), counts.count(None)
+        if spare < 0 or unknown > 1 or (spare and not unknown):
             raise DeclarationError(f"rank {len(shape)} where {len(axes)} axes are declared")
-        for axis in unknown:
-            if axis.kind != "broadcast":
-                self.runs.update(dict.fromkeys(axis.names, spare))
         position = 0
-        for axis in axes:
-            count = spare if axis.kind == "broadcast" else self.runs[axis.names[-1]] if axis in free else 1
+        for axis, known in zip(axes, counts, strict=True):
+            count = spare if known is None else known
+            if known is None and axis.kind != "broadcast":
+                self.runs.update(dict.fromkeys(axis.names, spare))
             self._measure_axis(axis, shape[position : position + count])
             position += count
+
+    def _count(self, axis: _Axis) -> int | None:
+        """How many axes of a tensor an item of the declaration stands for; None if only a tensor's rank tells."""
+        if axis.kind == "broadcast":
+            return None
+        return self.runs.get(axis.names[-1]) if axis.kind in ("run", "window") else 1
 
     def _measure_axis(self, axis: _Axis, extents: Shape) -> None:
         if axis.kind == "letter":
@@ -287,9 +291,6 @@ class _Solver:
     def terms(self, axes: tuple[_Axis, ...], shape: Shape | None) -> list[Term]:
         """The terms of one operand (with its shape, for broadcasting) or result (None)."""
         found: list[Term] = []
-        free = sum(axis.kind in ("broadcast", "run", "window") for axis in axes)
-        runs = sum(self.runs.get(axis.names[-1], 0) for axis in axes if axis.kind in ("run", "window"))
-        count = len(self.broadcast) if shape is None else len(shape) - (len(axes) - free) - runs
         for axis in axes:
             if axis.kind == "letter":
                 found.append(self._letter(axis.names[0]))
@@ -304,11 +305,17 @@ class _Solver:
             elif axis.kind == "window":
                 found += self._window(axis.names[0], axis.names[1])
             else:
-                for k in range(count - 1, -1, -1):
+                for k in range(self._broadcast_rank(axes, shape) - 1, -1, -1):
                     extent = self.broadcast[k] if shape is None else shape[len(found)]
                     wide = self.broadcast[k]
                     found.append(Variable(1) if extent == 1 and wide != 1 else self._broadcast_letter(k, extent))
         return found
+
+    def _broadcast_rank(self, axes: tuple[_Axis, ...], shape: Shape | None) -> int:
+        """How many axes `...` stands for in one operand, or in a result (None)."""
+        if shape is None:
+            return len(self.broadcast)
+        return len(shape) - sum(self._count(axis) or 0 for axis in axes)
 
     def _window(self, position: str, kernel: str) -> list[Variable]:
         key = (position, kernel)

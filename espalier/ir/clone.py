@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from espalier.ir.graph import Graph, Node, Value, constant_value
 
@@ -37,13 +38,51 @@ class Copies(dict[Value, Value]):
         return copy
 
 
-def _clone(graph: Graph, copies: Copies) -> Graph:
+class Snapshot:
+    """What a graph is now, noted at a fraction of what a clone costs. `graph` is the clone, made when somebody asks.
+
+    Meanwhile the graph may change, but only by its mutators; what more is known of its values by then, the clone knows.
+    """
+
+    def __init__(self, graph: Graph, copies: Copies | None = None) -> None:
+        self._copies = Copies() if copies is None else copies
+        self._copy, self._outputs, self._names = _begin(graph, self._copies), graph.outputs, [*graph.output_names]
+        self._nodes = [
+            (
+                node,
+                node.op,
+                [*node.operands],
+                [result.type for result in node.results],
+                [Snapshot(region, self._copies) for region in node.regions],
+                node.location,
+            )
+            for node in graph
+        ]
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph as it was."""
+        for node, op, operands, types, regions, location in self._nodes:
+            copied = [None if operand is None else self._copies[operand] for operand in operands]
+            bodies = [region.graph for region in regions]
+            _insert_copy(node, Node(op, copied, types, bodies, location), self._copy, self._copies)
+        self._copy.set_outputs([self._copies[value] for value in self._outputs], self._names)
+        return self._copy
+
+
+def _begin(graph: Graph, copies: Copies) -> Graph:
+    """A graph with copies of the inputs."""
     copy = Graph(graph.name, symbol_prefix=graph.symbol_prefix)
     copy.metadata = dict(graph.metadata)
     copy.reserve_symbols_of(graph)
     for value in graph.inputs:
         copies[value] = made = copy.add_input(value.type, value.name)
         made.content = value.content
+    return copy
+
+
+def _clone(graph: Graph, copies: Copies) -> Graph:
+    copy = _begin(graph, copies)
     _copy_nodes(graph, copy, copies)
     copy.set_outputs([copies[value] for value in graph.outputs], graph.output_names)
     return copy
@@ -53,8 +92,13 @@ def _copy_nodes(nodes: Iterable[Node], target: Graph, copies: Copies) -> None:
     for node in nodes:
         operands = [None if operand is None else copies[operand] for operand in node.operands]
         regions = [_clone(region, copies) for region in node.regions]
-        copy = Node(node.op, operands, [result.type for result in node.results], regions, node.location)
-        for old, new in zip(node.results, copy.results, strict=True):
-            new.name, new.content = old.name, old.content
-            copies[old] = new
-        target.insert(copy)
+        types = [result.type for result in node.results]
+        _insert_copy(node, Node(node.op, operands, types, regions, node.location), target, copies)
+
+
+def _insert_copy(node: Node, copy: Node, target: Graph, copies: Copies) -> None:
+    """Put a node's copy at the end of the target, with what is known of its results."""
+    for old, new in zip(node.results, copy.results, strict=True):
+        new.name, new.content = old.name, old.content
+        copies[old] = new
+    target.insert(copy)

@@ -108,6 +108,13 @@ def run(
     observe: Callable[[Node, Sequence[Any]], None] | None = None,
 ) -> list[Any]:
     """`execute` without the checks of the inputs."""
+    with np.errstate(all="ignore"):  # infinities and NaN are results, not events
+        return _run(graph, arrays, xp, observe)
+
+
+def _run(
+    graph: Graph, arrays: Sequence[Any], xp: Any, observe: Callable[[Node, Sequence[Any]], None] | None
+) -> list[Any]:
     store: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     left = {value: len(value.uses) for value in graph.inputs}
 
@@ -123,8 +130,7 @@ def run(
         keywords: dict[str, Any] = {}
         if node.regions:
             keywords["regions"] = [Region(region, xp, observe) for region in node.regions]
-        with np.errstate(all="ignore"):  # infinities and NaN are results, not events
-            found = node.op.reference(xp, *operands, **keywords)
+        found = node.op.reference(xp, *operands, **keywords)
         results = found if isinstance(found, tuple) else (found,)
         if observe is not None:
             observe(node, results[: len(node.results)])

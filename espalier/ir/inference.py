@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
 
 from espalier.ir.graph import Graph, Node, Value
 from espalier.ir.op import Op, TypeContext, TypeInferenceError, infer_content
@@ -12,10 +15,16 @@ from espalier.ir.xp import numpy as numpy_xp
 
 def type_context(graph: Graph, node: Node, fresh: Callable[[], str] | None = None) -> TypeContext:
     """What `infer` of a node's operator gets to see; `fresh` names new symbols (by default, the graph does)."""
+    operands = node.operands
+
+    def content(position: int) -> NDArray[Any] | None:
+        operand = operands[position]
+        return None if operand is None else operand.known
+
     return TypeContext(
         node.op,
-        [None if operand is None else operand.type for operand in node.operands],
-        lambda position: getattr(node.operands[position], "known", None),
+        [None if operand is None else operand.type for operand in operands],
+        content,
         result_count=len(node.results),
         region_results=[[output.type for output in region.outputs] for region in node.regions],
         fresh=fresh or graph.fresh_symbol,

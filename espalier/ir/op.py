@@ -118,6 +118,20 @@ class TypeContext:
             return self._contents(position)
         return self._contents[position] if position < len(self._contents) else None
 
+    def all_contents(self) -> list[NDArray[Any] | None] | None:
+        """What all operands hold (None for absent ones); None if one of them is not known."""
+        self.cacheable = False
+        held = self._contents
+        found: list[NDArray[Any] | None] = []
+        for position, type in enumerate(self.types):
+            content = None
+            if type is not None:
+                content = held(position) if callable(held) else held[position] if position < len(held) else None
+                if content is None:
+                    return None
+            found.append(content)
+        return found
+
     def numbers(self, operand: int | str) -> NDArray[Any] | None:
         """Its content if that is numbers only."""
         content = self.content(operand)
@@ -457,12 +471,9 @@ def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -
         return known
     if not result.is_static or not isinstance(result.size, int) or result.size > SMALL:
         return None
-    contents = []
-    for position, type in enumerate(ctx.types):
-        content = ctx.content(position)
-        if content is None and type is not None:
-            return None
-        contents.append(content)
+    contents = ctx.all_contents()
+    if contents is None:
+        return None
     try:
         with np.errstate(all="ignore"):
             found = operator.reference(xp, *contents)

@@ -16,7 +16,7 @@ import numpy as np
 from espalier import plugins
 from espalier.errors import EspalierError, InputError, VerificationError
 from espalier.ir import Graph, to_text, verify
-from espalier.ir.clone import clone
+from espalier.ir.clone import Snapshot, clone
 from espalier.ir.execute import run
 from espalier.passes.base import Context, Pass, order
 from espalier.passes.replay import Replayer
@@ -73,7 +73,7 @@ class Report:
 class _Segment:
     """Passes between two that approximate: what the model was before them, and what was done until then."""
 
-    base: Graph | None
+    base: Snapshot | None
     rewrites: int = 0
     start: int = 0
     passes: list[Pass] = field(default_factory=list)
@@ -132,7 +132,7 @@ class PassManager:
         replayer = Replayer(every=self.verify == "all", seed=self.seed)
         original = None
         if self.verify in ("rewrites", "all"):
-            context.recorder, original = replayer, clone(graph)
+            context.recorder, original = replayer, Snapshot(graph)
         stages: list[str] = []
         segment = _Segment(original)
         for each in order(self.passes, graph):
@@ -147,12 +147,12 @@ class PassManager:
                     done.measured = measure(before, graph, self.data)
                     stages.append(f"{each.name} changes the outputs: {in_words(done.measured)}")
                     self.reference = clone(graph)
-                segment = _Segment(original and clone(graph), context.rewrites, len(report.passes))
+                segment = _Segment(original and Snapshot(graph), context.rewrites, len(report.passes))
                 continue
             segment.passes.append(each)
             if self.verify == "all" and done.rewrites and segment.base is not None:
                 verify(graph, "types")
-                compare_models(segment.base, graph, self.seed, self.data)
+                compare_models(segment.base.graph, graph, self.seed, self.data)
         report.rewrites, report.replayed, report.unreplayed = context.rewrites, replayer.checked, replayer.unchecked
         if self.verify != "none":
             verify(graph, "types" if original is not None else "structure")
@@ -180,16 +180,17 @@ class PassManager:
     def _compare(self, segment: _Segment, graph: Graph, rewrites: int, bound: float | None) -> str:
         """`compare_models`; a failure names the first rewrite after which the model disagrees, found by bisection."""
         assert segment.base is not None
+        base = segment.base.graph
         try:
-            return compare_models(segment.base, graph, self.seed, self.data, bound)
+            return compare_models(base, graph, self.seed, self.data, bound)
         except VerificationError as error:
             good, bad = 0, rewrites
             while bad - good > 1:
                 middle = (good + bad) // 2
-                trial = clone(segment.base)
+                trial = clone(base)
                 PassManager(segment.passes, "none", self.seed, middle, data=self.data, device=self.device).run(trial)
                 try:
-                    compare_models(segment.base, trial, self.seed, self.data, bound)
+                    compare_models(base, trial, self.seed, self.data, bound)
                     good = middle
                 except VerificationError:
                     bad = middle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -13,7 +14,7 @@ import numpy as np
 
 from espalier.errors import EspalierError, InputError
 from espalier.ir import Graph, TensorType, Value
-from espalier.ir.dims import Dimension, substitute, symbols
+from espalier.ir.dims import Dim, Dimension, substitute, symbols
 from espalier.ir.elements import Element
 from espalier.ir.execute import run
 from espalier.train.agreement import disagreement
@@ -40,20 +41,25 @@ class NoSample(Exception):
 
 
 def sample_inputs(
-    values: Iterable[Value], seed: int, mode: Mode = "normal", instead: Mapping[int, int] | None = None
+    values: Iterable[Value],
+    seed: int | np.random.Generator,
+    mode: Mode = "normal",
+    instead: Mapping[int, int] | None = None,
 ) -> list[Any]:
     """One array per value; symbols of all shapes get small extents, the same everywhere. Raises NoSample.
 
     `instead` gives known extents of values whose content is not known others.
     """
     values = list(values)
-    names = sorted({name for value in values for dim in value.shape or () for name in symbols(dim)})
+    names = sorted(
+        {name for value in values for dim in value.shape or () if isinstance(dim, Dim) for name in symbols(dim)}
+    )
     binding = {name: _EXTENTS[k % len(_EXTENTS)] for k, name in enumerate(names)}
     return _samples(values, binding, seed, mode, instead)
 
 
 def _samples(
-    values: Iterable[Value], binding: dict[str, int], seed: int, mode: Mode = "normal",
+    values: Iterable[Value], binding: dict[str, int], seed: int | np.random.Generator, mode: Mode = "normal",
     instead: Mapping[int, int] | None = None,
 ) -> list[Any]:  # fmt: skip
     rng = np.random.default_rng(seed)
@@ -73,6 +79,8 @@ def _sample(
 
 
 def _bind(dim: Dimension, binding: dict[str, int]) -> int:
+    if isinstance(dim, int) and dim >= 0:
+        return dim
     found = substitute(dim, {name: binding.get(name, 2) for name in symbols(dim)})
     if not isinstance(found, int) or found < 0:
         raise NoSample(f"the extent {dim} has no small value")
@@ -81,14 +89,8 @@ def _bind(dim: Dimension, binding: dict[str, int]) -> int:
 
 def _numbers(element: Element, shape: list[int], rng: np.random.Generator, mode: Mode) -> Any:
     if mode == "special" and element.is_float:
-        least = float(ml_dtypes.finfo(element.dtype).smallest_subnormal)
-        choices = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, least, -least, 1.0, -1.5])
-        with np.errstate(all="ignore"):
-            return (
-                choices[(np.arange(np.prod(shape, dtype=int)) + rng.integers(9)) % 9]
-                .reshape(shape)
-                .astype(element.dtype)
-            )
+        choices = _special(element)
+        return choices[(np.arange(math.prod(shape)) + rng.integers(len(choices))) % len(choices)].reshape(shape)
     if element.is_float or element.is_complex:
         found = np.zeros(shape) if mode == "zero" else rng.standard_normal(shape)
         if element.is_complex:
@@ -106,6 +108,14 @@ def _numbers(element: Element, shape: list[int], rng: np.random.Generator, mode:
         return np.zeros(shape, element.dtype)
     top = min(high, 2 if mode in ("normal", "special") else 100)
     return rng.integers(max(low, 0), top + 1, shape).astype(element.dtype)
+
+
+@functools.cache
+def _special(element: Element) -> Any:
+    """Numbers of a float that break careless rewrites."""
+    least = float(ml_dtypes.finfo(element.dtype).smallest_subnormal)
+    with np.errstate(all="ignore"):
+        return np.array([0.0, -0.0, np.inf, -np.inf, np.nan, least, -least, 1.0, -1.5]).astype(element.dtype)
 
 
 class Trial(NamedTuple):

@@ -53,6 +53,8 @@ class Exporter:
         self._plans: dict[Any, Plan | Graph] = {}
         self._expansions: dict[Any, Graph | None] = {}
         self._keys = Keys()
+        self._node_keys: dict[Node, Any] = {}
+        """What decides how a node is written, at the present version."""
         self._assumed = set(graph.metadata.get("assumed_types", ()))
 
     def run(self) -> ModelProto:
@@ -86,6 +88,7 @@ class Exporter:
             self.version, reason = version, None
             self._plans.clear()
             self._expansions.clear()
+            self._node_keys.clear()
             nodes = self._distinct_nodes()
             for key, node in nodes.items():
                 try:
@@ -152,7 +155,10 @@ class Exporter:
         return self._expansions[key]
 
     def _key(self, node: Node) -> Any:
-        return self._keys.of(node, contents_matter(node.op, self.version))
+        key = self._node_keys.get(node)
+        if key is None:
+            key = self._node_keys[node] = self._keys.of(node, contents_matter(node.op, self.version))
+        return key
 
     # ---- names ---------------------------------------------------------------------------------------------
 

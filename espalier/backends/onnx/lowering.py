@@ -128,8 +128,12 @@ LOWERINGS = (
 
 def lowered(graph: Graph, version: int) -> Graph:
     """The graph without the operators above that a version of ai.onnx lacks: a copy, or itself if it has none."""
-    lacking = {kind for kind, node in _first_nodes(graph).items() if not _printable(node, version)}
-    rules = tuple(rule for rule in LOWERINGS if any(rule.matches(kind) for kind in lacking))
+    found = _first_nodes(graph)
+    rules = tuple(
+        rule
+        for rule in LOWERINGS
+        if any(rule.matches(kind) and not _printable(node, version) for kind, node in found.items())
+    )
     if not rules:
         return graph
     copy, context = clone(graph), Context()

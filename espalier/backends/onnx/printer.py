@@ -7,7 +7,7 @@ the operand's constant; a default that changed is written out; the few operators
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,11 +110,11 @@ def _at(
 ) -> tuple[list[Value | None], dict[str, Any]]:
     """Operands and attributes as a schema has them. Raises CannotPrint."""
     assert op.onnx is not None
-    newest = schemas.newest_schema("", op.onnx)
+    newest, formals = schemas.newest_schema("", op.onnx), schemas.formal_attributes(schema)
     if newest is not None and newest.since_version != schema.since_version:
         for name, place in schemas.moved_attributes("", op.onnx, version).items():
             if place.position < len(operands) and operands[place.position] is not None:
-                attributes[name] = _constant(operands[place.position], schema.attributes[name].type.name, op.onnx, name)
+                attributes[name] = _constant(operands[place.position], formals[name].kind, op.onnx, name)
                 operands[place.position] = None
         places = schemas.renumbered_operands("", op.onnx, version) or tuple(range(len(schemas.input_names(schema))))
         if not (schema.inputs and schema.inputs[-1].option.name == "Variadic"):
@@ -124,11 +124,11 @@ def _at(
                 raise CannotPrint(f"{op.onnx} of opset {version} has no {op.operands[lost[0]].name}")
             operands = kept
     defaults = schemas.schema_defaults("", op.onnx, version)
-    for name in [name for name in attributes if name not in schema.attributes]:
+    for name in [name for name in attributes if name not in formals]:
         raise CannotPrint(f"{op.onnx} of opset {version} has no {name}")
     for name in schemas.changed_defaults("", op.onnx, version):
         attributes.setdefault(name, op.attributes.get(name, defaults[name]))
-    for name, formal in schema.attributes.items():
+    for name, formal in formals.items():
         if formal.required and name not in attributes:
             value = op.attributes.get(name)
             if value is None:
@@ -199,10 +199,10 @@ def _code(text: str) -> int:
 def attribute_protos(printed: Printed, version: int) -> list[AttributeProto]:
     """The attributes as messages, typed as the schema says. Raises UnsupportedError for what is no attribute."""
     schema = schemas.schema_of(printed.domain, printed.op_type, version)
-    formals: Mapping[str, Any] = schema.attributes if schema is not None else {}
+    formals = schemas.formal_attributes(schema) if schema is not None else {}
     made = []
     for name, value in printed.attributes.items():
-        kind = formals[name].type.name if name in formals else None
+        kind = formals[name].kind if name in formals else None
         made.append(attribute_proto(name, value, kind))
     return made
 

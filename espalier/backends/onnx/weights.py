@@ -45,7 +45,7 @@ def tensor_proto(constant: Constant, name: str, data: DataFile | None = None) ->
         for key, value in (("location", data.path.name), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
         return tensor
-    tensor.raw_data = b"".join(bytes(piece) for piece in pieces(constant))
+    tensor.raw_data = b"".join(pieces(constant))
     return tensor
 
 

@@ -406,13 +406,14 @@ def _check_attributes(site: Site) -> None:
         if not site.domain and schemas.newest_schema("", site.op_type) is not None:
             raise InputError("E107", f"{site.op_type} is not in opset {site.version}", node=site.location)
         return
+    formals = schemas.formal_attributes(schema)
     for name, attribute in site.raw.items():
-        formal = schema.attributes.get(name)
+        formal = formals.get(name)
         if formal is None:
             if not name.startswith("_") and name not in schemas.WITHOUT_MEANING:
                 raise InputError("E116", f"{site.op_type} has no attribute {name!r}", node=site.location)
-        elif attribute.type != AttributeProto.AttributeType.Value(formal.type.name):
+        elif attribute.type != formal.code:
             raise InputError("E116", f"the attribute {name!r} of {site.op_type} has the wrong type", node=site.location)
-    for name, formal in schema.attributes.items():
+    for name, formal in formals.items():
         if formal.required and name not in site.raw:
             raise InputError("E116", f"{site.op_type} lacks the attribute {name!r}", node=site.location)

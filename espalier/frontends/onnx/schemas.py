@@ -58,6 +58,33 @@ def input_names(schema: Schema) -> tuple[str, ...]:
     return tuple(formal.name for formal in schema.inputs)
 
 
+@dataclass(frozen=True)
+class Formal:
+    """An attribute as a schema declares it."""
+
+    kind: str
+    """The name of its type: INT, FLOATS, …"""
+    code: int
+    """The type as `AttributeProto.type` has it."""
+    required: bool
+
+
+_FORMALS: dict[tuple[str, str, int], Mapping[str, Formal]] = {}
+
+
+def formal_attributes(schema: Schema) -> Mapping[str, Formal]:
+    """The attributes of a schema, which itself makes them anew for everybody who asks."""
+    key = (schema.domain, schema.name, schema.since_version)
+    found = _FORMALS.get(key)
+    if found is None:
+        found = _FORMALS[key] = {
+            name: Formal(kind, AttributeProto.AttributeType.Value(kind), formal.required)
+            for name, formal in schema.attributes.items()
+            for kind in [formal.type.name]
+        }
+    return found
+
+
 @functools.cache
 def schema_defaults(domain: str, op_type: str, version: int) -> Mapping[str, Any]:
     """The defaults of attributes that have one, as Python values."""
@@ -158,12 +185,12 @@ def moved_attributes(domain: str, op_type: str, version: int) -> Mapping[str, Op
         return {}
     names = [name.lower() for name in input_names(new)]
     found = {}
-    for name, attribute in old.attributes.items():
+    for name, attribute in formal_attributes(old).items():
         current = _RENAMED.get((op_type, name), name).lower()
-        if name in new.attributes or current not in names:
+        if name in formal_attributes(new) or current not in names:
             continue
         position = names.index(current)
-        kind = {"INTS": "ints", "INT": "int", "FLOAT": "float", "FLOATS": "floats"}[attribute.type.name]
+        kind = {"INTS": "ints", "INT": "int", "FLOAT": "float", "FLOATS": "floats"}[attribute.kind]
         kind = "ints" if (op_type, name) in _VECTORS else kind
         found[name] = Operand(position, kind, new.inputs[position].type_str == new.inputs[0].type_str)
     return found

@@ -132,7 +132,7 @@ class FoldConstants(Pass):
                     change = Change(self.name, self.semantics, context.rewrites, node.results, results, [])
                     context.recorder(change)
                 for old, new in zip(node.results, results, strict=False):
-                    learned = old.type != new.type or old.content is None
+                    learned = old.type != new.type or (old.content is None and new.known is not None)
                     each.replace(old, new)
                     if learned:
                         propagate(each, new)
@@ -194,12 +194,14 @@ def _bytes(result: Value) -> int:
 
 def _numbers(result: Value) -> Value | None:
     """The content as a constant, if it is numbers only."""
-    assert result.content is not None
-    flat = result.content.reshape(-1).tolist()
-    if result.content.dtype == object and Dim in set(map(type, flat)):
-        return None
-    array = np.array(flat, result.element.dtype).reshape(result.content.shape)
-    return constant_value(array, result.element, result.name)
+    content = result.content
+    assert content is not None
+    if content.dtype != result.element.dtype:
+        numbers = content.reshape(-1).tolist()
+        if Dim in set(map(type, numbers)):
+            return None
+        content = np.array(numbers, result.element.dtype).reshape(content.shape)
+    return constant_value(content, result.element, result.name)
 
 
 @graph_pass("infer_types")
