@@ -29,6 +29,7 @@ from benchmarks.cpu_turns import (
     EngineProcess,
     distance,
     interpreters,
+    package_version,
     ratio,
     take_turns,
 )
@@ -36,6 +37,8 @@ from benchmarks.cpu_turns import (
 LOAD_LIMIT, CALL_LIMIT, COMPILE_LIMIT = 900.0, 300.0, 1800.0
 """Seconds that loading (torch compiles in it), a turn, and our compiler may take."""
 CROWD, CROWD_CALLS = 16, 4
+OPTIONS: dict[str, tuple[str, ...] | None] = {"fp32": (), "int8": (), "bf16": None}
+"""What `espalier compile` is told for a precision; None where it has nothing that could be told."""
 FRESH = 3
 """Fresh processes whose peak memory is taken, of which the median counts."""
 
@@ -90,7 +93,7 @@ def compile_artifact(model: Path, precision: str, folder: Path) -> Compiled:
     digest = hashlib.sha256(model.read_bytes())
     digest.update(f"{compiler_key()} {precision}".encode())
     key = digest.hexdigest()
-    path = folder / "artifacts" / f"{model.stem}-{precision}"
+    path = folder / "artifacts" / (model.stem if precision.startswith("int8") else f"{model.stem}-{precision}")
     record = path.with_suffix(".json")
     if record.exists():
         known = json.loads(record.read_text())
@@ -98,9 +101,12 @@ def compile_artifact(model: Path, precision: str, folder: Path) -> Compiled:
             return Compiled(path, **known)
     record.unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
+    options = OPTIONS[precision.partition("-")[0]]
+    if options is None:
+        return Compiled(path, key, failed=f"espalier compiles no model to {precision}")
     path.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    command = [sys.executable, "-m", "espalier", "compile", str(model), "-o", str(path), "--json"]
+    command = [sys.executable, "-m", "espalier", "compile", str(model), "-o", str(path), "--json", *options]
     with open(path.with_suffix(".log"), "w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log, text=True)
         code, cpu_seconds = _wait(process, COMPILE_LIMIT)
@@ -140,7 +146,6 @@ class Runs:
     """Measures cases, with everything that they share.
 
     Attributes:
-        versions: Of the engines that ran.
         missing: Why engines are left out.
     """
 
@@ -150,7 +155,7 @@ class Runs:
         for engine in without:
             self.pythons.pop(engine, None)
             self.missing[engine] = "left out of this run"
-        self.versions: dict[str, str] = {}
+        self._installed: dict[str, str] = {}
 
     def measure(self, case: Case, prepared: Prepared, model: Path, wanted: Path, compiled: Compiled) -> dict[str, Any]:
         """A row: times of every engine, ratios, distances from the outputs that are wanted."""
@@ -168,9 +173,10 @@ class Runs:
                 task = self.task(engine, case, prepared, model, compiled)
                 try:
                     said = processes[engine].ask(task, LOAD_LIMIT)
-                    self.versions[engine] = said["version"]
                     answers = self._answers(processes[engine], engine, wanted)
-                    row["engines"][engine] = {"load_seconds": round(said["seconds"], 3), **answers}
+                    row["engines"][engine] = {
+                        "version": said["version"], "load_seconds": round(said["seconds"], 3), **answers,
+                    }  # fmt: skip
                 except EngineFailure as error:
                     row["failed"][engine] = str(error)
             asks = {engine: _timer(processes[engine]) for engine in row["engines"]}
@@ -194,9 +200,7 @@ class Runs:
             found = [engine for engine in found if engine != "onnxruntime"]  # its CPU kernels compute in fp32
         return found
 
-    def task(
-        self, engine: str, case: Case, prepared: Prepared, model: Path, compiled: Compiled
-    ) -> dict[str, Any]:  # fmt: skip
+    def task(self, engine: str, case: Case, prepared: Prepared, model: Path, compiled: Compiled) -> dict[str, Any]:
         """What an engine's process is told to load."""
         return {
             "do": "load", "engine": engine, "name": case.model, "model": str(model), "artifact": str(compiled.path),
@@ -238,6 +242,19 @@ class Runs:
             except EngineFailure as error:
                 found[f"{engine} failed"] = str(error)
         return found
+
+    def key(self, case: Case, prepared: Prepared, model: Path, compiled: Compiled) -> str:
+        """What a row depends on, as a hash: one that was measured before is taken again as long as it is the same."""
+        facts: list[Any] = [str(case), self.rounds, self.seed, prepared.facts["key"], compiled.key]
+        facts += [hashlib.sha256(model.read_bytes()).hexdigest()]
+        facts += [(engine, self.installed(engine)) for engine in self.engines(case, prepared)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def installed(self, engine: str) -> str:
+        """The version of an engine's package."""
+        if engine not in self._installed:
+            self._installed[engine] = package_version(self.pythons[engine], engine)
+        return self._installed[engine]
 
     def crowd(self, case: Case, prepared: Prepared, model: Path, compiled: Compiled) -> dict[str, Any]:
         """Wrong answers of ours when 16 threads call it at once."""

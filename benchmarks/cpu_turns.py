@@ -6,6 +6,7 @@ import json
 import math
 import os
 import select
+import shutil
 import signal
 import statistics
 import subprocess
@@ -100,23 +101,34 @@ class EngineProcess:
 
 def interpreters() -> tuple[dict[str, Path], dict[str, str]]:
     """The Python that has each engine, and why the others are left out."""
-    peers = ROOT / ".venv-peers" / "bin" / "python"
     found, missing = {OURS: Path(sys.executable)}, {}
-    for engine, package in (("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("torch", "torch")):
-        for python in (Path(sys.executable), peers):
-            # torch's modules and compiler belong to the development environment.
-            if python.exists() and _imports(python, package) and (engine != "torch" or python != peers):
-                found[engine] = python
-                break
+    for engine in PEERS:
+        python = interpreter_with(engine)
+        if python is None:
+            missing[engine] = f"{engine} is not installed (`make venv-peers` makes the environment of peers)"
+        elif engine == "torch" and shutil.which("c++") is None and shutil.which("g++") is None:
+            missing[engine] = "torch.compile needs a C++ compiler"
         else:
-            missing[engine] = f"{package} is not installed (`make venv-peers` makes the environment of peers)"
+            found[engine] = python
     return found, missing
+
+
+def interpreter_with(package: str) -> Path | None:
+    """This Python if it has a package, or that of the environment of peers, or None."""
+    places = (Path(sys.executable), ROOT / ".venv-peers" / "bin" / "python")
+    return next((python for python in places if python.exists() and _imports(python, package)), None)
 
 
 def _imports(python: Path, package: str) -> bool:
     """Whether an interpreter has a package, without importing it."""
     program = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
     return subprocess.run([python, "-c", program], check=False).returncode == 0
+
+
+def package_version(python: Path, package: str) -> str:
+    """The version of a package that an interpreter has."""
+    program = f"import importlib.metadata; print(importlib.metadata.version({package!r}))"
+    return subprocess.run([python, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
 
 
 # ---- rounds ----------------------------------------------------------------------------------------------------
