@@ -139,11 +139,18 @@ class Scope:
 
     A bound value is kept in a buffer of one entry rather than in a variable: TVM's simplifier looks through variables
     and grows exponentially, and LLVM makes a register of either (but in TVM's scope "local" it would lie on the heap).
-    Inside an expression (a branch that may not be evaluated) there are only variables.
+    Inside an expression (a branch that may not be evaluated) there are only variables. In a loop of vectors, `lanes`
+    (its variable, and how many there are), the buffer has an entry for each lane and is allocated outside.
     """
 
-    def __init__(self, kernel: Kernel, parent: Scope | None = None, expression: bool = False) -> None:
-        self.kernel, self.parent, self.expression = kernel, parent, expression
+    def __init__(
+        self,
+        kernel: Kernel,
+        parent: Scope | None = None,
+        expression: bool = False,
+        lanes: tuple[Expr, int] = (integer(0), 1),
+    ) -> None:
+        self.kernel, self.parent, self.expression, self.lanes = kernel, parent, expression, lanes
         self.bound: list[tuple[Expr, Expr]] = []
         self.memo: dict[tuple[Tensor, tuple[int, ...]], tuple[Expr, Index]] = {}
         self.reads: int = 0 if parent is None else parent.reads
@@ -159,9 +166,10 @@ class Scope:
             variable = self.kernel.names.variable("v", dtype)
             self.bound.append((variable, value))
             return variable
-        cell = tirx.decl_buffer([integer(1)], dtype, self.kernel.names.variable("v").name)
+        lane, count = self.lanes
+        cell = tirx.decl_buffer([integer(count)], dtype, self.kernel.names.variable("v").name)
         self.bound.append((cell, value))
-        found = tirx.BufferLoad(cell, [integer(0)])
+        found = tirx.BufferLoad(cell, [lane])
         self.kernel.cells[id(found)] = found
         return found
 
@@ -193,7 +201,7 @@ class Scope:
         return self.bind(found) if tensor.cost > 0 else found
 
     def inner(self, expression: bool = False) -> Scope:
-        return Scope(self.kernel, self, expression or self.expression)
+        return Scope(self.kernel, self, expression or self.expression, self.lanes)
 
     def as_expression(self, value: Expr) -> Expr:
         """The value with everything bound here around it."""
@@ -204,13 +212,18 @@ class Scope:
 
     def as_statements(self, *last: Statement) -> Statement:
         """What is bound here, then the statements."""
+        return sequence([*self.allocations, *self.computed, *last])
+
+    @property
+    def allocations(self) -> list[Statement]:
+        """The buffers of what is bound here."""
         assert not self.expression
-        bound = [
-            s
-            for cell, value in self.bound
-            for s in (tirx.AllocBuffer(cell), tirx.BufferStore(cell, value, [integer(0)]))
-        ]
-        return sequence([*bound, *last])
+        return [tirx.AllocBuffer(cell) for cell, _ in self.bound]
+
+    @property
+    def computed(self) -> list[Statement]:
+        """The statements that compute what is bound here."""
+        return [tirx.BufferStore(cell, value, [self.lanes[0]]) for cell, value in self.bound]
 
 
 def _only(tensor: Constant) -> Any:

@@ -98,17 +98,28 @@ def entry(function: Function, scope: Scope, index: Index) -> Expr:
     return numbers.store(root.element, found, scope.bind)
 
 
-def stored(function: Function, index: Sequence[Expr], *, vectors: bool = False) -> Statement:
-    """The statement that computes and stores the root's entry; `vectors` if it stands in a loop of vectors.
-
-    There, what is computed once is bound to variables: a buffer would be one for all lanes.
-    """
-    scope = Scope(function, expression=vectors)
+def stored(function: Function, index: Sequence[Expr]) -> Statement:
+    """The statement that computes and stores the root's entry."""
+    scope = Scope(function)
     value = entry(function, scope, index)
-    where = function.place(function.root, index)
-    if vectors:
-        return tirx.BufferStore(function.out_buffers[0], scope.as_expression(value), where)
-    return scope.as_statements(tirx.BufferStore(function.out_buffers[0], value, where))
+    return scope.as_statements(tirx.BufferStore(function.out_buffers[0], value, function.place(function.root, index)))
+
+
+def stored_lanes(function: Function, index: Sequence[Expr], lane: Expr, lanes: int) -> Statement:
+    """The loop over the lanes of a block, one of vectors, that computes and stores the root's entries.
+
+    It is written as such since LLVM would unroll it, and then gather along another axis.
+    """
+    scope = Scope(function, lanes=(lane, lanes))
+    value = entry(function, scope, index)
+    store = tirx.BufferStore(function.out_buffers[0], value, function.place(function.root, index))
+    return vectors(scope, lane, lanes, store)
+
+
+def vectors(scope: Scope, lane: Expr, lanes: int, store: Statement) -> Statement:
+    """A loop of vectors around what a scope has bound, and a last statement."""
+    body = loop(lane, integer(lanes), sequence([*scope.computed, store]), "vectorized")
+    return sequence([*scope.allocations, body])
 
 
 def reader(scope: Scope, tensor: Tensor) -> Any:
@@ -269,19 +280,20 @@ def _tile(
 
         return found
 
-    vectors = layout is not None and isinstance(length, tirx.IntImm)
+    whole = layout is not None and isinstance(length, tirx.IntImm)
 
     def write(lane: Expr) -> tuple[Statement, dict[Fold, Index]]:
         places: dict[Fold, Index] = {}
         function.folds = {fold: at_hand(fold, places, lane) for fold in folds}
-        return stored(function, list(here(lane)), vectors=vectors), places
+        index = list(here(lane))
+        return (stored_lanes(function, index, lane, extent) if whole else stored(function, index)), places
 
     def place_of(fold: Fold) -> Callable[[Expr], Index]:
         return lambda lane: write(lane)[1][fold]
 
     final, used = write(lane)
-    if tiled:
-        final = loop(lane, length, final, "vectorized" if vectors else "serial")
+    if tiled and not whole:
+        final = loop(lane, length, final)
     before = [
         statement for fold in folds if fold in used
         for statement in _fold(function, fold, states[fold], place_of(fold), tiled, length)
@@ -302,28 +314,33 @@ def _fold(
     ])  # fmt: skip
     positions = [function.names.variable("r") for _ in fold.extents]
     where = [inside if tiled else integer(0)]
-    vectors = function.root.layout is not None and isinstance(length, tirx.IntImm) and len(states) == 1
-    body = _step(fold, Scope(function, expression=vectors), states, where, place(inside), positions)
-    if tiled:
-        kind = "vectorized" if vectors else "serial"
-        start, body = loop(begin, length, start, kind), loop(inside, length, body, kind)
+    if function.root.layout is not None and isinstance(length, tirx.IntImm):
+        lanes = int(length)
+        scope = Scope(function, lanes=(inside, lanes))
+        step = _step(fold, scope, states, where, place(inside), positions)
+        start, body = loop(begin, length, start, "vectorized"), vectors(scope, inside, lanes, step)
+    else:
+        scope = Scope(function)
+        step = _step(fold, scope, states, where, place(inside), positions)
+        body = scope.as_statements(step)
+        if tiled:
+            start, body = loop(begin, length, start), loop(inside, length, body)
     for variable, extent in reversed(list(zip(positions, fold.extents, strict=True))):
         body = loop(variable, function.dim(extent), body)
     return [start, body]
 
 
 def _step(fold: Fold, scope: Scope, states: Sequence[Expr], where: Index, place: Index, positions: Index) -> Statement:
+    """The stores of a fold's next state; what they rest on is bound in the scope."""
     values = [tirx.BufferLoad(state, list(where)) for state in states]
     if len(states) > 1:
         values = [scope.bind(value) for value in values]
     found = list(fold.step(reader(scope, fold), values, place, positions))
     if len(states) > 1:
         found = [scope.bind(value) for value in found]
-    if scope.expression:
-        return tirx.BufferStore(states[0], scope.as_expression(found[0]), list(where))
-    return scope.as_statements(
-        *(tirx.BufferStore(state, value, list(where)) for state, value in zip(states, found, strict=True))
-    )
+    return sequence([
+        tirx.BufferStore(state, value, list(where)) for state, value in zip(states, found, strict=True)
+    ])  # fmt: skip
 
 
 def _lanes(fold: Fold) -> bool:
@@ -351,16 +368,16 @@ def _along_rows(
     extent = fold.extents[-1]
     block, part_lane, rest = (function.names.variable(letter) for letter in "rkk")
     position = block * integer(LANES) + part_lane
-    body = loop(part_lane, integer(LANES), _step(fold, Scope(function), parts, [part_lane], where, [*outer, position]))
+
+    def step(lane: Expr, entry_position: Expr) -> Statement:
+        scope = Scope(function)
+        return scope.as_statements(_step(fold, scope, parts, [lane], where, [*outer, entry_position]))
+
+    body = loop(part_lane, integer(LANES), step(part_lane, position))
     body = loop(block, integer(extent // LANES), body)
     if extent % LANES:
         tail = integer(extent - extent % LANES) + rest
-        body = sequence(
-            [
-                body,
-                loop(rest, integer(extent % LANES), _step(fold, Scope(function), parts, [rest], where, [*outer, tail])),
-            ]
-        )
+        body = sequence([body, loop(rest, integer(extent % LANES), step(rest, tail))])
     for r, e in reversed(list(zip(outer, fold.extents[:-1], strict=True))):
         body = loop(r, function.dim(e), body)
     statements.append(body)

@@ -16,10 +16,10 @@ from tvm import tirx
 from espalier.backends.tvm import machine
 from espalier.backends.tvm.arithmetic import as_tensor, broadcast_index
 from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
-from espalier.backends.tvm.kernels import Function, Nest, is_large, stored
+from espalier.backends.tvm.kernels import Function, Nest, is_large, stored, stored_lanes
 from espalier.backends.tvm.layout import Reach
 from espalier.backends.tvm.numbers import expression_type, immediate
-from espalier.backends.tvm.tensor import Constant, Expr, Index, Product, Tensor
+from espalier.backends.tvm.tensor import At, Constant, Expr, Index, Map, Product, Tensor
 from espalier.ir import dims
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
@@ -28,6 +28,8 @@ GAP = 4
 """Entries between the rows of a finished tile: LLVM would make one huge register of stores that touch."""
 SMALL_WORK = 2048
 """Multiplications below which the template is not worth its code."""
+FEW_ROWS = 4
+"""Rows from which on it pays to pack the other matrix when the model runs."""
 LATENCY = 8
 """Vectors that must be accumulated at once to hide how long an addition takes."""
 
@@ -171,11 +173,11 @@ def _tile(rows: Dimension, columns: Dimension, plan: Plan, *, wide: bool) -> tup
         return max(1, min(6, registers // 2)), 1
     all_blocks = -(-columns // plan.lanes)
     best, chosen = float("inf"), (1, 1)
-    for blocks in (1,) if plan.lanewise else (1, 2, 3, 4, 6, 8):
-        if blocks > all_blocks or (plan.multiple and plan.multiple % (plan.lanes * blocks)):
+    for blocks in (1,) if plan.lanewise else range(1, 9):
+        if all_blocks % blocks or (plan.multiple and plan.multiple % (plan.lanes * blocks)):
             continue
         for height in range(1, min(rows, registers // blocks) + 1):
-            tiles = -(-rows // height) * -(-all_blocks // blocks)
+            tiles = -(-rows // height) * (all_blocks // blocks)
             work = height * blocks
             cost = tiles * (max(work, (height * (blocks if plan.lanewise else 1) + blocks), LATENCY) + 1)
             if cost < best or (cost == best and work > chosen[0] * chosen[1]):
@@ -184,10 +186,7 @@ def _tile(rows: Dimension, columns: Dimension, plan: Plan, *, wide: bool) -> tup
 
 
 def _stored(function: Function, product: Product, place: Place, tile: Expr, height: int, block: int) -> Statement:
-    """The entries of one block, each computed from its sum. The inner loop goes along memory where it can.
-
-    Along lanes it is one of vectors, written as such: LLVM would unroll it, and then gather along the rows.
-    """
+    """The entries of one block, each computed from its sum. The inner loop goes along memory where it can."""
     plan: Plan = product.plan
     shape, lanes = product.shape, plan.lanes
     start = place(integer(0), block, integer(0))
@@ -196,20 +195,20 @@ def _stored(function: Function, product: Product, place: Place, tile: Expr, heig
     lane_count = _span(function, columns, start[plan.lane_axis], lanes)
     along = plan.lane_axis > plan.row_axis or function.root.layout is not None
 
-    def entries(kind: str) -> Statement:
+    def entries(*, whole: bool) -> Statement:
         row, lane = function.names.variable("i"), function.lane(lanes)
         function.folds = {product: lambda scope, index: tirx.BufferLoad(tile, [row * integer(lanes + GAP) + lane])}
         index = _root_index(function, product, place(row, block, lane))
-        body = stored(function, index, vectors=kind == "vectorized")
-        if not along:
-            return loop(lane, lane_count, loop(row, row_count, body))
-        return loop(row, row_count, loop(lane, lane_count if kind == "serial" else integer(lanes), body, kind))
+        if whole:
+            return loop(row, row_count, stored_lanes(function, index, lane, lanes))
+        inner, outer = ((lane, lane_count), (row, row_count))[:: 1 if along else -1]
+        return loop(*outer, loop(*inner, stored(function, index)))
 
     if not along or not isinstance(columns, int) or columns < lanes:
-        return entries("serial")
+        return entries(whole=False)
     if columns % lanes == 0:
-        return entries("vectorized")
-    return tirx.IfThenElse(lane_count == integer(lanes), entries("vectorized"), entries("serial"))
+        return entries(whole=True)
+    return tirx.IfThenElse(lane_count == integer(lanes), entries(whole=True), entries(whole=False))
 
 
 def _span(function: Function, extent: Dimension, first: Expr, size: int) -> Expr:
@@ -320,14 +319,18 @@ def matrices(
             offset = scope.kernel.block(index[-1]) * scope.dim(count) + position[0]
             return load([tirx.Ramp(offset * integer(lanes), integer(1), lanes)])
     else:
-        lanes = next((size for size in (16, 8, 4) if columns % size == 0), 1)
-        if lanes == 1:
+        lanes = machine.current().lanes
+        direct = columns % lanes == 0
+        if not direct and isinstance(shape[-2], int) and shape[-2] < FEW_ROWS:
             return None
-        weights = right
+        weights = right if direct else _packed(right, lanes)
 
         def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
             first = broadcast_index(scope, index[:-2], right.shape[:-2], lead)  # type: ignore[arg-type]  # a scope has `dim`
-            return load([*first, position[0], tirx.Ramp(index[-1], integer(1), lanes)])
+            if direct:
+                return load([*first, position[0], tirx.Ramp(index[-1], integer(1), lanes)])
+            ramp = tirx.Ramp(integer(0), integer(1), lanes)
+            return load([*first, scope.kernel.block(index[-1]), position[0], ramp])
 
     def scalar(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
         first = broadcast_index(scope, index[:-2], left.shape[:-2], lead)  # type: ignore[arg-type]  # a scope has `dim`
@@ -335,3 +338,17 @@ def matrices(
 
     plan = Plan(len(shape) - 2, len(shape) - 1, lanes, (count,), scalar, vector)
     return Product(shape, kind, [left, weights], plan)
+
+
+def _packed(matrix: Tensor, lanes: int) -> Map:
+    """Stacks of matrices (…, count, columns) as (…, columns / lanes, count, lanes), with zeros beyond the columns."""
+    *lead, count, columns = matrix.shape
+    nothing = immediate(0, expression_type(matrix.element))
+
+    def body(at: At, index: Index) -> Expr:
+        *first, block, row, lane = index
+        column = block * integer(lanes) + lane
+        return at.guard(column < at.dim(columns), lambda: at(0, [*first, row, column]), nothing)
+
+    shape = (*lead, dims.ceil_divide(columns, lanes), count, lanes)
+    return Map(shape, matrix.element, [matrix], ["once"], body, cost=1)
