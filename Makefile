@@ -3,8 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 VENV_QONNX := .venv-qonnx
+VENV_PEERS := .venv-peers
+VENV_TIMM := .venv-timm
 
-.PHONY: venv venv-qonnx demo test test-all lint format lock clean
+.PHONY: venv venv-qonnx venv-timm venv-peers demo test test-all lint format lock clean
 
 venv: $(VENV)/.stamp
 
@@ -20,6 +22,22 @@ venv-qonnx: $(VENV_QONNX)/.stamp
 $(VENV_QONNX)/.stamp: requirements/qonnx.lock
 	test -x $(VENV_QONNX)/bin/python || $(PYTHON) -m venv $(VENV_QONNX)
 	$(VENV_QONNX)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/qonnx.lock
+	touch $@
+
+# timm wants torchvision, which the benchmarks replace by a stand-in: a folder of its own, beside what it needs else.
+venv-timm: $(VENV_TIMM)/.stamp
+
+$(VENV_TIMM)/.stamp: requirements/timm.lock $(VENV)/.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(VENV_TIMM) \
+		-r requirements/timm.lock
+	touch $@
+
+# OpenVINO and NNCF, which `python -m benchmarks.cpu` compares with: large, and needed for nothing else.
+venv-peers: $(VENV_PEERS)/.stamp
+
+$(VENV_PEERS)/.stamp: requirements/peers.lock
+	test -x $(VENV_PEERS)/bin/python || $(PYTHON) -m venv $(VENV_PEERS)
+	$(VENV_PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/peers.lock
 	touch $@
 
 demo: venv
@@ -44,6 +62,7 @@ format: venv
 lock:
 	$(BIN)/python -m pip freeze --exclude-editable --exclude pip --all | sed 's/+cpu$$//' > requirements/development.lock
 	$(VENV_QONNX)/bin/python -m pip freeze --exclude pip > requirements/qonnx.lock
+	$(VENV_PEERS)/bin/python -m pip freeze --exclude pip > requirements/peers.lock
 
 clean:
-	rm -rf $(VENV) $(VENV_QONNX) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV_QONNX) $(VENV_TIMM) $(VENV_PEERS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,6 +26,8 @@ from espalier.runtime.cpu import instruction_sets, plain
 
 FOLDER = ROOT / "build" / "cpu"
 ROUNDS, QUICK_ROUNDS = 15, 5
+COMPILE_LIMIT, QUICK_COMPILE_LIMIT = 900.0, 20.0
+"""Seconds after which our compiler counts as failed."""
 PRECISIONS = ("fp32", "bf16", "int8")
 BATCHED = ("resnet18", "mobilenet_v2", "minilm", "resnet20")
 BATCHES = (8, 32)
@@ -132,7 +134,8 @@ class Measurements:
                 self._row(Case(name, precision, 1, count), prepared, made.model, made.wanted, compiled)
 
     def _compile(self, prepared: Prepared, model: Path, precision: str) -> Compiled:
-        compiled = compile_artifact(model, precision, FOLDER)
+        limit = QUICK_COMPILE_LIMIT if self.benchmark.arguments.quick else COMPILE_LIMIT
+        compiled = compile_artifact(model, precision, FOLDER, limit)
         took = compiled.failed or f"{compiled.seconds} s ({compiled.cpu_seconds} s of CPU)"
         self.benchmark.say(f"{model.stem}, {precision}: compiled: {took}")
         return compiled
@@ -189,7 +192,8 @@ def main() -> None:
     without = [*arguments.without, *(["torch"] if quick else [])]
     names = arguments.models or ((["resnet20"] if data_folder() else ["lstm"]) if quick else available())
     threads = arguments.threads or ([1] if quick else [1, 2])
-    runs = Runs(FOLDER, arguments.rounds or (QUICK_ROUNDS if quick else ROUNDS), arguments.seed, benchmark.say, without)
+    rounds = arguments.rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    runs = Runs(FOLDER, rounds, 1 if quick else 3, arguments.seed, benchmark.say, without)
     found = Measurements(benchmark, runs, Progress(FOLDER / "progress.json", arguments.fresh or quick))
     for name in names:
         batches = BATCHES if name in BATCHED and not quick and not arguments.no_batches else ()

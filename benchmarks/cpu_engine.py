@@ -13,8 +13,10 @@ engine's own and the environments of peers need nothing else.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -28,6 +30,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Call = Callable[[dict[str, Array]], Sequence[Array]]
 ALIGNMENT = 64
+PR_SET_PDEATHSIG = 1
 
 
 # ---- the engines -----------------------------------------------------------------------------------------------
@@ -200,6 +203,8 @@ def answer(worker: Worker | None, task: dict[str, Any]) -> tuple[Worker | None, 
 
 
 def main() -> None:
+    # A stopped process would outlive a benchmark that is killed.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # What engines print goes to stderr, so that stdout holds answers only.
     with os.fdopen(os.dup(1), "w", buffering=1) as out:
         os.dup2(2, 1)

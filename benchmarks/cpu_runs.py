@@ -34,13 +34,11 @@ from benchmarks.cpu_turns import (
     take_turns,
 )
 
-LOAD_LIMIT, CALL_LIMIT, COMPILE_LIMIT = 900.0, 300.0, 1800.0
-"""Seconds that loading (torch compiles in it), a turn, and our compiler may take."""
+LOAD_LIMIT, CALL_LIMIT = 900.0, 300.0
+"""Seconds that loading (torch compiles in it) and a turn may take."""
 CROWD, CROWD_CALLS = 16, 4
 OPTIONS: dict[str, tuple[str, ...] | None] = {"fp32": (), "int8": (), "bf16": None}
 """What `espalier compile` is told for a precision; None where it has nothing that could be told."""
-FRESH = 3
-"""Fresh processes whose peak memory is taken, of which the median counts."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,11 @@ def compiler_key() -> str:
     return digest.hexdigest()
 
 
-def compile_artifact(model: Path, precision: str, folder: Path) -> Compiled:
+def compile_artifact(model: Path, precision: str, folder: Path, limit: float) -> Compiled:
     """The artifact of a model file, as `espalier compile MODEL -o ARTIFACT` makes it in a process of its own.
 
-    One that the same sources made of the same file before is taken again, with the times that it took then.
+    One that the same sources made of the same file before is taken again, with the times that it took then. After
+    `limit` seconds it counts as failed.
     """
     digest = hashlib.sha256(model.read_bytes())
     digest.update(f"{compiler_key()} {precision}".encode())
@@ -109,13 +108,13 @@ def compile_artifact(model: Path, precision: str, folder: Path) -> Compiled:
     command = [sys.executable, "-m", "espalier", "compile", str(model), "-o", str(path), "--json", *options]
     with open(path.with_suffix(".log"), "w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log, text=True)
-        code, cpu_seconds = _wait(process, COMPILE_LIMIT)
+        code, cpu_seconds = _wait(process, limit)
         seconds = time.perf_counter() - start
         log.seek(0)
         said = log.read().strip()
     if code is None:
-        made = Compiled(path, key, failed=f"no artifact within {COMPILE_LIMIT:g} s")
-    elif code:
+        return Compiled(path, key, failed=f"no artifact within {limit:g} s")  # another run may have more time
+    if code:
         made = Compiled(path, key, failed=said[-300:] or f"exit code {code}")
     else:
         made = Compiled(path, key, round(seconds, 2), round(cpu_seconds, 2))
@@ -127,16 +126,18 @@ def compile_artifact(model: Path, precision: str, folder: Path) -> Compiled:
 def _wait(process: subprocess.Popen[str], limit: float) -> tuple[int | None, float]:
     """The exit code (None if it was ended at the limit), and its seconds of CPU."""
     end = time.monotonic() + limit
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return process.returncode, usage.ru_utime + usage.ru_stime
-        if time.monotonic() > end:
+    try:
+        while time.monotonic() < end:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                return process.returncode, usage.ru_utime + usage.ru_stime
+            time.sleep(0.02)
+        return None, limit
+    finally:
+        if process.returncode is None:
             process.kill()
             process.wait()
-            return None, limit
-        time.sleep(0.02)
 
 
 # ---- one case --------------------------------------------------------------------------------------------------
@@ -146,11 +147,15 @@ class Runs:
     """Measures cases, with everything that they share.
 
     Attributes:
+        rounds: In which every engine has a turn.
+        fresh: Processes whose peak memory is taken, of which the median counts.
         missing: Why engines are left out.
     """
 
-    def __init__(self, folder: Path, rounds: int, seed: int, say: Callable[..., None], without: Sequence[str]) -> None:
-        self.folder, self.rounds, self.seed, self.say = folder, rounds, seed, say
+    def __init__(
+        self, folder: Path, rounds: int, fresh: int, seed: int, say: Callable[..., None], without: Sequence[str]
+    ) -> None:
+        self.folder, self.rounds, self.fresh, self.seed, self.say = folder, rounds, fresh, seed, say
         self.pythons, self.missing = interpreters()
         for engine in without:
             self.pythons.pop(engine, None)
@@ -233,7 +238,7 @@ class Runs:
                 continue
             peaks = []
             try:
-                for _ in range(FRESH):
+                for _ in range(self.fresh):
                     with EngineProcess(engine, self.pythons[engine], case.threads, self.folder) as process:
                         process.ask(self.task(engine, case, prepared, model, compiled), LOAD_LIMIT)
                         process.ask({"do": "time", "repeats": 2}, CALL_LIMIT)

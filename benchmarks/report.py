@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,19 @@ def page(results: list[dict[str, Any]]) -> str:
         for name, entry in sorted(result["bars"].items()):
             holds = {True: "yes", False: "**no**", None: "not measured"}[entry["holds"]]
             reason = f": {entry['reason']}" if entry.get("reason") else ""
-            cells = (_cell(name), _cell(entry["value"]), _cell(entry["bar"]), f"{holds}{_cell(reason)}")
-            parts.append(f"| {' | '.join(cells)} |")
+            cells = (name, entry["value"], entry["bar"], f"{holds}{reason}")
+            parts.append(_row(cells))
+        for title, table in sorted(result.get("details", {}).get("tables", {}).items()):
+            parts.append(f"\n### {title}\n\n{_row(table['columns'])}\n|{'---|' * len(table['columns'])}")
+            parts.extend(map(_row, table["rows"]))
+        if "instruction_sets" in machine:
+            parts.append(f"\nInstruction sets: {', '.join(machine['instruction_sets'])}.")
         parts.append("\n" + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + "\n")
     return "\n".join(parts)
+
+
+def _row(cells: Iterable[Any]) -> str:
+    return f"| {' | '.join(map(_cell, cells))} |"
 
 
 def _cell(value: Any) -> str:
