@@ -8,8 +8,6 @@ says of each unit whether that is exact, approximate, or not allowed.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from espalier.ir import Graph, Node, TensorType, Value
 from espalier.ir.axes import Equation
 from espalier.ir.constants import View
 from espalier.ir.dims import Dimension
+from espalier.ir.garbage import few_collections
 from espalier.ir.inference import type_context
 from espalier.ir.op import TypeInferenceError
 from espalier.ir.terms import (
@@ -234,23 +233,11 @@ def couple(graph: Graph) -> Coupling:
     from espalier.analysis.verdicts import judge
 
     found = Coupling(graph)
-    with _uncollected():
+    with few_collections(all_stays=False):
         _Unifier(found).run()
         _collect(found)
         judge(found)
     return found
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without garbage collection: all that is made stays, and looking through it again and again takes most time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _Unifier:
@@ -313,7 +300,7 @@ class _Unifier:
             found = node.op.equation(context)
         except TypeInferenceError:
             found = None
-        own = self._symbols != before or (not context.cacheable and "numbers" in kind)  # rests on more than its kind
+        own = self._symbols != before or (bool(context.contents_read) and "numbers" in kind)  # more than its kind
         if not own:
             self.declared[kind] = None if found is None else found.copy()
         return found

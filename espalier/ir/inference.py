@@ -31,14 +31,29 @@ def type_context(graph: Graph, node: Node, fresh: Callable[[], str] | None = Non
     )
 
 
-_INFERRED: dict[tuple[Op, tuple[Type | None, ...], int], list[Type]] = {}
-"""Result types of nodes whose operand types alone determine them; most nodes of a large graph repeat a few of these."""
+class _Known:
+    """What an operator infers for operands of some types, by those of their contents that it asks for."""
+
+    __slots__ = ("positions", "results")
+
+    def __init__(self) -> None:
+        self.positions: tuple[int, ...] = ()
+        """The operands whose contents some inference has asked for."""
+        self.results: dict[tuple[Any, ...], list[Type]] = {}
+
+
+_INFERRED: dict[tuple[Op, tuple[Type | None, ...], int], _Known] = {}
+"""By operator, operand types and number of results; most nodes of a large graph repeat a few of these."""
 _INFERRED_HERE: dict[tuple[int, ...], tuple[Op, list[Type | None], list[Type]]] = {}
 """The same by identity of operator and operand types, which are kept so that identities stay theirs.
 
 Only for operators whose results hold nothing that could be known.
 """
 _INFERRED_LIMIT = 1 << 16
+_CONTENTS_LIMIT = 1 << 10
+"""Contents that are remembered for each key."""
+_LONGEST_CONTENT = 16
+"""Numbers of a content that is remembered."""
 
 
 def infer_node(graph: Graph, node: Node) -> None:
@@ -63,26 +78,53 @@ def infer_node(graph: Graph, node: Node) -> None:
         content = infer_content(op, numpy_xp, context, first)
         if content is not None:
             results[0].content = content
-    plain = context.cacheable and not op.symbolic and not node.regions and type(op).content is Op.content
-    if plain:
+    rests_on_types = context.cacheable and not context.contents_read and type(op).content is Op.content
+    if rests_on_types and not op.symbolic and not node.regions:
         if len(_INFERRED_HERE) >= _INFERRED_LIMIT:
             _INFERRED_HERE.clear()
         _INFERRED_HERE[identity] = op, types, inferred
 
 
 def inferred_types(node: Node, context: TypeContext) -> list[Type]:
-    """What the operator infers, or inferred before from equal operand types where it rests on nothing else."""
+    """What the operator infers, or inferred before from equal types and equal contents as far as it asks for them."""
     if node.regions:
         return node.op.infer(context)
     key = (node.op, context.types, context.result_count)
-    found = _INFERRED.get(key)
-    if found is None:
-        found = node.op.infer(context)
-        if context.cacheable:
-            if len(_INFERRED) >= _INFERRED_LIMIT:
-                _INFERRED.clear()
-            _INFERRED[key] = found
+    known = _INFERRED.get(key)
+    if known is not None:
+        contents = _contents(context, known.positions)
+        found = None if contents is None else known.results.get(contents)
+        if found is not None:
+            return found
+    found = node.op.infer(context)
+    if not context.cacheable:
+        return found
+    if known is None:
+        if len(_INFERRED) >= _INFERRED_LIMIT:
+            _INFERRED.clear()
+        known = _INFERRED[key] = _Known()
+    if not context.contents_read.issubset(known.positions):
+        known.positions = tuple(sorted(context.contents_read.union(known.positions)))
+        known.results.clear()
+    contents = _contents(context, known.positions)
+    if contents is not None and len(known.results) < _CONTENTS_LIMIT:
+        known.results[contents] = found
     return found
+
+
+def _contents(context: TypeContext, positions: tuple[int, ...]) -> tuple[Any, ...] | None:
+    """The contents of operands as a key; None if one is too long for that."""
+    found: list[Any] = []
+    for position in positions:
+        content = context.content(position)
+        if content is None:
+            found.append(None)
+        elif content.size > _LONGEST_CONTENT:
+            return None
+        else:
+            numbers = tuple(content.reshape(-1).tolist()) if content.dtype == object else content.tobytes()
+            found.append((content.shape, content.dtype, numbers))
+    return tuple(found)
 
 
 def refine_type(value: Value, declared: Type) -> None:

@@ -78,7 +78,9 @@ class TypeContext:
     ) -> None:
         self.op, self.types, self._contents = op, tuple(types), contents
         self.cacheable = True
-        """Whether the inference so far rests on the types alone."""
+        """Whether equal types, and equal contents of `contents_read`, would give the same again."""
+        self.contents_read: set[int] = set()
+        """The operands whose contents the inference so far rests on."""
         self.result_count, self.region_results = result_count, region_results
         self._fresh = fresh or (lambda: "unknown")
 
@@ -113,24 +115,10 @@ class TypeContext:
         position = self._position(operand)
         if position >= len(self.types) or self.types[position] is None:
             return None
-        self.cacheable = False
+        self.contents_read.add(position)
         if callable(self._contents):
             return self._contents(position)
         return self._contents[position] if position < len(self._contents) else None
-
-    def all_contents(self) -> list[NDArray[Any] | None] | None:
-        """What all operands hold (None for absent ones); None if one of them is not known."""
-        self.cacheable = False
-        held = self._contents
-        found: list[NDArray[Any] | None] = []
-        for position, type in enumerate(self.types):
-            content = None
-            if type is not None:
-                content = held(position) if callable(held) else held[position] if position < len(held) else None
-                if content is None:
-                    return None
-            found.append(content)
-        return found
 
     def numbers(self, operand: int | str) -> NDArray[Any] | None:
         """Its content if that is numbers only."""
@@ -471,9 +459,12 @@ def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -
         return known
     if not result.is_static or not isinstance(result.size, int) or result.size > SMALL:
         return None
-    contents = ctx.all_contents()
-    if contents is None:
-        return None
+    contents = []
+    for position, type in enumerate(ctx.types):
+        content = ctx.content(position) if type is not None else None
+        if content is None and type is not None:
+            return None
+        contents.append(content)
     try:
         with np.errstate(all="ignore"):
             found = operator.reference(xp, *contents)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +16,7 @@ from espalier.errors import EspalierError, InputError, VerificationError
 from espalier.ir import Graph, to_text, verify
 from espalier.ir.clone import Snapshot, clone
 from espalier.ir.execute import run
+from espalier.ir.garbage import few_collections
 from espalier.passes.base import Context, Pass, order
 from espalier.passes.replay import Replayer
 from espalier.passes.samples import NoSample, sensitivity, try_graph
@@ -124,7 +123,7 @@ class PassManager:
             if name != "all" and name not in names:
                 there = f"The passes are {', '.join(sorted(names)) or 'none'}; all prints after each."
                 raise InputError("E202", f"no pass {name!r} runs, after which to print", hint=there)
-        with _relaxed_garbage_collection():
+        with few_collections(all_stays=False):
             return self._run(graph)
 
     def _run(self, graph: Graph) -> Report:
@@ -296,14 +295,3 @@ def compare_models(original: Graph, changed: Graph, seed: int = 0, data: Any = N
                 hint="Find the rewrite with --stop-after K, or run with --verify all.",
             )
     return f"agrees (largest difference {worst:.2g} of the largest output)"
-
-
-@contextmanager
-def _relaxed_garbage_collection() -> Iterator[None]:
-    """Large graphs are many small objects; collecting them over and over costs more than all passes."""
-    old = gc.get_threshold()
-    gc.set_threshold(200_000, 50, 1000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*old)

@@ -9,10 +9,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from espalier.errors import InputError
 from espalier.frontends.onnx import control, finn, microsoft, qlinear, qonnx, upgrade
 from espalier.frontends.onnx.importer import Importer
 from espalier.frontends.onnx.reader import not_utf8, opsets, read_model
+from espalier.ir.garbage import few_collections
 from espalier.ir.graph import Graph
 
 __all__ = ["load"]
@@ -40,7 +38,7 @@ def load(source: Any, *, name: str | None = None, folder: str | os.PathLike[str]
         UnsupportedError: The model holds maps or sparse inputs (E410), or an unknown operator with a body that uses
             outer values (E407).
     """
-    with _fewer_collections():
+    with few_collections(all_stays=True):
         model, place = read_model(source, Path(folder) if folder is not None else None)
         try:
             versions = opsets(model)
@@ -63,18 +61,3 @@ def load(source: Any, *, name: str | None = None, folder: str | os.PathLike[str]
             raise InputError("E112", f"text in the model is not UTF-8: {error.object[:40]!r}") from None
         except RecursionError:
             raise InputError("E117", "the model nests graphs or functions too deep") from None
-
-
-@contextlib.contextmanager
-def _fewer_collections() -> Iterator[None]:
-    """Without the garbage collector, which costs more than the import itself while millions of objects are made."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            if not gc.get_freeze_count():  # the model is no garbage: count it as old, without a look at every object
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
