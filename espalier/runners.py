@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def is_artifact(path: Path) -> bool:
     return (path / "manifest.json").is_file() or path.suffix == ".zip"
 
 
-def open_runner(path: Path, *, threads: int | None = None, native: bool = False, trust: bool = False) -> Runner:
-    """An artifact through the runtime; a model by reference execution, or (`native`) by onnxruntime.
+def open_runner(path: Path, *, threads: int | None = None, trust: bool = False) -> Runner:
+    """An artifact through the runtime; a model by reference execution.
 
     Raises InputError or ArtifactError if the path can't be opened.
     """
@@ -83,8 +84,6 @@ def open_runner(path: Path, *, threads: int | None = None, native: bool = False,
         outputs = [type_of(spec) for spec in loaded.outputs]
         shapes = [type.shape for type in outputs if isinstance(type, TensorType) and type.shape is not None]
         return Runner(str(path), loaded.manifest.engine, inputs, loaded, shapes)
-    if native and path.suffix == ".onnx":
-        return _onnxruntime(path, threads)
     graph = frontends.load(path, **({"trust": True} if trust else {}))
     call: Callable[[Arrays], Arrays] = lambda arrays: run_graph(graph, arrays)  # noqa: E731
     return Runner(str(path), "reference", tuple(graph.inputs), call, shapes_of(graph))
@@ -106,28 +105,111 @@ def run_graph(graph: Graph, arrays: Arrays) -> Arrays:
     return dict(zip(graph.output_names, found, strict=True))
 
 
-def _onnxruntime(path: Path, threads: int | None) -> Runner:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError("E205", "timing an .onnx file needs onnxruntime", hint="pip install onnxruntime") from None
-    graph = frontends.load(path)
+Native = Callable[[Path, Graph, int | None], Callable[[Arrays], Sequence[NDArray[Any]]]]
+"""Opens a model file, whose graph is given, in an engine of others: a call that gives the outputs in order."""
+
+
+def _onnxruntime(path: Path, graph: Graph, threads: int | None) -> Callable[[Arrays], Sequence[NDArray[Any]]]:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 4  # what fails is reported below
+    options.log_severity_level = 4  # what fails is reported by whoever calls
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # its idle workers would slow the others down
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = list(graph.output_names)
+    return lambda arrays: session.run(names, arrays)
+
+
+def _openvino(path: Path, graph: Graph, threads: int | None) -> Callable[[Arrays], Sequence[NDArray[Any]]]:
+    import openvino
+
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    settings |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads, "ENABLE_HYPER_THREADING": True}
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    request = compiled.create_infer_request()
+    count = len(compiled.outputs)
+
+    def call(arrays: Arrays) -> list[NDArray[Any]]:
+        found = request.infer(arrays, share_inputs=True)
+        return [found[k] for k in range(count)]
+
+    return call
+
+
+def _torch(path: Path, graph: Graph, threads: int | None) -> Callable[[Arrays], Sequence[NDArray[Any]]]:
+    import torch
+    import torch._inductor.config as inductor
+    from torch.utils import _pytree as pytree
+
+    from espalier.frontends.torch.export import read_pt2
+
+    program = read_pt2(path, trust=True)  # the graph came from this file, so its origin has been accepted
+    if threads is not None:
+        torch.set_num_threads(threads)
+    inductor.freezing = True
+    compiled = torch.compile(program.module())
+    form, names = program.call_spec.in_spec, [value.name for value in graph.inputs]
+
+    def call(arrays: Arrays) -> list[NDArray[Any]]:
+        args, kwargs = pytree.tree_unflatten([torch.from_numpy(arrays[name]) for name in names], form)
+        with torch.inference_mode():
+            return [tensor.numpy() for tensor in pytree.tree_leaves(compiled(*args, **kwargs))]
+
+    return call
+
+
+NATIVE: dict[str, tuple[str, Native]] = {
+    "onnxruntime": (".onnx", _onnxruntime),
+    "openvino": (".onnx", _openvino),
+    "torch": (".pt2", _torch),
+}
+"""Engines of others: the files that each takes, and how it opens them."""
+
+
+def engines_for(path: Path, chosen: Sequence[str] = ()) -> list[str]:
+    """The engines of others for a file: those chosen (that take it, if any does), or those installed that take it.
+
+    None for an artifact.
+
+    Raises InputError E201 for engines that there are not.
+    """
+    unknown = [name for name in chosen if name not in NATIVE]
+    if unknown:
+        raise InputError("E201", f"there is no engine {unknown[0]!r}", hint=f"There are {', '.join(NATIVE)}.")
+    if is_artifact(path):
+        return []
+    fitting = [name for name, (suffix, _) in NATIVE.items() if path.suffix == suffix]
+    if chosen:
+        return [name for name in fitting if name in chosen] or list(chosen)
+    return [name for name in fitting if find_spec(name) is not None]
+
+
+def open_native(path: Path, engine: str, *, threads: int | None = None, trust: bool = False) -> Runner:
+    """A model file in an engine of others.
+
+    Raises InputError if the engine is not installed (E205), or if it or espalier does not take the file.
+    """
+    suffix, opener = NATIVE[engine]
+    if path.suffix != suffix:
+        raise InputError("E103", f"{engine} takes {suffix} files, not {path}", hint="Leave --engines out.")
+    if find_spec(engine) is None:
+        raise InputError("E205", f"timing {path} in {engine} needs it installed", hint=f"pip install {engine}")
+    graph = frontends.load(path, **({"trust": True} if trust else {}))
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has its own exceptions for models that it does not take
-        raise InputError("E103", f"onnxruntime does not take {path}: {error}") from error
-    names = [output.name for output in session.get_outputs()]
+        native = opener(path, graph, threads)
+    except EspalierError:
+        raise
+    except Exception as error:  # engines have their own exceptions for models that they do not take
+        raise InputError("E103", f"{engine} does not take {path}: {error}") from error
 
     def call(arrays: Arrays) -> Arrays:
         try:
-            return dict(zip(names, session.run(names, arrays), strict=True))
-        except Exception as error:  # of its own kinds, most of them for inputs that the model does not take
-            raise InputError("E207", f"onnxruntime does not run {path} on these inputs: {error}") from error
+            return dict(zip(graph.output_names, native(arrays), strict=True))
+        except Exception as error:  # of their own kinds, most of them for inputs that the model does not take
+            raise InputError("E207", f"{engine} does not run {path} on these inputs: {error}") from error
 
-    return Runner(str(path), "onnxruntime", tuple(graph.inputs), call, shapes_of(graph))
+    return Runner(str(path), engine, tuple(graph.inputs), call, shapes_of(graph))
 
 
 def read_inputs(path: Path, runner: Runner) -> Arrays:
@@ -185,22 +267,30 @@ def made_up(runner: Runner, seed: int, inputs: Sequence[Value] | None = None) ->
 
 
 def bench(
-    paths: Sequence[Path], *, data: str | None = None, threads: int | None = None, rounds: int = 15, seed: int = 0,
+    paths: Sequence[Path], *, engines: Sequence[str] = (), data: str | None = None, threads: int | None = None,
+    rounds: int = 15, seed: int = 0, trust: bool = False,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Interleaved timing of whole calls: median milliseconds of each, and ratios to the first that runs.
 
-    The first batch of the data goes in, or made-up inputs: the same for all that take the same. What can't be opened or
-    run has its error in its row. Raises InputError for wrong options.
+    Artifacts run in the runtime; model files in each engine that takes them and is chosen or else installed, or by
+    reference execution if none does. The first batch of the data goes in, or made-up inputs: the same for all that take
+    the same. What can't be opened or run has its error in its row. Raises InputError for wrong options.
     """
     if not paths or rounds < 1:
         raise InputError("E201", "bench needs at least one model or artifact, and one round")
     _check_threads(threads)
+    contestants: list[tuple[Path, str | None]] = []
+    for path in paths:
+        contestants += [(path, engine) for engine in engines_for(path, engines)] or [(path, None)]
     errors: dict[int, EspalierError] = {}
     calls: dict[int, tuple[Runner, Arrays, int]] = {}
     fed: list[Arrays] = []
-    for k, path in enumerate(paths):
+    for k, (path, engine) in enumerate(contestants):
         try:
-            runner = open_runner(path, threads=threads, native=True)
+            if engine is None:
+                runner = open_runner(path, threads=threads, trust=trust)
+            else:
+                runner = open_native(path, engine, threads=threads, trust=trust)
             arrays = _feed(runner, data, seed, fed)
             start = time.perf_counter()
             runner(arrays)
@@ -223,13 +313,13 @@ def bench(
     return [
         {
             "model": str(path),
-            "engine": calls[k][0].engine if k in calls else None,
+            "engine": calls[k][0].engine if k in calls else engine,
             "median_ms": None if k in errors else float(np.median(times[k])),
             "ratio": None if k in errors else float(np.median(np.array(times[k]) / np.array(first))),
             "rounds": rounds,
             "error": errors[k].to_json() if k in errors else None,
         }
-        for k, path in enumerate(paths)
+        for k, (path, engine) in enumerate(contestants)
     ]
 
 

@@ -133,15 +133,17 @@ def run(
 
 @app.command
 def bench(
-    *models: Path, data: str | None = None, threads: int | None = None, rounds: int = 15, seed: Seed = 0,
-    json: Json = False,
+    *models: Path, engines: Several = (), data: str | None = None, threads: int | None = None, rounds: int = 15,
+    seed: Seed = 0, trust: Trust = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Time artifacts and models side by side: interleaved rounds, medians, ratios to the first.
 
     Parameters
     ----------
     models
-        Artifacts; or .onnx files, run by onnxruntime.
+        Artifacts; or .onnx files, run by onnxruntime and OpenVINO; or .pt2 files, compiled by torch.
+    engines
+        Which of them run model files: onnxruntime, openvino, torch; all that are installed by default.
     data
         Inputs, of which the first batch is fed; made-up ones by default.
     threads
@@ -153,7 +155,7 @@ def bench(
     """
     from espalier.runners import bench as measure
 
-    rows = measure(models, data=data, threads=threads, rounds=rounds, seed=seed)
+    rows = measure(models, engines=engines, data=data, threads=threads, rounds=rounds, seed=seed, trust=trust)
     failed = [row for row in rows if row["error"]]
     lines = [
         f"{'failed':>13}         {row['engine'] or '':12} {row['model']}" if row["error"]
