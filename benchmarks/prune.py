@@ -1,10 +1,11 @@
 """Pruning: is removal what zeros are, how much of what torch exports can be pruned, and how fast are units found?
 
-Bars 1 and 2 run over the classic families and 150 model types of transformers by hash, each in its own process:
-export, cut exact units and compare with zeros in float64, cut half of all units by Taylor scores, run, export to ONNX
-and compare with onnxruntime. The same models go through Torch-Pruning (magnitude, 60 s each). Bar 5 times the analysis
-beside Torch-Pruning's dependency graph in turns, and on chains of up to 100,000 nodes. Finished models are kept in a
-file and not run again (`--fresh` forgets them).
+Bars 1 and 2 run over the classic families, 150 model types of transformers and 60 families of timm by hash, each in its
+own process: export, cut exact units and compare with zeros in float64, cut half of all units by Taylor scores, run,
+export to ONNX and compare with onnxruntime. The same models go through Torch-Pruning (magnitude, 60 s of CPU time
+each). Bar 3 is the accuracy of networks for CIFAR-10 (see benchmarks/accuracy.py). Bar 5 times the analysis beside
+Torch-Pruning's dependency graph in turns, and on chains of up to 100,000 nodes. Finished models are kept in a file and
+not run again (`--fresh` forgets them).
 """
 
 from __future__ import annotations
@@ -26,16 +27,23 @@ RATIO = 0.5
 SECONDS, PEER_SECONDS, QUICK_SECONDS = 300.0, 60.0, 40.0
 HARD_IS_SOFT, AGREEMENT = {"f64": 1e-10, "f32": 1e-5}, 1e-3
 PROGRESS = Path("build/prune.jsonl")
+ACCURACY_PROGRESS = Path("build/prune_accuracy.jsonl")
 CHAINS = (1_000, 3_000, 10_000, 30_000, 100_000)
 Reporter = Callable[[dict[str, Any]], None]
 
 
 def names() -> list[str]:
-    """All that is measured: "classic/…" and "transformers/…"."""
+    """All that is measured: "classic/…", "transformers/…", and "timm/…" where its folder is there."""
+    from benchmarks.zoo import timm_families
     from benchmarks.zoo.classic import FAMILIES
     from benchmarks.zoo.transformers_types import selected
 
-    return [*(f"classic/{name}" for name in FAMILIES), *(f"transformers/{name}" for name in selected(150))]
+    families = timm_families.selected(60) if timm_families.available() and timm_families.LIST.exists() else []
+    return [
+        *(f"classic/{name}" for name in FAMILIES),
+        *(f"transformers/{name}" for name in selected(150)),
+        *(f"timm/{name}" for name in families),
+    ]
 
 
 # ---- ours ------------------------------------------------------------------------------------------------------------
@@ -378,8 +386,11 @@ def main() -> None:
     benchmark.parser.add_argument("--only", nargs="*", help="names or parts of names")
     benchmark.parser.add_argument("--fresh", action="store_true", help="run again what an earlier run has finished")
     benchmark.parser.add_argument("--failed", action="store_true", help="run again what failed of ours")
-    benchmark.parser.add_argument("--skip", nargs="*", default=[], choices=["zoo", "peer", "speed"], help="leave out")
+    parts = ["zoo", "peer", "speed", "accuracy"]
+    benchmark.parser.add_argument("--skip", nargs="*", default=[], choices=parts, help="leave out")
+    benchmark.parser.add_argument("--train", action="store_true", help="run what trainings bar 3 still lacks: days")
     benchmark.parser.add_argument("--progress", type=Path, default=PROGRESS, help="where finished ones are kept")
+    benchmark.parser.add_argument("--accuracy-progress", type=Path, default=ACCURACY_PROGRESS, help="those of bar 3")
     options = benchmark.parse()
     start = time.monotonic()
     preload()
@@ -387,6 +398,10 @@ def main() -> None:
         speed(benchmark, 3 if options.quick else 9, CHAINS[:3] if options.quick else CHAINS)
     if "zoo" not in options.skip:
         zoo(benchmark, options, start)
+    if "accuracy" not in options.skip and not options.only:
+        from benchmarks.accuracy import accuracy
+
+        accuracy(benchmark, options)
     benchmark.finish()
 
 
@@ -405,11 +420,12 @@ def zoo(benchmark: Benchmark, options: Any, start: float) -> None:
         if record is not None and options.failed and not record["holds"]:
             record = None
         if record is None or ("peer" not in record and "peer" not in options.skip):
-            record = record or run(name, min(SECONDS, left), benchmark.arguments.seed, examine)
+            record = record or run(name, SECONDS, benchmark.arguments.seed, examine, left if options.quick else None)
             if options.quick and record.get("reason", "").startswith("not done within"):
                 break
             if "peer" not in options.skip:
-                record["peer"] = outcome(run(name, min(PEER_SECONDS, max(left, 1)), 0, examine_peer))
+                wall = max(left, 1.0) if options.quick else None
+                record["peer"] = outcome(run(name, PEER_SECONDS, 0, examine_peer, wall))
             if not options.quick:
                 options.progress.parent.mkdir(parents=True, exist_ok=True)
                 with options.progress.open("a", encoding="utf-8") as file:
@@ -443,7 +459,9 @@ def summarise(benchmark: Benchmark, records: list[dict[str, Any]]) -> None:
     )
     good = [record for record in accepted if record["holds"]]
     share = len(good) / len(accepted) if accepted else math.nan
-    benchmark.bar("coverage", round(share, 4), "≥ 0.95 of what torch.export accepts", share >= 0.95)
+    families = any(record["name"].startswith("timm/") for record in records)
+    without = None if families else "without timm: make venv-timm"
+    benchmark.bar("coverage", round(share, 4), "≥ 0.95 of what torch.export accepts", share >= 0.95, without)
     peers = [record for record in accepted if "peer" in record]
     if peers:
         missed = [r["name"] for r in peers if r["peer"]["outcome"] == "succeeded" and not r["holds"]]

@@ -128,7 +128,7 @@ def build(model_type: str) -> tuple[torch.nn.Module, tuple[()], dict[str, torch.
     return assemble(model_type, found["strategy"], found["plan"])
 
 
-def _check(module: torch.nn.Module, arguments: dict[str, torch.Tensor]) -> tuple[float, int, bool]:
+def check(module: torch.nn.Module, arguments: dict[str, torch.Tensor]) -> tuple[float, int, bool]:
     """CPU seconds of one run, the number of outputs, and whether they are random; raises where they say nothing."""
     with torch.no_grad():
         torch.manual_seed(1)
@@ -165,7 +165,7 @@ def search(model_type: str) -> Iterator[dict[str, Any]]:
             model, config = tiny_model(model_type, strategy)
             module, signature = FlatOutputs(model).eval(), Signature(model)
         except Exception as error:  # whatever another's code raises is the reason
-            failures.setdefault(_line(error), strategy.name)
+            failures.setdefault(line(error), strategy.name)
             continue
         found: set[tuple[str, bool]] = set()
         usual: tuple[int, int] | None = None
@@ -175,9 +175,9 @@ def search(model_type: str) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 arguments = InputMaker(model, config, plan).make()
-                seconds, outputs, varies = _check(module, arguments)
+                seconds, outputs, varies = check(module, arguments)
             except Exception as error:
-                failures.setdefault(_line(error), f"{strategy.name} {plan.name}")
+                failures.setdefault(line(error), f"{strategy.name} {plan.name}")
                 continue
             recipe = {
                 "strategy": strategy.name,
@@ -203,7 +203,7 @@ def search(model_type: str) -> Iterator[dict[str, Any]]:
     raise RuntimeError(" | ".join(f"{where}: {why}" for why, where in list(failures.items())[:4]) or "nothing to try")
 
 
-def _line(error: BaseException) -> str:
+def line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:220]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "transformers/models" in f.filename]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
@@ -216,7 +216,7 @@ def exports(module: torch.nn.Module, arguments: dict[str, torch.Tensor]) -> str:
         with torch.no_grad():
             torch.export.export(module, (), arguments, strict=False)
     except Exception as error:
-        return _line(error)
+        return line(error)
     return ""
 
 
@@ -232,7 +232,7 @@ def _worker(model_type: str, write: int) -> None:
             recipes.append(recipe)
             report({"recipe": recipe})
     except Exception as error:
-        report({"reason": str(error) if isinstance(error, RuntimeError) else _line(error)})
+        report({"reason": str(error) if isinstance(error, RuntimeError) else line(error)})
         return
     report({"searched": True})
     distinct = {json.dumps(recipe["inputs"]): recipe for recipe in reversed(recipes)}

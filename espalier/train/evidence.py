@@ -62,7 +62,13 @@ class Evidence:
 
 
 def gather(
-    coupling: Coupling, data: Data, needs: Collection[Need], *, samples: int = 0, training: bool = False
+    coupling: Coupling,
+    data: Data,
+    needs: Collection[Need],
+    *,
+    samples: int = 0,
+    training: bool = False,
+    made_up: bool = False,
 ) -> Evidence:
     """Run the model on data, forwards and (for gradients) backwards.
 
@@ -71,15 +77,16 @@ def gather(
         needs: what is asked for.
         samples: at most so many; 0: all.
         training: normalise with the batch's statistics, as before any training one must.
+        made_up: the data are noise: the same, for another reason.
 
     Raises:
         InputError: E206 for data or labels that don't fit; E223 if outputs or gradients are not finite; E226 if no
             output can be differentiated.
     """
     if set(needs) == {"costs"}:
-        return Evidence(costs=removal_costs(coupling, pieces_of(coupling.graph, data, samples)))
+        return Evidence(costs=removal_costs(coupling, pieces_of(coupling.graph, data, samples), made_up=made_up))
     module = to_torch(coupling.graph)
-    module.train(training)
+    module.train(training or made_up)
     evidence = Evidence(_sources=dict(module.weights), _views=dict(module.views))
     watcher = _Watcher(coupling, needs)
     backward = "gradients" in needs or "squares" in needs
@@ -102,7 +109,7 @@ def gather(
         array /= max(1, evidence.samples)
     evidence.activations, evidence.contributions = watcher.means()
     if "costs" in needs:
-        evidence.costs = removal_costs(coupling, pieces_of(coupling.graph, data, samples))
+        evidence.costs = removal_costs(coupling, pieces_of(coupling.graph, data, samples), made_up=made_up)
     return evidence
 
 

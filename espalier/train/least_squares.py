@@ -19,18 +19,24 @@ from espalier.train.reads import Read, reads
 Batch = Sequence[NDArray[Any]]
 """Arrays in the order of the model's inputs."""
 Matrix = NDArray[np.float64]
+ROWS_PER_COLUMN, ROWS = 16, 4096
+"""Of a batch, at most so many rows (samples at places) per unknown are summed up, and at least so many in all: that is
+plenty, and neighbouring places say much the same."""
 
 
-def removal_costs(coupling: Coupling, batches: Sequence[Batch], damping: float = 0.01) -> dict[Unit, Matrix]:
+def removal_costs(
+    coupling: Coupling, batches: Sequence[Batch], damping: float = 0.01, *, made_up: bool = False
+) -> dict[Unit, Matrix]:
     """What removing each index of each unit costs the layers that read it, once they make up for it.
 
     ½·Σ W_S (H⁻¹_SS)⁻¹ W_Sᵀ with H = XᵀX + damping·mean(diag)·1, over the columns S that have the index, for each reader
     relative to the power of what it gives, and summed over readers. Units that no linear layer reads are left out.
+    Where the batches are made up, normalisations use each batch's own statistics on the way.
     """
     layers = {read.node: read for read in reads(coupling)}
     moments = {node: Moments(read, read) for node, read in layers.items()}
     for batch in batches:
-        run = Run(coupling.graph, batch)
+        run = Run(coupling.graph, batch, made_up)
         for node in coupling.graph:
             if node in layers:
                 moments[node].add(run.get(layers[node].factor), run.get(layers[node].factor))
@@ -96,8 +102,15 @@ class Moments:
 
     @torch.no_grad()
     def add(self, old: torch.Tensor, new: torch.Tensor) -> None:
-        wide_new = self.new.samples(new).double()
-        wide_old = wide_new if self.old is self.new else self.old.samples(old).double()
+        wide_new = self.new.samples(new)
+        wide_old = wide_new if self.old is self.new else self.old.samples(old)
+        rows = max(ROWS, ROWS_PER_COLUMN * wide_new.shape[2])
+        if len(wide_new) > rows:
+            draw = torch.Generator().manual_seed(self.count)
+            chosen = torch.randperm(len(wide_new), generator=draw)[:rows]
+            wide_new, wide_old = wide_new[chosen], wide_old[chosen]
+        wide_new = wide_new.double()
+        wide_old = wide_new if self.old is self.new else wide_old.double()
         if self.groups is not None:
             wide_old = wide_old[:, torch.from_numpy(self.groups)]
         self.count += len(wide_new)

@@ -27,6 +27,8 @@ from espalier.passes.structure.reindex import Selection, checked, reindex, repla
 from espalier.train.least_squares import Batch, Matrix, Moments, Run
 from espalier.train.reads import Read, reads
 
+DAMPING, MADE_UP_DAMPING = 0.01, 0.1
+
 
 def compensate(
     coupling: Coupling,
@@ -34,7 +36,7 @@ def compensate(
     batches: Sequence[Batch],
     by: str,
     *,
-    damping: float = 0.01,
+    damping: float | None = None,
     made_up: bool = False,
 ) -> None:
     """As `reindex`, for indices that leave: but the weights that read a unit make up for what went.
@@ -46,7 +48,8 @@ def compensate(
         kept: the indices that units are to keep.
         batches: inputs on which the layers are matched; noise is better than nothing.
         by: the pass, for the nodes' provenance.
-        damping: λ, as a share of the mean of the diagonal of XᵀX.
+        damping: λ, as a share of the mean of the diagonal of XᵀX; by default 0.01, and 0.1 on noise, whose XᵀX is only
+            roughly that of data.
         made_up: the batches are noise. Normalisations then use the batch's statistics on the way, so that what they
             give has the spread that it has on real data, and changes of statistics are scaled to the real ones.
 
@@ -65,7 +68,8 @@ def compensate(
         if unit in kept
     }
     reindex(coupling, kept, by)
-    _Repair(graph, partners, before, chosen, damping, made_up).run(batches)
+    pull = (MADE_UP_DAMPING if made_up else DAMPING) if damping is None else damping
+    _Repair(graph, partners, before, chosen, pull, made_up).run(batches)
 
 
 def noise(graph: Graph, seed: int, batches: int = 8, samples: int = 32) -> list[Batch]:

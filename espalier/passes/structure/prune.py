@@ -97,14 +97,17 @@ class Prune(Pass):
 
     def run(self, graph: Graph, context: Context) -> int:
         criterion = parse_criterion(self.criterion)
-        if criterion.needs and context.data is None:
+        data, made_up = context.data, False
+        if criterion.needs and data is None and self.compensate == "noise":
+            data, made_up = self.noise(graph, context.seed), True
+        if criterion.needs and data is None:
             what = f"the criterion {criterion.name} looks at {', '.join(sorted(criterion.needs))}"
             raise InputError("E212", f"{what}, which needs data", hint="Give some with --data, or use magnitude.")
         coupling = couple(graph)
         check_finite(coupling)
         candidates = self.candidates(coupling)
         scores = score_units(
-            coupling, candidates, criterion, self.aggregate, self.normalise, context.data, self.samples, context.seed
+            coupling, candidates, criterion, self.aggregate, self.normalise, data, self.samples, context.seed, made_up
         )
         if candidates and not scores:
             raise InputError(
@@ -141,6 +144,19 @@ class Prune(Pass):
         graph = coupling.graph
         batches = noise(graph, context.seed) if made_up else pieces_of(graph, context.data, self.samples)
         compensate(coupling, kept, batches, self.name, made_up=made_up)
+
+    def noise(self, graph: Graph, seed: int) -> Any:
+        """Made-up data, for criteria that look at some. Raises InputError."""
+        try:
+            from espalier.passes.structure.compensate import noise
+        except ImportError:
+            hint = "pip install 'espalier[torch]'"
+            raise InputError("E205", "compensation runs the model with torch", hint=hint) from None
+        from espalier.train.data import Data
+
+        names = [value.name for value in graph.inputs]
+        batches = [dict(zip(names, arrays, strict=True)) for arrays in noise(graph, seed)]
+        return Data(batches, tuple(graph.inputs))
 
     def candidates(self, coupling: Coupling) -> list[Unit]:
         """The units that may be pruned. Raises InputError E202 for a pattern that no unit has."""
@@ -202,8 +218,9 @@ def score_units(
     data: Any = None,
     samples: int = 0,
     seed: int = 0,
+    made_up: bool = False,
 ) -> dict[Unit, Scores]:
-    """One normalised score per index of each unit that the criterion can score.
+    """One normalised score per index of each unit that the criterion can score; made_up: the data are noise.
 
     Raises InputError E205 without torch if data are needed, and what `gather` raises.
     """
@@ -214,7 +231,8 @@ def score_units(
         except ImportError:
             message = f"the criterion {criterion.name} runs the model with torch"
             raise InputError("E205", message, hint="pip install 'espalier[torch]'") from None
-        evidence = gather(coupling, data, criterion.needs, samples=samples, training=criterion.training)  # type: ignore[arg-type]
+        training = criterion.training
+        evidence = gather(coupling, data, criterion.needs, samples=samples, training=training, made_up=made_up)  # type: ignore[arg-type]
     found: dict[Unit, Scores] = {}
     for position, unit in enumerate(units):
         random = np.random.default_rng([seed, position])

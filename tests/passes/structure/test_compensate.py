@@ -9,7 +9,7 @@ import pytest
 
 from espalier.analysis.coupling import couple
 from espalier.errors import InputError
-from espalier.ir import Builder, Graph, TensorType, dims, elements, verify
+from espalier.ir import Builder, Graph, TensorType, dims, elements, structural_hash, verify
 from espalier.ir.clone import clone
 from espalier.ir.execute import execute
 from espalier.passes import PassManager, parse_spec
@@ -138,6 +138,32 @@ def test_as_an_option_of_prune(spec: str) -> None:
 
     unseen = batches(1)[0]
     assert error(graph, pruned(spec), unseen) < error(graph, pruned(spec.partition("compensate")[0]), unseen)
+
+
+@pytest.mark.parametrize("criterion", ["obspa", "activation"])
+def test_noise_stands_for_data_that_a_criterion_looks_at(criterion: str) -> None:
+    graph, unseen = network(norm=True), batches(1)[0]
+
+    def pruned(seed: int) -> Graph:
+        copy = clone(graph)
+        spec = parse_spec(f"prune:ratio=0.5,criterion={criterion},compensate=noise")
+        PassManager([spec], seed=seed).run(copy)
+        return copy
+
+    assert structural_hash(pruned(1)) == structural_hash(pruned(1)) != structural_hash(pruned(2))
+    assert error(graph, pruned(1), unseen) < 1
+    with pytest.raises(InputError, match="needs data"):
+        PassManager([parse_spec(f"prune:ratio=0.5,criterion={criterion}")]).run(clone(graph))
+
+
+def test_many_rows_are_thinned_out_and_still_say_the_same() -> None:
+    graph = network()
+    removed = {first_unit(graph).name: [0, 5]}
+    data = [[RNG.normal(size=(160, 3, 10, 10))]]  # 16,000 rows of 72 columns
+    small = compensated(graph, removed, data)
+    parts = compensated(graph, removed, [[data[0][0][k : k + 32]] for k in range(0, 160, 32)])  # 5 × 3,200: all rows
+    unseen = batches(1)[0]
+    assert error(graph, small, unseen) < 1.05 * error(graph, parts, unseen)
 
 
 def test_compensation_wants_data_or_noise() -> None:
