@@ -47,10 +47,13 @@ def names() -> list[str]:
 
 def build(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Module, positional and keyword arguments."""
+    from benchmarks.zoo import special
     from benchmarks.zoo.classic import FAMILIES
     from benchmarks.zoo.transformers_types import build as build_type
 
     kind, _, which = name.partition("/")
+    if kind == "special":
+        return special.build(which)
     if kind == "timm":
         from benchmarks.zoo.timm_families import build as build_family
 

@@ -33,13 +33,14 @@ Reporter = Callable[[dict[str, Any]], None]
 
 
 def names() -> list[str]:
-    """All that is measured: "classic/…", "transformers/…", and "timm/…" where its folder is there."""
-    from benchmarks.zoo import timm_families
+    """All that is measured: "special/…", "classic/…", "transformers/…", and "timm/…" where its folder is there."""
+    from benchmarks.zoo import special, timm_families
     from benchmarks.zoo.classic import FAMILIES
     from benchmarks.zoo.transformers_types import selected
 
     families = timm_families.selected(60) if timm_families.available() and timm_families.LIST.exists() else []
     return [
+        *(f"special/{name}" for name in special.INPUTS),
         *(f"classic/{name}" for name in FAMILIES),
         *(f"transformers/{name}" for name in selected(150)),
         *(f"timm/{name}" for name in families),
@@ -462,6 +463,10 @@ def summarise(benchmark: Benchmark, records: list[dict[str, Any]]) -> None:
     families = any(record["name"].startswith("timm/") for record in records)
     without = None if families else "without timm: make venv-timm"
     benchmark.bar("coverage", round(share, 4), "≥ 0.95 of what torch.export accepts", share >= 0.95, without)
+    hard = [record for record in records if record["name"].startswith("special/") or record["name"] == "classic/swin"]
+    lost = [record["name"] for record in hard if not record["holds"]]
+    none = None if hard else "not run"
+    benchmark.bar("where_others_fail", len(hard) - len(lost), "all of them", not lost if hard else None, none)
     peers = [record for record in accepted if "peer" in record]
     if peers:
         missed = [r["name"] for r in peers if r["peer"]["outcome"] == "succeeded" and not r["holds"]]
