@@ -129,8 +129,12 @@ def test_sizes(kind: str, hidden: int) -> None:
 
 
 @pytest.mark.parametrize("kind", GATES)
-def test_weights_larger_than_the_cache_pass_once_for_many_rows(kind: str) -> None:
-    check(Layer(kind, hidden=530, inputs=3, batch=23, time=2), tolerance=2e-5)
+def test_threads_share_the_hidden_units_of_large_layers(kind: str) -> None:
+    layer = Layer(kind, hidden=300, inputs=3, batch=70, time=2, direction="bidirectional", lengths=True)
+    check(layer, tolerance=2e-5)
+    graph = graph_of(layer.function, [layer.x])
+    for want, have in zip(execute(graph, [layer.x]), build.build(graph, threads=2)([layer.x]), strict=True):
+        same(want, have, 2e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16])

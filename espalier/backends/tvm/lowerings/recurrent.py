@@ -1,8 +1,9 @@
 """Recurrent layers as one kernel: the inputs' products of all times at once, then a loop over time.
 
-The kernel goes through all times for a few rows of the batch at a time, in one direction; threads share these. At each
-time it accumulates the products of a block of hidden units with the hidden state in registers, and computes the
-block's gates as vectors. What a cell computes from its gates is written as in the reference, on tensors of one entry.
+The kernel goes through all times for a few rows of the batch at a time, in one direction; threads share these (or, in
+large layers, the hidden units of each time). At each time it accumulates the products of a block of hidden units with
+the hidden state in registers, and computes the block's gates as vectors. What a cell computes from its gates is written
+as in the reference, on tensors of one entry.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from espalier.ir.graph import Node
 
 ROWS = 4
 """Rows of the batch that are multiplied at once: enough to hide the reading of weights."""
-SHARE = 16
-"""Rows that go through all times together if the weights don't stay close to a core: they pass once for all."""
-CLOSE = 1 << 20
-"""Bytes of weights that stay close to a core."""
+SHARE = 64
+"""Rows that go through all times together at most."""
+LONG_STEP = 1 << 22
+"""Multiplications of one time from which on threads share the hidden units of each time, not the rows: each thread's
+part of the weights then passes once for all rows."""
 SUMS = 16
 """Vectors that are accumulated at once: enough to hide how long an addition takes."""
 STREAMS = 8
@@ -286,16 +288,20 @@ class Layer:
         if len(self.stages) > 1:
             body = tirx.IfThenElse(tirx.EQ(direction, integer(0)), body, sweep(self.stages[1]))
         work = dims.product([self.time, self.batch, self.gates, self.hidden, self.hidden])
-        return nest.around(body, parallel=is_large(work) and (self.directions > 1 or tiles != 1))
+        alone = self.directions == 1 and tiles == 1
+        return nest.around(body, parallel=is_large(work) and not alone and not self.shares_units)
 
     def share(self) -> int:
         """Rows of the batch that go through all times together."""
-        group = self.group()
         if not isinstance(self.batch, int):
-            return group
-        if self.gates * self.hidden * self.blocks * self.lanes * self.kind.bits // 8 >= CLOSE:
-            group = max(group, min(SHARE, self.batch // 2))
-        return -(-self.batch // -(-self.batch // group))
+            return self.group()
+        return -(-self.batch // -(-self.batch // (SHARE if self.shares_units else self.group())))
+
+    @property
+    def shares_units(self) -> bool:
+        """Whether threads share the hidden units of each time, rather than rows and directions."""
+        work = dims.product([self.batch, self.gates, self.hidden, self.hidden])
+        return isinstance(work, int) and work >= LONG_STEP
 
     def group(self) -> int:
         """Rows of the batch that are multiplied at once."""
@@ -441,7 +447,8 @@ class Sweep:
             return sequence(found)
 
         block = names.variable("b")
-        statements = [loop(block, integer(whole), all_rows(block * integer(together), together))]
+        kind = "parallel" if self.layer.shares_units else "serial"
+        statements = [loop(block, integer(whole), all_rows(block * integer(together), together), kind)]
         if left:
             statements.append(all_rows(integer(whole * together), left))
         return statements
