@@ -65,8 +65,11 @@ def matmul(a: Any, b: Any) -> Tensor:
 def batched(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension, kind: Element) -> Tensor:
     """The product of two stacks of matrices, whose leading axes broadcast to those of `shape`."""
     shape = tuple(shape)
-    from espalier.backends.tvm import products
+    from espalier.backends.tvm import integers, products
 
+    whole = integers.matrices(left, right, shape, count)
+    if whole is not None:
+        return whole
     tiled = products.matrices(left, right, shape, count, kind)
     if tiled is not None:
         return tiled
@@ -99,8 +102,11 @@ def conv(
         for extent, ends, size, stride, dilation in zip(source.shape[2:], pads, kernel, strides, dilations, strict=True)
     ]
     counts = [max(0, count) if isinstance(count, int) else count for count in counts]
-    from espalier.backends.tvm import products
+    from espalier.backends.tvm import integers, products
 
+    whole = integers.convolution(source, weights, counts, strides, pads, dilations, groups)
+    if whole is not None:
+        return whole
     tiled = products.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
     if tiled is not None:
         product: Tensor = astype(tiled, kind)

@@ -12,6 +12,8 @@ CHEAP = 2
 """What may be computed again rather than stored, in additions."""
 WEIGHT_LIMIT = 300
 """Additions and reads in one kernel's expression; larger ones are cut, to keep compilation fast."""
+GUARDED = 4
+"""Tensors that may be computed one from another within a branch; TVM takes time exponential in their number."""
 _ORDER: dict[Access, int] = {"same": 0, "once": 1, "many": 2}
 
 
@@ -58,6 +60,7 @@ def plan(outputs: Sequence[Tensor]) -> Plan:
     repeated: dict[Tensor, int] = {}
     weights: dict[Tensor, int] = {}
     fused: dict[Tensor, list[Tensor]] = {}
+    deep: dict[Tensor, int] = {}
     for tensor in reversed(order):
         if (
             isinstance(tensor, Constant)
@@ -77,11 +80,14 @@ def plan(outputs: Sequence[Tensor]) -> Plan:
         if isinstance(tensor, Map):
             weight = 1 + tensor.cost
             room = sink is None or weights.get(sink, 0) + weight <= WEIGHT_LIMIT
+            depth = max((deep.get(consumer, 0) for consumer, _ in consumers[tensor]), default=0) + (tensor.cost > 0)
+            room = room and (path == "same" or depth <= GUARDED)
             alone = sink is not None and path != "many" and (path == "same" or len(consumers[tensor]) == 1)
             cheap = tensor.cost + again <= CHEAP
             if tensor.cost and not (room and (alone or cheap)):
                 stored.add(tensor)
                 continue
+            deep[tensor] = depth if path != "same" else 0
             sinks[tensor] = sink if alone or tensor.cost == 0 else None
             paths[tensor], repeated[tensor] = path, 0 if alone else again + tensor.cost
             if sink is not None:

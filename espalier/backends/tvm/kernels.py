@@ -133,7 +133,7 @@ def _zeros(function: Function) -> list[Statement]:
     root, layout = function.root, function.root.layout
     assert layout is not None
     buffer, shape = function.out_buffers[0], root.stored_shape
-    nothing = tirx.Broadcast(tirx.const(0, numbers.buffer_type(root.element)), layout.lanes)
+    nothing = tirx.Broadcast(tirx.const(layout.fill, numbers.buffer_type(root.element)), layout.lanes)
     lanes = tirx.Ramp(integer(0), integer(1), layout.lanes)
     statements = []
     for axis, (before, after) in enumerate(layout.halo, 2):

@@ -25,7 +25,6 @@ from espalier.backends.tvm.tensor import (
     Program,
     Tensor,
 )
-from espalier.ir import dims
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Reach:
     """Zeros that it reads before and after each axis of positions."""
     always: bool
     """Whether it can't read any other layout."""
+    fill: int = 0
+    """What it reads there instead of zeros: the zero point of integers."""
 
 
 def stage(outputs: Sequence[Tensor], order: Sequence[Tensor]) -> bool:
@@ -50,21 +51,28 @@ def stage(outputs: Sequence[Tensor], order: Sequence[Tensor]) -> bool:
             readers[operand].append((tensor, position))
     wanted, copied = set(outputs), False
     for tensor in order:
-        asking = [(reader, reach) for reader, position in readers[tensor] if (reach := _reach(reader, position))]
-        if not asking:
-            continue
-        pads = tuple(
-            (max(before for before, _ in ends), max(after for _, after in ends))
-            for ends in zip(*(reach.pads for _, reach in asking), strict=True)
-        )
-        layout = Layout(asking[0][1].lanes, pads)
-        if not _fixed(tensor, readers[tensor], wanted):
-            tensor.layout = layout
-        elif any(pair != (0, 0) for pair in pads) or any(reach.always for _, reach in asking):
-            copy, copied = _copy(tensor), True
-            copy.layout = layout
-            for reader, _ in asking:
-                reader.operands = (copy, *reader.operands[1:])
+        asking: dict[int, list[tuple[Tensor, Reach]]] = {}
+        for reader, position in readers[tensor]:
+            if (reach := _reach(reader, position)) is not None:
+                asking.setdefault(reach.fill if any(map(any, reach.pads)) else 0, []).append((reader, reach))
+        if asking and 0 in asking and len(asking) > 1:  # those that read nothing beyond the ends take any
+            bare = [each for each in asking[0] if not any(map(any, each[1].pads))]
+            if len(bare) == len(asking[0]):
+                asking[next(fill for fill in asking if fill)] += asking.pop(0)
+        fixed = _fixed(tensor, readers[tensor], wanted)
+        for fill, group in asking.items():
+            pads = tuple(
+                (max(before for before, _ in ends), max(after for _, after in ends))
+                for ends in zip(*(reach.pads for _, reach in group), strict=True)
+            )
+            found = Layout(group[0][1].lanes, pads, fill)
+            if not fixed:
+                tensor.layout, fixed = found, True  # the next group needs another
+            elif any(map(any, pads)) or any(reach.always for _, reach in group):
+                copy, copied = _copy(tensor), True
+                copy.layout = found
+                for reader, _ in group:
+                    reader.operands = (copy, *reader.operands[1:])
     return copied
 
 
@@ -118,8 +126,3 @@ def _copy(tensor: Tensor) -> Map:
 def zeros_around(tensor: Tensor) -> bool:
     """Whether a tensor's buffer has zeros around its positions."""
     return tensor.layout is not None and any(pair != (0, 0) for pair in tensor.layout.halo)
-
-
-def padded_channels(layout: Layout, shape: Sequence[dims.Dimension]) -> dims.Dimension:
-    """Blocks of channels."""
-    return dims.ceil_divide(shape[1], layout.lanes)

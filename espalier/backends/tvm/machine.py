@@ -16,14 +16,14 @@ class Machine:
     """Floats of 32 bits in one vector of a tile; channels of images lie in blocks of as many."""
     registers: int = 6
     """Such vectors that a tile may accumulate in, with room left for operands."""
-    cache: int = 1 << 20
-    """Bytes that stay close to one core."""
+    dot: bool = False
+    """Whether an instruction multiplies four integers of 8 bits in each lane and adds them up."""
 
 
 def of(instruction_sets: Collection[str]) -> Machine:
     """The machine that has these instruction sets, by LLVM's names."""
     if "avx512f" in instruction_sets:
-        return Machine(16, 28)
+        return Machine(16, 28, "avx512vnni" in instruction_sets)
     if "avx2" in instruction_sets or "neon" in instruction_sets:
         return Machine(8, 12)
     return Machine(8, 6)

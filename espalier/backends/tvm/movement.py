@@ -18,7 +18,7 @@ from espalier.backends.tvm.arithmetic import (
 )  # fmt: skip
 from espalier.backends.tvm.numbers import expression_type, immediate, select
 from espalier.backends.tvm.selection import getitem, take, view, zero
-from espalier.backends.tvm.tensor import Alias, At, Expr, Index, Map, Tensor, Untraceable
+from espalier.backends.tvm.tensor import Affine, Alias, At, Constant, Expr, Index, Map, Tensor, Untraceable
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dim, Dimension
 from espalier.ir.elements import Element
@@ -30,8 +30,21 @@ def transpose(array: Any, perm: Sequence[int]) -> Tensor:
     perm = tuple(int(axis) % array.ndim for axis in perm)
     if perm == tuple(range(array.ndim)):
         return array  # type: ignore[no-any-return]  # any array, that is a tensor here
+    if isinstance(array, Constant):
+        return _transposed(array, perm)
     inverse = [perm.index(axis) for axis in range(array.ndim)]
     return view(array, [array.shape[axis] for axis in perm], lambda at, index: [index[axis] for axis in inverse])
+
+
+def _transposed(array: Constant, perm: tuple[int, ...]) -> Constant:
+    """A constant with its axes in another order, and what it is dequantized from."""
+    found = Constant(np.ascontiguousarray(array.array.transpose(perm)), array.element)
+    if array.affine is not None:
+        stored, axis = array.affine.stored, array.affine.axis
+        assert isinstance(stored, Constant)
+        axis = None if axis is None else perm.index(axis)
+        found.affine = Affine(_transposed(stored, perm), array.affine.scale, array.affine.zero, axis)
+    return found
 
 
 @primitive

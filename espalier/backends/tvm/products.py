@@ -61,6 +61,10 @@ class Plan:
     """What the first operand may be laid out as; None: row-major only."""
     lanewise: bool = False
     """Whether each lane is multiplied by a number of its own."""
+    vector_type: str = ""
+    """The type of the vectors, if it is not lanes of the result's."""
+    combine: Callable[[Expr, Expr, Expr], Expr] = lambda old, factor, vector: old + factor * vector
+    """(sum so far, first operand's vector, second operand's) → the sum with their products."""
 
 
 def write(function: Function, product: Product) -> Statement:
@@ -81,7 +85,8 @@ def write(function: Function, product: Product) -> Statement:
     none = tirx.Broadcast(immediate(0, dtype), lanes)
     positions = [names.variable("r") for _ in plan.extents]
     scope = Scope(function)
-    vectors = [tirx.decl_buffer(size, vector_type, names.variable("w").name) for _ in range(blocks)]
+    loaded = plan.vector_type or vector_type
+    vectors = [tirx.decl_buffer(size, loaded, names.variable("w").name) for _ in range(blocks)]
     steps: list[Statement] = []
     for block in range(blocks):
         start = place(integer(0), block, integer(0))
@@ -96,7 +101,8 @@ def write(function: Function, product: Product) -> Statement:
                 if not plan.lanewise:
                     factor = tirx.Broadcast(scope.bind(factor), lanes)
             old = tirx.BufferLoad(sums[k][block], whole)
-            steps.append(tirx.BufferStore(sums[k][block], old + factor * tirx.BufferLoad(vectors[block], whole), whole))
+            added = plan.combine(old, factor, tirx.BufferLoad(vectors[block], whole))
+            steps.append(tirx.BufferStore(sums[k][block], added, whole))
     body = scope.as_statements(*steps)
     for variable, extent in reversed(list(zip(positions, plan.extents, strict=True))):
         body = loop(variable, function.dim(extent), body)
@@ -226,7 +232,8 @@ def _root_index(function: Function, product: Product, place: Sequence[Expr]) -> 
     return [integer(0) if extent == 1 else next(given) for extent in function.root.shape]
 
 
-def _worth(shape: Sequence[Dimension], extents: Sequence[Dimension], kind: Element) -> bool:
+def worth(shape: Sequence[Dimension], extents: Sequence[Dimension], kind: Element) -> bool:
+    """Whether a product is large enough for the template, and of an element that it knows."""
     work = dims.product([*shape, *extents])
     fits = expression_type(kind) in ("float32", "float64", "int32", "int64")
     return fits and (not isinstance(work, int) or work >= SMALL_WORK)
@@ -242,7 +249,7 @@ def convolution(
     shape = (x.shape[0], outputs, *counts)
     each = outputs // groups if isinstance(outputs, int) else 0
     depthwise = per_group == 1 and each == 1 and groups > 1
-    if not isinstance(w, Constant) or not each or not _worth(shape, (per_group, *kernel), kind) or x.ndim < 3:
+    if not isinstance(w, Constant) or not each or not worth(shape, (per_group, *kernel), kind) or x.ndim < 3:
         return None
     if groups > 1 and each % lanes and not depthwise:
         return None
@@ -305,7 +312,7 @@ def matrices(
     """A product of stacks of matrices. None if the template doesn't fit."""
     shape = tuple(shape)
     columns, lead = shape[-1], shape[:-2]
-    if not _worth(shape, (count,), kind) or not isinstance(columns, int):
+    if not worth(shape, (count,), kind) or not isinstance(columns, int):
         return None
     if isinstance(right, Constant) and right.ndim == 2 and columns >= machine.current().lanes // 2:
         lanes = machine.current().lanes

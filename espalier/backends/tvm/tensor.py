@@ -62,16 +62,28 @@ class At(Protocol):
 class Layout:
     """Where entries of (batch, channels, positions…) lie: (batch, channels / lanes, positions…, lanes).
 
-    `halo` counts zeros that lie before and after the positions of each axis.
+    `halo` counts entries that lie before and after the positions of each axis, and are all `fill`.
     """
 
     lanes: int
     halo: tuple[tuple[int, int], ...]
+    fill: int = 0
 
     def stored(self, shape: Shape) -> Shape:
         """The shape of the buffer."""
         positions = [extent + sum(pair) for extent, pair in zip(shape[2:], self.halo, strict=True)]
         return (shape[0], dims.ceil_divide(shape[1], self.lanes), *positions, self.lanes)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """How a tensor of floats follows from one of integers: (stored − zero) · scale, one for all or for each index."""
+
+    stored: Tensor
+    scale: np.ndarray[Any, Any]
+    zero: np.ndarray[Any, Any]
+    axis: int | None
+    """The axis along which scale and zero point vary; None: they are numbers."""
 
 
 class Tensor:
@@ -80,6 +92,8 @@ class Tensor:
     __array_ufunc__ = None  # numpy leaves operators to us
     layout: Layout | None = None
     """How its buffer is laid out; None for row-major order."""
+    affine: Affine | None = None
+    """What it is dequantized from."""
 
     def __init__(
         self,

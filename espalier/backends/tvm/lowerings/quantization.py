@@ -1,0 +1,71 @@
+"""Quantization in few instructions, and dequantization that products can look through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from espalier.backends.tvm.arithmetic import as_tensor, astype, elementwise
+from espalier.backends.tvm.numbers import immediate, is_nan, select
+from espalier.backends.tvm.tensor import Affine, At, Expr, Tensor
+from espalier.backends.tvm.trace import lowers
+from espalier.ir import elements
+from espalier.ir.graph import Node
+from espalier.ir.xp import numpy as numpy_xp
+
+
+@lowers("quantize")
+def quantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
+    """Round x / scale to even, move it by the zero point, and keep it in 8 bits; NaN becomes 0."""
+    op: Any = node.op
+    known = isinstance(scale, np.ndarray) and (zero_point is None or isinstance(zero_point, np.ndarray))
+    stored = node.results[0].element.storage
+    fits = isinstance(x, Tensor) and x.element == elements.F32 and stored in (elements.U8, elements.I8)
+    if not known or not fits or op.block_size or scale.dtype != np.float32 or op.precision not in (None, elements.F32):
+        return NotImplemented
+    zero = np.zeros(scale.shape, np.float32) if zero_point is None else zero_point.astype(np.float32)
+    spread = [1] * x.ndim
+    if scale.size > 1:
+        spread[op.axis % x.ndim] = -1
+    shape = spread if scale.size > 1 else ()
+    low, high = stored.range
+
+    def entry(at: At, number: Expr, step: Expr, shift: Expr) -> Expr:
+        divided = at.bind(number / step)
+        whole = select(is_nan(divided), immediate(0, "float32") - shift, tirx.nearbyint(divided)) + shift
+        bounded = tirx.max(tirx.min(whole, immediate(high, "float32")), immediate(low, "float32"))
+        return tirx.Cast("int8" if low else "uint8", tirx.Cast("int32", bounded))
+
+    return elementwise(stored, entry, x, as_tensor(scale.reshape(shape)), as_tensor(zero.reshape(shape)), cost=4)
+
+
+@lowers("dequantize")
+def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
+    """(x − zero point) · scale in f32, and what it follows from; constants are dequantized once and for all."""
+    op: Any = node.op
+    known = isinstance(scale, np.ndarray) and (zero_point is None or isinstance(zero_point, np.ndarray))
+    if not known or op.block_size or (op.output_dtype or elements.from_dtype(scale.dtype)) != elements.F32:
+        return NotImplemented
+    zero = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point
+    if zero.dtype.kind not in "iu" or scale.dtype != np.float32:
+        return NotImplemented
+    axis = None if scale.size == 1 else op.axis % x.ndim
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind not in "iu":
+            return NotImplemented
+        found = as_tensor(np.asarray(op.reference(numpy_xp, x, scale, zero_point)))
+        stored = as_tensor(x)
+    else:
+        if not isinstance(x, Tensor) or not x.element.is_integer or x.element.bits > 16:
+            return NotImplemented
+        spread = [1] * x.ndim
+        if axis is not None:
+            spread[axis] = -1
+        shape = spread if axis is not None else ()
+        shifted = astype(x, elements.F32) - zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
+        found, stored = shifted * scale.reshape(shape), x
+    count = () if axis is None else (-1,)
+    found.affine = Affine(stored, scale.reshape(count), zero.reshape(count), axis)
+    return found
