@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from espalier.ir import Builder, Graph, TensorType, constant_value
-from espalier.ir.clone import clone, extract
+from espalier.ir import Builder, Graph, TensorType, constant_value, to_text, verify
+from espalier.ir.clone import Snapshot, clone, extract
 from espalier.ir.elements import BOOL, F32
 from espalier.ir.execute import execute
 from espalier.ir.inference import _INFERRED
 from espalier.ir.ops import If, Opaque
+from espalier.ir.types import parse
+from espalier.passes import PassManager
 from espalier.passes.manager import compare_models
+from espalier.passes.pipelines import pipeline
 
 
 def tied() -> Graph:
@@ -91,3 +94,21 @@ def test_a_random_operator_in_a_branch_makes_a_graph_random() -> None:
     region.set_outputs([Builder(region).random_normal(shape=(2, 2))])
     assert not graph.is_deterministic
     assert "random" in compare_models(graph, graph)
+
+
+def test_a_snapshot_keeps_what_the_graph_was_regions_too():
+    region = Graph("branch")
+    inner = Builder(region)
+    given = region.add_input(parse("f32[3]"), "x")
+    region.set_outputs([inner.relu(inner.relu(given))])
+    graph = Graph()
+    builder = Builder(graph)
+    x = builder.input(parse("f32[3]"), "x")
+    choice = builder.input(parse("bool[]"), "choice")
+    (branch,) = builder.node(If(), [choice, x], results=1, regions=[region, clone(region)]).results
+    graph.set_outputs([builder.add(builder.neg(builder.neg(branch)), x)], ["y"])
+    wanted, snapshot = to_text(graph), Snapshot(graph)
+    PassManager(pipeline("exact"), "none").run(graph)
+    assert to_text(graph) != wanted
+    assert to_text(snapshot.graph) == wanted
+    verify(snapshot.graph, "structure")

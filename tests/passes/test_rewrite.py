@@ -220,3 +220,47 @@ def test_a_module_may_be_loaded_again():
     algebra = importlib.import_module("espalier.passes.rules.algebra")
     importlib.reload(algebra)
     assert PASSES["simplify"] is algebra.simplify
+
+
+def test_an_amended_node_is_what_a_new_one_would_be():
+    """Folding a norm in place, and by a node made for comparison, give the same names, order, places and numbers."""
+    rng = np.random.default_rng(0)
+    graph = Graph()
+    b = Builder(graph)
+    x = b.input(type_of("f32[1, 3, 8, 8]"), "x")
+    for k in range(3):
+        b.location = Location((f"layer{k}",), (f"model.py:{k}",))
+        weight, parts = rng.normal(size=(3, 3, 3, 3)), rng.uniform(0.5, 1, (4, 3))
+        y = b.conv(x, weight.astype(np.float32), pads=(1, 1, 1, 1))
+        y.name = f"conv{k}"
+        b.location = Location((f"norm{k}",), (f"model.py:{k + 10}",))
+        z = b.batch_norm(y, *parts.astype(np.float32), results=1)
+        z.name = f"norm{k}"
+        x = b.add(b.relu(z), x)
+    graph.set_outputs([x], ["y"])
+    data = [rng.normal(size=(1, 3, 8, 8)).astype(np.float32)]
+    wanted = execute(graph, data)[0]
+    texts, places = [], []
+    for level in ("none", "rewrites"):
+        copy = clone(graph)
+        PassManager([parse_spec("fold_norms")], level).run(copy)
+        verify(copy, "structure")
+        assert not [node for node in copy if node.op.name == "batch_norm"]
+        np.testing.assert_allclose(execute(copy, data)[0], wanted, rtol=1e-4, atol=1e-5)
+        texts.append(to_text(copy))
+        places.append([node.location for node in copy])
+    assert texts[0] == texts[1]
+    assert places[0] == places[1]
+    assert set(places[0][0].names) == {"norm0", "layer0"}
+
+
+def test_nodes_know_their_parts_by_name_and_only_those():
+    graph = Graph()
+    b = Builder(graph)
+    y = b.relu(b.input(type_of("f32[2]"), "x"))
+    node = y.producer
+    assert node.x is graph.inputs[0]
+    with pytest.raises(AttributeError, match="relu has no operand, result, attribute or region 'w'"):
+        _ = node.w
+    with pytest.raises(AttributeError):
+        _ = node.no_operator_has_this
