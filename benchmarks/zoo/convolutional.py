@@ -229,7 +229,7 @@ def mobilenet_v3() -> nn.Module:
     layers.append(conv_norm(width, 6 * width, 1, activation=nn.Hardswish))
     model = Classifier(nn.Sequential(*layers), 6 * width)
     head = [nn.Linear(6 * width, 64), nn.Hardswish(inplace=True), nn.Dropout(0.2), nn.Linear(64, 10)]
-    model.head = nn.Sequential(*head)  # type: ignore[assignment]
+    model.head = nn.Sequential(*head)  # type: ignore[assignment]  # the base has one layer
     return model
 
 

@@ -99,7 +99,7 @@ def _padded(site: Site, op: object, operands: list[Value | None], scope: Scope, 
     """All results of a loop, also those at the end that the model does not name."""
     if site.results > results:
         raise Refused(f"{site.op_type} has {results} results, not {site.results}", fatal=True)
-    return site.build.node(op, operands, results=results, regions=[scope.graph]).results  # type: ignore[arg-type]
+    return site.build.node(op, operands, results=results, regions=[scope.graph]).results  # type: ignore[arg-type]  # made by name
 
 
 def _entry(type: Type, axis: int) -> Type:
