@@ -96,7 +96,9 @@ def inferred_types(node: Node, context: TypeContext) -> list[Type]:
         found = None if contents is None else known.results.get(contents)
         if found is not None:
             return found
-    found = node.op.infer(context)
+    given = [type for type in context.types if type is not None]
+    # A type that an operand has already is that very object: most comparisons of types then end at once.
+    found = [next((type for type in given if type == new), new) for new in node.op.infer(context)]
     if not context.cacheable:
         return found
     if known is None:

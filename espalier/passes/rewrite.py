@@ -55,7 +55,7 @@ class Rewriter(Builder):
         super().__init__(graph, root)
         self.root = root
         self.created: list[Node] = []
-        self.amended: list[tuple[Node, Mapping[int, Value]]] = []
+        self.amended: dict[Node, Mapping[int, Value]] = {}
         """Nodes and the constants that they shall have when the rule is applied."""
         self.keeps_old = False
         """Whether somebody still wants to see the nodes as they were."""
@@ -66,7 +66,7 @@ class Rewriter(Builder):
         if self.created:
             self.created = []
         if self.amended:
-            self.amended = []
+            self.amended = {}
 
     def amend(self, node: Node, constants: Mapping[int, Value]) -> Node:
         """The node with other constants as operands, for rules whose root is all that uses its results.
@@ -74,7 +74,7 @@ class Rewriter(Builder):
         The types of the results must stay. It is what a new node would be, without one where nobody wants to compare.
         """
         if not self.keeps_old:
-            self.amended.append((node, constants))
+            self.amended[node] = constants
             return node
         operands = [*node.operands, *[None] * (max(constants) + 1 - len(node.operands))]
         for position, value in constants.items():
@@ -84,12 +84,8 @@ class Rewriter(Builder):
         self.before = self.root
         for old, new in zip(node.results, made.results, strict=True):
             new.name = old.name
-        self.amended.append((made, {}))
+        self.amended[made] = {}
         return made
-
-    def amends(self, value: Value) -> bool:
-        """Whether a node that gets other constants makes a value."""
-        return value.producer in [node for node, _ in self.amended]
 
     def node(
         self, op: Op, operands: Sequence[Any], *, results: int | None = None, regions: Sequence[Graph] = ()
@@ -283,7 +279,11 @@ class _Driver:
 
     def run(self) -> int:
         roots, queue = self.table.roots, self.queue
-        queue.extend(node for node in self.graph if roots[type(node.op)])
+        node = self.graph.first
+        while node is not None:
+            if roots[type(node.op)]:
+                queue.append(node)
+            node = node.next
         self.queued.update(queue)
         limit, count = 100 + 20 * len(self.graph), 0
         while queue:
@@ -344,34 +344,38 @@ class _Driver:
             )
         alike = True
         for old, new in zip(root.results, news, strict=True):
-            alike &= self._fits(rule, root, old, new)
+            if new is None or old.type is not new.type:
+                alike &= self._fits(rule, root, old, new)
         if self.context.recorder is not None:
             number = self.context.rewrites
             self.context.recorder(Change(rule.name, rule.semantics, number, list(root.results), news, rewriter.created))
+        self._replace(rule, root, news, rewriter, alike)
+        return True
+
+    def _replace(
+        self, rule: RewriteRule, root: Node, news: Sequence[Value | None], rewriter: Rewriter, alike: bool
+    ) -> None:
+        """Put what a rule gives in the place of the root's results, and look at everything near it again."""
+        graph, amended = self.graph, rewriter.amended
         neighbours: list[Node | Graph] = []
         for old, new in zip(root.results, news, strict=True):
             if new is not None:
                 neighbours += old.uses
-                if new.producer is not None and (new.name == "" or (rewriter.amended and rewriter.amends(new))):
+                if new.producer is not None and (new.name == "" or new.producer in amended):
                     new.name = old.name
                 learned = not alike or (old.content is None and new.known is not None)
-                self.graph.replace(old, new)
+                graph.replace(old, new)
                 if learned:
-                    neighbours.extend(propagate(self.graph, new))
-        gone = self._erase_dead(root)
-        gone += [node for node, _ in rewriter.amended]
-        sources = [root.location, *[node.location for node in gone if node is not root]]
-        where = Location.merged(sources, rule.name)
-        for node, constants in rewriter.amended:
-            self._amend(node, constants)
-            node.location = where
-            self._enqueue(node)
-        if rewriter.created:
+                    neighbours += propagate(graph, new)
+        sources = self._erase_dead(root)
+        if amended or rewriter.created:
+            where = Location.merged([*sources, *[node.location for node in amended]], rule.name)
+            for node, constants in amended.items():
+                self._amend(node, constants, where)
             self._settle(rewriter.created, where)
         for user in neighbours:
-            if isinstance(user, Node) and user.graph is self.graph:
+            if isinstance(user, Node) and user.graph is graph:
                 self._enqueue(user)
-        return True
 
     def _fits(self, rule: RewriteRule, root: Node, old: Value, new: Value | None) -> bool:
         """Whether a result's replacement has the same type. Raises InternalError if it cannot stand for it."""
@@ -380,7 +384,7 @@ class _Driver:
                 message = f"{rule.name} gives nothing for a result in use"
                 raise InternalError("E903", message, node=root, source=root.location)
             return True
-        if old.type is new.type or old.type == new.type:
+        if old.type == new.type:
             return True
         if not compatible(old.type, new.type):
             message = f"{rule.name} replaces {old.type} by {new.type}"
@@ -402,35 +406,40 @@ class _Driver:
                 node.location = where if node.location == _NOWHERE else node.location.merge(where)
                 self._enqueue(node)
 
-    def _amend(self, node: Node, constants: Mapping[int, Value]) -> None:
+    def _amend(self, node: Node, constants: Mapping[int, Value], where: Location) -> None:
         """Change a node's constants; it then counts as its operands' newest user, as a new node would."""
         for position, value in constants.items():
             self.graph.set_operand(node, position, value)
         for operand in node.operands:
             if operand is not None and len(operand.uses) > 1:
                 operand.uses[node] = operand.uses.pop(node)
+        node.location = where
+        self._enqueue(node)
 
-    def _erase_dead(self, root: Node) -> list[Node]:
-        """Remove a node whose results nobody uses, and its producers that are dead by that."""
-        removed, stack = [], [root]
+    def _erase_dead(self, root: Node) -> list[Location]:
+        """Remove a node whose results nobody uses, and its producers that are dead by that; where they came from."""
+        graph, sources, stack = self.graph, [root.location], [root]
         while stack:
             node = stack.pop()
-            if node.graph is not self.graph:
+            if node.graph is not graph:
                 continue
             for result in node.results:
                 if result.uses:
                     break
             else:
-                self.graph.erase(node)
-                removed.append(node)
+                graph.erase(node)
+                if node is not root:
+                    sources.append(node.location)
                 stack += [v.producer for v in node.operands if v is not None and v.producer is not None]
+                if self.context.recorder is None:
+                    node.results.clear()  # they know the node: both would wait for a garbage collection
                 continue
             for result in node.results:
                 if len(result.uses) == 1:  # the last neighbour may match now
                     for user in result.uses:
                         if isinstance(user, Node):
                             self._enqueue(user)
-        return removed
+        return sources
 
     def _discard(self, rewriter: Rewriter) -> None:
         for node in reversed(rewriter.created):

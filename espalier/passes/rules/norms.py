@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.ir import Node, TensorType, Value, constant_value
-from espalier.ir.constants import computed
+from espalier.ir.constants import Constant, computed
 from espalier.ir.elements import Element
 from espalier.ir.ops import Add, BatchNorm, Conv, ConvTranspose, Div, Gemm, MatMul, Mul
 from espalier.passes.base import REASSOCIATES
@@ -26,13 +26,13 @@ class NormAffine:
 
     __slots__ = ("epsilon", "made", "parts")
 
-    def __init__(self, parts: Sequence[Value], epsilon: float) -> None:
+    def __init__(self, parts: Sequence[Constant], epsilon: float) -> None:
         self.parts, self.epsilon = parts, epsilon
         self.made: tuple[Any, Any] | None = None
 
     def __call__(self) -> tuple[Any, Any]:
         if self.made is None:  # weights and bias both ask
-            gamma, beta, mean, variance = (v.array.astype(np.float64) for v in self.parts)
+            gamma, beta, mean, variance = (part.array.astype(np.float64) for part in self.parts)
             scale = gamma / np.sqrt(variance + self.epsilon)
             self.made = scale, beta - mean * scale
         return self.made
@@ -41,10 +41,11 @@ class NormAffine:
 def inference_affine(norm: Node, rewriter: Rewriter) -> Affine:
     """The scale and shift per channel that a batch norm with constant statistics is, computed when they are read."""
     op: Any = norm.op
-    parts = norm.inputs[1:]
-    for part in parts:
-        if part.constant is None:
+    parts = []
+    for operand in norm.operands[1:]:
+        if operand is None or operand.constant is None:
             rewriter.why("the statistics are no constants")
+        parts.append(operand.constant)
     if op.training_mode:
         rewriter.why("the norm is in training mode")
     return NormAffine(parts, op.epsilon)
@@ -67,7 +68,7 @@ class ScaledLayer:
 
     __slots__ = ("affine", "axis", "bias", "groups", "old")
 
-    def __init__(self, old: Value, bias: Value | None, affine: Affine, axis: int, groups: int) -> None:
+    def __init__(self, old: Constant, bias: Constant | None, affine: Affine, axis: int, groups: int) -> None:
         self.old, self.bias, self.affine, self.axis, self.groups = old, bias, affine, axis, groups
 
     def weight(self) -> NDArray[Any]:
@@ -97,12 +98,12 @@ def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
         rewriter.why("the weights are no constants")
     if not layer.results[0].has_one_use:
         rewriter.why("the layer's output is shared")
-    element, shape = weight.element, weight.shape
+    element, shape = weight.constant.element, weight.constant.shape
     if element.kind != "float" or element.bits < 16:
         rewriter.why("the weights are no floats")
     groups = getattr(layer.op, "group", 1) if axis == 1 else 1  # a transposed convolution has (g i) o K
     channels = shape[axis] * groups
-    made = ScaledLayer(weight, bias, affine, axis, groups)
+    made = ScaledLayer(weight.constant, None if bias is None else bias.constant, affine, axis, groups)
     new_weight, new_bias = Value(weight.type), Value(vector_type(element, channels))
     new_weight.constant = computed(made.weight, element, shape)
     new_bias.constant = computed(made.moved_bias, element, (channels,))
