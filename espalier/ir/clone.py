@@ -49,7 +49,7 @@ class Snapshot:
         self._copy, self._outputs, self._names = _begin(graph, self._copies), graph.outputs, [*graph.output_names]
         self._nodes = [
             (
-                node,
+                node.results,
                 node.op,
                 [*node.operands],
                 [result.type for result in node.results],
@@ -62,10 +62,10 @@ class Snapshot:
     @cached_property
     def graph(self) -> Graph:
         """The graph as it was."""
-        for node, op, operands, types, regions, location in self._nodes:
+        for results, op, operands, types, regions, location in self._nodes:
             copied = [None if operand is None else self._copies[operand] for operand in operands]
             bodies = [region.graph for region in regions]
-            _insert_copy(node, Node(op, copied, types, bodies, location), self._copy, self._copies)
+            _insert_copy(results, Node(op, copied, types, bodies, location), self._copy, self._copies)
         self._copy.set_outputs([self._copies[value] for value in self._outputs], self._names)
         return self._copy
 
@@ -93,12 +93,12 @@ def _copy_nodes(nodes: Iterable[Node], target: Graph, copies: Copies) -> None:
         operands = [None if operand is None else copies[operand] for operand in node.operands]
         regions = [_clone(region, copies) for region in node.regions]
         types = [result.type for result in node.results]
-        _insert_copy(node, Node(node.op, operands, types, regions, node.location), target, copies)
+        _insert_copy(node.results, Node(node.op, operands, types, regions, node.location), target, copies)
 
 
-def _insert_copy(node: Node, copy: Node, target: Graph, copies: Copies) -> None:
-    """Put a node's copy at the end of the target, with what is known of its results."""
-    for old, new in zip(node.results, copy.results, strict=True):
+def _insert_copy(results: Sequence[Value], copy: Node, target: Graph, copies: Copies) -> None:
+    """Put the copy of a node of these results at the end of the target, with what is known of them."""
+    for old, new in zip(results, copy.results, strict=True):
         new.name, new.content = old.name, old.content
         copies[old] = new
     target.insert(copy)

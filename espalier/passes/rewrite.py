@@ -432,7 +432,7 @@ class _Driver:
                     sources.append(node.location)
                 stack += [v.producer for v in node.operands if v is not None and v.producer is not None]
                 if self.context.recorder is None:
-                    node.results.clear()  # they know the node: both would wait for a garbage collection
+                    node.results = []  # they know the node: both would wait for a garbage collection
                 continue
             for result in node.results:
                 if len(result.uses) == 1:  # the last neighbour may match now
