@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from espalier.passes.samples import NoSample, sensitivity, try_graph
 from espalier.runtime.files import check_output, write_artifact
 from espalier.runtime.manifest import DeviceSpec, Manifest, PassRecord, TensorSpec, artifact_hash
 from espalier.train.agreement import disagreement
-from espalier.train.data import Data
-from espalier.train.evaluate import Runner, Score, compare, in_batches
+from espalier.train.data import Data, rereadable
+from espalier.train.evaluate import Gate, Measure, Runner, Score, in_batches
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def compile(
     pipeline: str = "exact",
     passes: Sequence[str] = (),
     data: Any = None,
+    metric: Measure = "auto",
     max_drop: float | None = None,
     budget: str | None = None,
     verify: VerifyLevel = "rewrites",
@@ -115,7 +116,7 @@ def compile(
     """Compile a model for a device, and write an artifact.
 
     Args:
-        model: anything that `espalier.load` takes.
+        model: anything that `espalier.load` takes; a Graph stays as it is.
         output: folder of the artifact, or a path that ends in .zip. Written whole or not at all.
         device: name of a device, or a .toml file.
         backend: name of a backend; the device's own by default.
@@ -124,7 +125,8 @@ def compile(
         pipeline: "exact", "none", or a .toml file.
         passes: specifications of further passes, such as "fold_constants:limit=1024".
         data: see `espalier.train.data`; what accuracy (with labels) or agreement is measured on.
-        max_drop: largest loss in points; needs data.
+        metric: what is measured on the data; see `espalier.train.evaluate`.
+        max_drop: largest loss in points (of an error: growth in percent); needs data.
         verify: how closely passes are checked, and (unless "none") that the artifact agrees with the model.
         seed: seed of everything random.
 
@@ -137,10 +139,8 @@ def compile(
         raise InputError(
             "E211", "a budget needs a planner, which this version does not have", hint="Leave --budget out."
         )
-    if max_drop is not None and data is None:
-        raise InputError("E212", "max_drop needs data to measure the accuracy on", hint="Give some with --data.")
-    if max_drop is not None and not 0 <= max_drop <= 100:
-        raise InputError("E201", f"max_drop is in points, from 0 to 100, not {max_drop}")
+    gate = Gate(metric, max_drop)
+    gate.require(data)
     check_output(Path(output))
     target = find_device(device)
     chosen = backend or target.backend
@@ -155,11 +155,9 @@ def compile(
         "stop_after": stop_after,
         "max_drop": max_drop,
     }
-    graph = frontends.load(model, **{key: value for key, value in options.items() if value is not None})
-    original = clone(graph)
-    if isinstance(data, Iterator):
-        data = list(data)  # it is read more than once
-    dataset = None if data is None else Data(data, tuple(original.inputs))
+    original = frontends.load(model, **{key: value for key, value in options.items() if value is not None})
+    graph = clone(original)
+    dataset = None if data is None else Data(rereadable(data), tuple(original.inputs))
     manager = PassManager(sequence, verify, seed, stop_after, print_after, printer, dump, dataset, target)
     report = manager.run(graph)
 
@@ -171,15 +169,9 @@ def compile(
         agreement = "not checked" if verify == "none" else _check(staged, manager.reference or original, seed, dataset)
         if manager.reference is not None:  # the passes that approximate have their own figures
             agreement = agreement.replace("the original", "the model after the last pass that approximates")
-        score = None if dataset is None else compare(reference_runner(original), artifact_runner(staged), dataset)
-        if score is not None and max_drop is not None and score.drop > max_drop:
-            raise VerificationError(
-                "E604",
-                f"{score.metric} fell from {score.original:.4f} to {score.compiled:.4f}: "
-                f"{score.drop:.2f} points, more than {max_drop:g}",
-                hint="Nothing was written. Allow more with --max-drop, or use fewer passes.",
-            )
-        if score is not None:
+        score = None
+        if dataset is not None:
+            score = gate.score(reference_runner(original), artifact_runner(staged), dataset)
             manifest = replace(manifest, evaluation={**score.__dict__})
         manifest = write_artifact(output, manifest, {name: staged / name for name in manifest.files})
     return Artifact(Path(output), manifest, report, score, agreement)

@@ -6,7 +6,7 @@ module = espalier.train.module.to_torch(small.graph)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
@@ -18,15 +18,15 @@ from espalier.backends.onnx import save
 from espalier.cost.device import device as find_device
 from espalier.cost.remaining import Remaining
 from espalier.driver import reference_runner
-from espalier.errors import InputError, VerificationError
+from espalier.errors import InputError
 from espalier.ir import Graph
 from espalier.ir.clone import clone
 from espalier.passes.base import Pass, lookup, parse_spec
 from espalier.passes.manager import PassManager, PassReport, Report
 from espalier.passes.pipelines import CLEANING
 from espalier.passes.structure.report import reason_lines, total_macs
-from espalier.train.data import Data
-from espalier.train.evaluate import Measure, Score, compare
+from espalier.train.data import Data, rereadable
+from espalier.train.evaluate import Gate, Measure, Score
 
 
 @dataclass(frozen=True)
@@ -197,17 +197,13 @@ def edit(
         VerificationError: E602 if a pass that keeps the outputs did not, E604 if more was lost.
     """
     path = None if output is None else _target(Path(output))
-    if data is None and (max_drop is not None or metric != "auto"):
-        what = "max_drop" if max_drop is not None else "a metric"
-        raise InputError("E212", f"{what} needs data to measure the accuracy on", hint="Give some with --data.")
-    if max_drop is not None and not 0 <= max_drop <= 100:
-        raise InputError("E201", f"max_drop is in points, from 0 to 100, not {max_drop}")
+    gate = Gate(metric, max_drop)
+    gate.require(data)
     options = {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes, "trust": trust or None}
     given = {key: value for key, value in options.items() if value is not None}
-    graph = _loaded(model, given)
-    reference = clone(graph) if original is None else _loaded(original, given)
-    if isinstance(data, Iterator):
-        data = list(data)  # it is read more than once
+    loaded = frontends.load(model, **given)
+    graph, reference = clone(loaded), loaded if original is None else frontends.load(original, **given)
+    data = rereadable(data)
     dataset = None if data is None else Data(data, tuple(graph.inputs))
     passes: Sequence[Pass] = [*map(parse_spec, CLEANING), *changes]
     manager = PassManager(passes, seed=seed, data=dataset, device=find_device(device))
@@ -224,21 +220,10 @@ def edit(
         graph, told = _recovered(graph, None if original is None and not changes else reference, data, recovery, seed)
     reached = None
     if dataset is not None:
-        reached = compare(reference_runner(reference), reference_runner(graph), dataset, metric)
-    if reached is not None and max_drop is not None and reached.drop > max_drop:
-        raise VerificationError(
-            "E604",
-            f"{reached.metric} went from {reached.original:.4f} to {reached.compiled:.4f}: "
-            f"{reached.drop:.2f} points are lost, more than {max_drop:g}",
-            hint="Nothing was written. Allow more with --max-drop, change less, or train longer.",
-        )
+        reached = gate.score(reference_runner(reference), reference_runner(graph), dataset)
     if path is not None:
         save(graph, path)
     return Edited(graph, report, done, details, path, reached, told)
-
-
-def _loaded(model: Any, options: Mapping[str, Any]) -> Graph:
-    return clone(model) if isinstance(model, Graph) else frontends.load(model, **options)
 
 
 def _details(done: Sequence[PassReport], before: Graph, after: Graph) -> dict[str, Any]:
@@ -269,11 +254,9 @@ def _recovered(
         raise InputError("E205", "recovery trains with torch", hint="pip install 'espalier[torch]'") from None
     settings = dict(options)
     source = settings.pop("train_data", None)
-    source = data if source is None else source
+    source = data if source is None else rereadable(source)
     if source is None:
         raise InputError("E212", "recovery needs data to train on", hint="Give some with --data or --train-data.")
-    if isinstance(source, Iterator):
-        source = list(source)
     if original is not None:
         original = clone(original)
         PassManager(list(map(parse_spec, CLEANING)), "none").run(original)

@@ -14,6 +14,7 @@ from benchmarks.artifact import network
 from espalier import runtime
 from espalier.errors import EspalierError
 from espalier.ir.execute import execute
+from espalier.ir.text import to_text
 
 X = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)
 
@@ -53,6 +54,10 @@ def test_the_callers_model_is_left_alone(tmp_path: Path) -> None:
     before = model.SerializeToString(deterministic=True)
     build(model, tmp_path / "artifact")
     assert model.SerializeToString(deterministic=True) == before
+    graph = espalier.load(model)
+    text = to_text(graph)
+    assert build(graph, tmp_path / "graph").report.rewrites
+    assert to_text(graph) == text
 
 
 def test_an_artifact_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -71,6 +76,17 @@ def test_accuracy_with_labels_is_measured_and_recorded(tmp_path: Path) -> None:
     assert made.score is not None
     assert (made.score.metric, made.score.original, made.score.compiled) == ("top-1", 1.0, 1.0)
     assert runtime.load(tmp_path / "artifact").manifest.evaluation["samples"] == 4
+
+
+def test_any_metric_is_measured_and_gated(tmp_path: Path) -> None:
+    model = network(seed=0)
+    (scores,) = execute(espalier.load(model), [X])
+    data = {"image": X, "labels": scores + 1}
+    made = build(model, tmp_path / "artifact", data=iter([({"image": X}, scores + 1)]), metric="rmse", max_drop=1.0)
+    assert made.score is not None and made.score.metric == "rmse" and made.score.original == pytest.approx(1, rel=1e-4)
+    assert made.manifest.evaluation["metric"] == "rmse"
+    refused("E202", model, tmp_path / "no", data=data, metric="nonsense")
+    assert "a metric" in str(refused("E212", model, tmp_path / "no", metric="f1"))
 
 
 def test_a_batch_of_one_is_fed_sample_by_sample(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cyclopts import App, CycloptsError
 
 from espalier import __version__
 from espalier.cli.editing import grow, prune, recover
-from espalier.cli.options import Flag, Json, MaxDrop, Output, Seed, Several, Source, Trust
+from espalier.cli.options import Flag, Json, MaxDrop, Metric, Output, Seed, Several, Source, Trust
 from espalier.cli.output import plain, show, write
 from espalier.errors import InputError, InternalError, Interruption
 from espalier.runtime.errors import EspalierError
@@ -46,6 +46,7 @@ def compile_(
     passes: Several = (),
     data: Source = None,
     budget: str | None = None,
+    metric: Metric = "auto",
     max_drop: MaxDrop = None,
     verify: Literal["none", "structure", "rewrites", "all"] = "rewrites",
     seed: Seed = 0,
@@ -86,8 +87,8 @@ def compile_(
 
     artifact = compile_model(
         model, device=device, backend=backend, output=output, pipeline=pipeline, passes=passes, data=data,
-        budget=budget, max_drop=max_drop, verify=verify, seed=seed, stop_after=stop_after, print_after=print_after,
-        printer=lambda text: print(plain(text), file=sys.stderr), dump=dump, trust=trust,
+        budget=budget, metric=metric, max_drop=max_drop, verify=verify, seed=seed, stop_after=stop_after,
+        print_after=print_after, printer=lambda text: print(plain(text), file=sys.stderr), dump=dump, trust=trust,
     )  # fmt: skip
     show(artifact.to_json(), json, artifact.summary())
 

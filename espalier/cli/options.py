@@ -27,6 +27,11 @@ MaxDrop: TypeAlias = Annotated[
     Parameter(help="Largest loss in points of the metric (top-1; without labels agreement with the original)."),
 ]
 
+Metric: TypeAlias = Annotated[
+    str,
+    Parameter(help="What is measured on the data: top-1, f1 or rmse with labels, or agreement with the original."),
+]
+
 
 @Parameter(name="*")  # each field is an option of the verb itself
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +41,7 @@ class Editing:
     output: Output
     """The .onnx file to write. Inputs and outputs keep their names, types and dynamic axes."""
     data: Source = None
-    metric: str = "auto"
-    """What is measured on the data: top-1, f1 or rmse with labels, or agreement with the original."""
+    metric: Metric = "auto"
     max_drop: MaxDrop = None
     seed: Seed = 0
     trust: Trust = False

@@ -295,5 +295,10 @@ def _mixed(samples: Iterator[Batch], draw: np.random.Generator, size: int) -> It
         yield held[place]
 
 
+def rereadable(source: Any) -> Any:
+    """An iterator's items as a list, since iterators are used up after they were read once; all else as it is."""
+    return list(source) if isinstance(source, Iterator) else source
+
+
 def _once(data: Data) -> bool:
     return isinstance(data.source, Iterator)

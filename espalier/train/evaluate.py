@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.errors import InputError
+from espalier.errors import InputError, VerificationError
 from espalier.train.data import Batch, Data
 
 Runner: TypeAlias = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]
@@ -287,6 +287,39 @@ def compare(original: Runner, compiled: Runner, data: Data, measure: Measure = "
     assert metrics is not None
     kind = ErrorScore if metrics[0].unit == "error" else Score
     return kind(metrics[0].name, metrics[0].result(), metrics[1].result(), samples)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a changed model is measured by, and how much of it may be lost, in points.
+
+    Raises InputError E201 if that is out of range.
+    """
+
+    measure: Measure = "auto"
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise InputError("E201", f"max_drop is in points, from 0 to 100, not {self.max_drop}")
+
+    def require(self, data: object) -> None:
+        """Raise InputError E212 if something is asked for and there are no data."""
+        if data is None and (self.max_drop is not None or self.measure != "auto"):
+            what = "max_drop" if self.max_drop is not None else "a metric"
+            raise InputError("E212", f"{what} needs data to measure the accuracy on", hint="Give some with --data.")
+
+    def score(self, original: Runner, changed: Runner, data: Data) -> Score:
+        """Both models' figures. Raises VerificationError E604 if more was lost; else as `compare`."""
+        found = compare(original, changed, data, self.measure)
+        if self.max_drop is not None and found.drop > self.max_drop:
+            raise VerificationError(
+                "E604",
+                f"{found.metric} went from {found.original:.4f} to {found.compiled:.4f}: "
+                f"{found.drop:.2f} points are lost, more than {self.max_drop:g}",
+                hint="Nothing was written. Allow more with --max-drop, change less, or train longer.",
+            )
+        return found
 
 
 def _check_labels(labelled: bool, batch: Batch) -> None:
