@@ -130,7 +130,12 @@ def _run(
         keywords: dict[str, Any] = {}
         if node.regions:
             keywords["regions"] = [Region(region, xp, observe) for region in node.regions]
-        found = node.op.reference(xp, *operands, **keywords)
+        try:
+            found = node.op.reference(xp, *operands, **keywords)
+        except InputError as error:
+            if error.node is None:
+                error.node, error.source = node.results[0].name or node.op.name, str(node.location)
+            raise
         results = found if isinstance(found, tuple) else (found,)
         if observe is not None:
             observe(node, results[: len(node.results)])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from tvm import tirx
+from tvm.ir import StringImm
 
 from espalier.backends.tvm import numbers
 from espalier.backends.tvm.arithmetic import (
@@ -22,11 +23,12 @@ from espalier.backends.tvm.arithmetic import (
 from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
 from espalier.backends.tvm.numbers import expression_type, immediate, is_nan, select, wrap
 from espalier.backends.tvm.scalars import dtype_of, maximum, minimum
-from espalier.backends.tvm.selection import safe_position
-from espalier.backends.tvm.tensor import Expr, Program, Tensor, Untraceable
-from espalier.ir import elements
+from espalier.backends.tvm.selection import safe_position, zero
+from espalier.backends.tvm.tensor import Constant, Expr, Program, Tensor, Untraceable
+from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
+from espalier.ir.xp import numpy as numpy_xp
 
 
 def local(scope: Scope, extent: Expr, dtype: str) -> Expr:
@@ -172,6 +174,41 @@ def _passes(extent: Dimension) -> int:
 def sort(array: Any, axis: int = -1) -> Tensor:
     result: Tensor = PRIMITIVES["take_along_axis"](array, argsort(array, axis), axis)
     return result
+
+
+def positions(indices: Any, extent: Dimension) -> Any:
+    """Indices of an axis as positions from its start. The compiled model fails with an IndexError if one lies outside.
+
+    They are a tensor of their own, since only statements can fail, and not the expressions that read there.
+    """
+    known = indices.array if isinstance(indices, Constant) else None if isinstance(indices, Tensor) else indices
+    if known is not None:
+        least = dims.lower_bound(extent)
+        numpy_xp.positions(known, extent)
+        if not known.size or (least is not None and -least <= known.min() and known.max() < least):
+            return indices
+    source = as_tensor(indices)
+
+    def write(scope: Scope, inputs: Sequence[Expr], outputs: Sequence[Expr]) -> Statement:
+        size = scope.dim(extent)
+
+        def one(index: list[Expr]) -> Statement:
+            inner = scope.inner()
+            entry = numbers.load(source.element, tirx.BufferLoad(inputs[0], index), inner.bind)
+            position = inner.bind(entry if dtype_of(entry) == "int64" else tirx.Cast("int64", entry))
+            inside, message = tirx.And(position + size >= zero(), position < size), "an index lies outside of its axis"
+            counted = select(position < zero(), position + size, position)
+            return inner.as_statements(
+                tirx.AssertStmt(inside, StringImm("IndexError"), [StringImm(message)]),
+                tirx.BufferStore(outputs[0], counted, index),
+            )
+
+        return around(scope, source.shape, one)
+
+    return Program([(source.shape, elements.I64)], [source], write)
+
+
+PRIMITIVES["positions"] = positions  # arrays too: whether they lie inside of an axis may depend on its extent
 
 
 _COMBINED: dict[str, Callable[[Expr, Expr], Expr]] = {

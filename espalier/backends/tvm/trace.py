@@ -10,7 +10,7 @@ import numpy as np
 from espalier.backends.tvm import fuse, xp
 from espalier.backends.tvm.arithmetic import as_tensor
 from espalier.backends.tvm.tensor import Constant, Input, Tensor, Untraceable
-from espalier.errors import EspalierError, InternalError, UnsupportedError
+from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
 from espalier.ir.dims import Dim
 from espalier.ir.graph import Graph, Node, Value
 from espalier.ir.op import Op, lookup
@@ -115,7 +115,7 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
         return tuple(contents)
     try:
         results = _attempt(node, operands)
-    except UnsupportedError as error:
+    except (UnsupportedError, InputError) as error:  # the latter of constants
         raise _named(node, error) from error
     except (Untraceable, ValueError, TypeError) as error:
         # A reference refuses operands by ValueError; where it wants a number, Python refuses a symbol by TypeError.
@@ -135,10 +135,10 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
     return tuple(_checked(node, value, result) for value, result in zip(node.results, results, strict=False))
 
 
-def _named(node: Node, error: UnsupportedError) -> EspalierError:
+def _named(node: Node, error: UnsupportedError | InputError) -> EspalierError:
     if getattr(error, "node", None):
         return error
-    return UnsupportedError(
+    return type(error)(
         error.code, str(getattr(error, "message", error)), node=node.op.name, source=str(node.location)
     )
 

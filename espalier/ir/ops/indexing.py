@@ -39,7 +39,8 @@ class Gather(Op):
         return described(ctx, [ins, places], [[*ins[:axis], *places, *ins[axis + 1 :]]])
 
     def reference(self, xp: Any, data: Any, indices: Any) -> Any:
-        return xp.asarray(xp.take(data, indices, axis=self.axis % data.ndim))
+        axis = self.axis % data.ndim
+        return xp.asarray(xp.take(data, xp.positions(indices, data.shape[axis]), axis=axis))
 
 
 def grids(xp: Any, extents: Shape, rank: int) -> list[Any]:
@@ -88,7 +89,7 @@ class GatherElements(Op):
     def reference(self, xp: Any, data: Any, indices: Any) -> Any:
         axis = self.axis % data.ndim
         used = tuple(slice(None) if k == axis else slice(0, extent) for k, extent in enumerate(indices.shape))
-        return xp.take_along_axis(data[used], indices, axis=axis)
+        return xp.take_along_axis(data[used], xp.positions(indices, data.shape[axis]), axis=axis)
 
 
 def _elementwise_axis(ctx: TypeContext, axis: int, data: Shape, indices: Shape) -> int:
@@ -131,7 +132,13 @@ class GatherND(Op):
     def reference(self, xp: Any, data: Any, indices: Any) -> Any:
         depth = indices.shape[-1]
         batch = grids(xp, data.shape[: self.batch_dims], indices.ndim - 1)
-        return data[(*batch, *(indices[..., k] for k in range(depth)))] if batch or depth else data
+        places = _tuple_positions(xp, data.shape[self.batch_dims :], indices)
+        return data[(*batch, *places)] if batch or depth else data
+
+
+def _tuple_positions(xp: Any, extents: Shape, indices: Any) -> tuple[Any, ...]:
+    """For each of the leading axes of these extents, the positions that the index tuples hold."""
+    return tuple(xp.positions(indices[..., k], extents[k]) for k in range(indices.shape[-1]))
 
 
 def _tuple_depth(ctx: TypeContext, data: Shape | None, indices: Shape | None, batch: int) -> int | None:
@@ -198,7 +205,8 @@ class ScatterElements(_Scatter):
 
     def reference(self, xp: Any, data: Any, indices: Any, updates: Any) -> Any:
         where = grids(xp, indices.shape, indices.ndim)
-        where[self.axis % data.ndim] = indices
+        axis = self.axis % data.ndim
+        where[axis] = xp.positions(indices, data.shape[axis])
         return xp.scatter(data, tuple(where), updates, self.reduction)
 
 
@@ -222,7 +230,7 @@ class ScatterND(_Scatter):
         return described(ctx, [ins, [*places, Variable(depth, INDEXED)], [*places, *rest]], [ins])
 
     def reference(self, xp: Any, data: Any, indices: Any, updates: Any) -> Any:
-        where = tuple(indices[..., k] for k in range(indices.shape[-1]))
+        where = _tuple_positions(xp, data.shape, indices)
         return xp.scatter(data, where or (Ellipsis,), updates, self.reduction)
 
 
@@ -274,6 +282,7 @@ class TensorScatter(Op):
             where[axis] = where[axis] + xp.reshape(write_indices, (-1,) + (1,) * (rank - 1))
         if self.mode == "circular":
             where[axis] = where[axis] % past_cache.shape[axis]
+        where[axis] = xp.positions(where[axis], past_cache.shape[axis])
         return xp.scatter(past_cache, tuple(where), update, "none")
 
 

@@ -257,8 +257,10 @@ class MaxUnpool(Op):
 
     def reference(self, xp: Any, x: Any, indices: Any, output_shape: Any = None) -> Any:
         extents: tuple[Any, ...] = self._extents(x.shape)
-        flat = xp.zeros((math.prod(extents),), xp.element(x))
-        found = xp.reshape(xp.scatter(flat, (xp.reshape(indices, (-1,)),), xp.reshape(x, (-1,))), extents)
+        size = math.prod(extents)
+        places = xp.positions(xp.reshape(indices, (-1,)), size)
+        flat = xp.scatter(xp.zeros((size,), xp.element(x)), (places,), xp.reshape(x, (-1,)))
+        found = xp.reshape(flat, extents)
         if output_shape is None:
             return found
         wanted = xp.to_numpy(output_shape).tolist()

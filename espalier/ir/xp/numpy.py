@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier.errors import InputError
 from espalier.ir import dims, elements
 from espalier.ir.elements import Element
 from espalier.ir.xp.formulas import FORMULAS
@@ -393,6 +394,15 @@ def conv(
             continue
         total += weight * part if per_group == 1 else np.matmul(weight, part)
     return total.reshape(n, groups * w.shape[1], *counts).astype(out_type)
+
+
+def positions(indices: Array, extent: Any) -> Array:
+    """Indices of an axis that come from data. Raises InputError E207 if one lies outside."""
+    if indices.size and isinstance(extent, int):
+        low, high = int(indices.min()), int(indices.max())
+        if low < -extent or high >= extent:
+            raise InputError("E207", f"index {high if high >= extent else low} lies outside of an axis of {extent}")
+    return indices
 
 
 def scatter(array: Array, index: tuple[Any, ...], updates: Array, reduction: str = "none") -> Array:

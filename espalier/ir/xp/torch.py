@@ -348,6 +348,11 @@ def take(array: Array, indices: Any, axis: int) -> Array:
     return array[(slice(None),) * (axis % array.ndim) + (chosen,)]
 
 
+def positions(indices: Any, extent: int) -> Any:
+    """Indices of an axis that come from data; what reads or writes there finds those that lie outside."""
+    return indices
+
+
 def take_along_axis(array: Array, indices: Any, axis: int) -> Array:
     """The elements at the indices of an axis, element by element; negative ones count from the end."""
     indices = asarray(indices).to(array.device).long()

@@ -86,6 +86,8 @@ class TvmEngine:
             _use_threads(self._threads)
             try:
                 result = self._entry(*tensors, *self._weights)
+            except IndexError as error:
+                raise ArtifactError("E709", f"the model failed on these inputs: {error}") from error
             except Exception as error:
                 raise ArtifactError("E712", f"the compiled model failed: {error}") from error
             results = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
