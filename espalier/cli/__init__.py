@@ -256,7 +256,7 @@ def devices(*, json: Json = False) -> None:
     from espalier.cost.device import faults
 
     rows = [device.model_dump(mode="json") for device in known().values()]
-    lines = [f"{row['name']:12} {row['kind']:5} {row['backend']:9} {row['description']}" for row in rows]
+    lines = [f"{row['name']:15} {row['kind']:5} {row['backend']:9} {row['description']}" for row in rows]
     show({"devices": rows}, json, lines)
     for error in faults():
         print(plain(f"left out: {error}"), file=sys.stderr)

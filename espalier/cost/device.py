@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from espalier import plugins
 from espalier.errors import InputError
@@ -23,10 +24,28 @@ class Device(BaseModel):
     kind: Literal["cpu", "gpu", "fpga"]
     backend: str
     """The backend that is used unless another is asked for."""
+    architecture: Literal["host", "x86_64", "aarch64"] = "host"
+    """As Linux names it; "host": that of the machine that compiles."""
     instruction_sets: Literal["host"] | tuple[str, ...] = "host"
-    """Extensions beyond the base instruction set; "host": those of the machine that compiles."""
+    """Extensions beyond the base instruction set, by LLVM's names; "host": those of the machine that compiles."""
     channel_multiple: int = Field(default=1, ge=1)
     """Channel counts that fill the vector units are multiples of this."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.architecture != "host" and self.instruction_sets == "host":
+            raise ValueError("a device with an architecture lists its instruction_sets, if only the empty list")
+        return self
+
+    @property
+    def machine(self) -> str:
+        """The architecture, as `platform.machine()` gives it."""
+        return platform.machine() if self.architecture == "host" else self.architecture
+
+    @property
+    def system(self) -> str:
+        """The operating system, as `platform.system()` gives it."""
+        return platform.system() if self.architecture == "host" else "Linux"
 
 
 def devices() -> dict[str, Device]:
@@ -54,7 +73,7 @@ def _survey() -> tuple[dict[str, tuple[Device, str]], list[InputError]]:
             message = f"the plug-in {entry.name!r} ({entry.value}) cannot be loaded: {error}"
             broken.append(InputError("E208", message))
     for package, folder in folders:
-        for file in sorted(folder.iterdir(), key=lambda item: item.name):
+        for file in sorted(folder.iterdir(), key=lambda item: item.name.removesuffix(".toml")):
             if not file.name.endswith(".toml"):
                 continue
             try:
