@@ -11,6 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from espalier.cost.count import macs, operand_bytes
+from espalier.errors import InputError
 from espalier.ir import dims, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.build import Builder
@@ -379,7 +380,8 @@ def test_wrong_declarations_are_found(name: str, fact: str, wrong: Any, monkeypa
             for check in CHECKS:
                 check(draw(name, seed), np.random.default_rng(seed))
 
-    with np.errstate(all="ignore"), pytest.raises((AssertionError, TypeInferenceError, ValueError, IndexError)):
+    found_out = (AssertionError, TypeInferenceError, InputError, ValueError, IndexError)
+    with np.errstate(all="ignore"), pytest.raises(found_out):
         check_all()
 
 

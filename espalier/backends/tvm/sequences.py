@@ -1,0 +1,445 @@
+"""Recurrent layers as one kernel: the inputs' products of all times at once, then a loop over time.
+
+The kernel goes through all times for a few rows of the batch at a time, in one direction; threads share these (or, in
+large layers, the hidden units of each time). At each time it accumulates the products of a block of hidden units with
+the hidden state in registers, and computes the block's gates as vectors, which a cell says in stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from espalier.backends.tvm import machine, xp
+from espalier.backends.tvm.arithmetic import as_tensor
+from espalier.backends.tvm.frames import Kernel, Scope, Statement, integer, loop, sequence
+from espalier.backends.tvm.kernels import Nest, is_large, vectors
+from espalier.backends.tvm.numbers import expression_type, immediate
+from espalier.backends.tvm.products import GAP
+from espalier.backends.tvm.tensor import Expr, Map, Program, Tensor
+from espalier.ir import dims, elements
+from espalier.ir.dims import Dimension
+from espalier.ir.elements import Element
+
+ROWS = 4
+"""Rows of the batch that are multiplied at once: enough to hide the reading of weights."""
+SHARE = 64
+"""Rows that go through all times together at most."""
+LONG_STEP = 1 << 22
+"""Multiplications of one time from which on threads share the hidden units of each time, not the rows: each thread's
+part of the weights then passes once for all rows."""
+SUMS = 16
+"""Vectors that are accumulated at once: enough to hide how long an addition takes."""
+STREAMS = 8
+"""Blocks of hidden units whose weights are read at once."""
+
+
+class Values:
+    """What a cell sees of one row and one lane of hidden units, as tensors of rank 0."""
+
+    def __init__(self, kind: Element, read: Callable[[str, int], Expr | None]) -> None:
+        self._kind, self._read = kind, read
+        self._known: dict[tuple[str, int], Any] = {}
+
+    def _value(self, name: str, k: int = 0) -> Any:
+        if (name, k) not in self._known:
+            entry = self._read(name, k)
+            self._known[name, k] = 0 if entry is None else leaf(entry, self._kind)
+        return self._known[name, k]
+
+    def now(self, gate: int) -> Any:
+        """The input's share of a gate, with its biases."""
+        return self._value("now", gate)
+
+    def before(self, gate: int) -> Any:
+        """The hidden state's share of a gate."""
+        return self._value("before", gate)
+
+    def whole(self, gate: int) -> Any:
+        """What goes into a gate's activation."""
+        return self.now(gate) + self.before(gate)
+
+    def extra(self, k: int) -> Any:
+        """Of further numbers for each hidden unit the k-th; 0 if the layer has none."""
+        return self._value("extra", k)
+
+    def state(self, name: str) -> Any:
+        """The entry of a state."""
+        return self._value(name)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a cell: products of some neighbouring gates with a state, and what is computed from them.
+
+    `finish` gives the states that it changes: "next" becomes h, others change at once, so that a stage must not change
+    what it multiplies by.
+    """
+
+    gates: tuple[int, ...]
+    source: str
+    finish: Callable[[Values], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The operands of a layer; the states' initial values by name, "h" first."""
+
+    x: Any
+    w: Any
+    r: Any
+    b: Any
+    lengths: Any
+    initial: Mapping[str, Any]
+    extras: Any = None
+    """(directions, how many, hidden)."""
+    apart: tuple[int, ...] = ()
+    """Gates whose recurrent bias is not added to the input's share."""
+
+
+def leaf(entry: Expr, kind: Element) -> Tensor:
+    """A tensor of rank 0 that is an expression."""
+    return Map((), kind, [], [], lambda at, index: entry, cost=1)
+
+
+class Layer:
+    """A layer with packed weights; writes the kernel. `stages` are those of each direction, or of all."""
+
+    def __init__(self, op: Any, given: Operands, hidden: int, stages: Sequence[list[Stage]]) -> None:
+        self.hidden, self.stages, self.batch_first = hidden, stages, op.layout == 1
+        self.directions, self.reverse = int(op.directions), op.direction == "reverse"
+        self.lanes = machine.current().lanes
+        self.blocks = -(-hidden // self.lanes)
+        x = xp.wide(given.x)
+        time, batch = x.shape[:2][:: -1 if self.batch_first else 1]
+        self.time: Dimension = time
+        self.batch: Dimension = batch
+        self.kind: Element = xp.element(x)
+        self.dtype = expression_type(self.kind)
+        self.gates = given.w.shape[1] // hidden
+        self.initial = dict(given.initial)
+        recurrent = self.packed(given.r, given.r.shape[2])
+        self.operands: dict[str, Tensor] = {"now": self.inputs(given, x)}
+        for number, stage in enumerate(stages[0]):
+            gates = xp.transpose(recurrent[:, :, stage.gates[0] : stage.gates[-1] + 1], (0, 1, 4, 2, 3))
+            self.operands[f"weights{number}"] = self.operand(gates)
+        if given.extras is not None:
+            self.operands["extra"] = self.operand(self.packed(given.extras, 1))
+        if given.lengths is not None:
+            self.operands["lengths"] = as_tensor(xp.astype(given.lengths, elements.I64))
+        for name, state in self.initial.items():
+            if state is not None and not (isinstance(state, np.ndarray) and not state.any()):
+                self.operands[f"initial {name}"] = as_tensor(xp.wide(state))
+
+    def packed(self, rows: Any, count: int) -> Any:
+        """(directions, gates·hidden, …) as (directions, blocks, gates, lanes, count), with zeros beyond the units."""
+        parts = xp.reshape(xp.wide(rows), (self.directions, -1, self.hidden, count))
+        parts = xp.pad(parts, [(0, 0), (0, 0), (0, self.blocks * self.lanes - self.hidden), (0, 0)])
+        parts = xp.reshape(parts, (self.directions, -1, self.blocks, self.lanes, count))
+        return xp.transpose(parts, (0, 2, 1, 3, 4))
+
+    def operand(self, packed: Any) -> Tensor:
+        """(directions, blocks, …, lanes, …) with its last axes as one."""
+        rest = int(np.prod(packed.shape[3:]))
+        made = xp.reshape(packed, (self.directions, self.blocks, packed.shape[2], rest))
+        return as_tensor(np.ascontiguousarray(made) if isinstance(made, np.ndarray) else made)
+
+    def inputs(self, given: Operands, x: Any) -> Tensor:
+        """The input's share of every gate: (rows of x, directions · blocks · gates · lanes)."""
+        size = given.w.shape[2]
+        weights = xp.transpose(xp.reshape(self.packed(given.w, size), (-1, size)), (1, 0))
+        found = xp.matmul(xp.reshape(x, (self.time * self.batch, size)), weights)
+        if given.b is not None:
+            bias = xp.reshape(xp.wide(given.b), (self.directions, 2, self.gates, self.hidden))
+            kept = np.ones((self.gates, 1), self.kind.dtype)
+            kept[list(given.apart)] = 0
+            found = found + xp.reshape(self.packed(bias[:, 0] + bias[:, 1] * kept, 1), (1, -1))
+        return as_tensor(found)
+
+    def program(self) -> Program:
+        """The layer's results as a program: y, then the last states."""
+        last: tuple[Dimension, ...] = (self.directions, self.batch, self.hidden)
+        y: tuple[Dimension, ...] = (self.time, self.directions, self.batch, self.hidden)
+        if self.batch_first:
+            last, y = (self.batch, self.directions, self.hidden), (self.batch, self.time, self.directions, self.hidden)
+        types = [(y, self.kind), *((last, self.kind) for _ in self.initial)]
+        return Program(types, list(self.operands.values()), self.write)
+
+    def write(self, scope: Scope, inputs: Sequence[Expr], outputs: Sequence[Expr]) -> Statement:
+        """The kernel: rows of the batch, as many at a time as fit, in each direction."""
+        function: Any = scope.kernel
+        buffers = dict(zip(self.operands, inputs, strict=True))
+        most = self.share()
+        tiles = dims.ceil_divide(self.batch, most)
+        nest = Nest(function, [self.directions, tiles])
+        direction, tile = nest.variables
+        first = tile * integer(most)
+
+        def sweep(stages: Sequence[Stage]) -> Statement:
+            def rows(row: Expr, count: int) -> Statement:
+                return Sweep(self, function, buffers, outputs, stages, direction, row, count).write()
+
+            whole = rows(first, most)
+            if most == 1 or (isinstance(self.batch, int) and self.batch % most == 0):
+                return whole
+            left = function.dim(self.batch) - first
+            if isinstance(self.batch, int):
+                rest = rows(first, self.batch % most)
+            else:
+                row = function.names.variable("i")
+                rest = loop(row, left, rows(first + row, 1))
+            return tirx.IfThenElse(left >= integer(most), whole, rest)
+
+        body = sweep(self.stages[0])
+        if len(self.stages) > 1:
+            body = tirx.IfThenElse(tirx.EQ(direction, integer(0)), body, sweep(self.stages[1]))
+        work = dims.product([self.time, self.batch, self.gates, self.hidden, self.hidden])
+        alone = self.directions == 1 and tiles == 1
+        return nest.around(body, parallel=is_large(work) and not alone and not self.shares_units)
+
+    def share(self) -> int:
+        """Rows of the batch that go through all times together."""
+        if not isinstance(self.batch, int):
+            return self.group()
+        return -(-self.batch // -(-self.batch // (SHARE if self.shares_units else self.group())))
+
+    @property
+    def shares_units(self) -> bool:
+        """Whether threads share the hidden units of each time, rather than rows and directions."""
+        work = dims.product([self.batch, self.gates, self.hidden, self.hidden])
+        return isinstance(work, int) and work >= LONG_STEP
+
+    def group(self) -> int:
+        """Rows of the batch that are multiplied at once."""
+        vectors_of_row = max(len(stage.gates) for stage in self.stages[0])
+        return max(1, min(ROWS, self.registers // vectors_of_row))
+
+    @property
+    def registers(self) -> int:
+        return machine.current().registers // (1 if self.dtype == "float32" else 2)
+
+
+class Sweep:
+    """Writes the loop over time for some rows of the batch in one direction."""
+
+    def __init__(
+        self, layer: Layer, function: Kernel, buffers: Mapping[str, Expr], outputs: Sequence[Expr],
+        stages: Sequence[Stage], direction: Expr, first: Expr, rows: int,
+    ) -> None:  # fmt: skip
+        self.layer, self.function, self.buffers, self.outputs = layer, function, buffers, outputs
+        self.stages, self.direction, self.first, self.rows = stages, direction, first, rows
+        self.width = layer.blocks * layer.lanes
+        step = function.names.variable("r")
+        last = function.dim(layer.time) - integer(1)
+        self.step, self.time = step, step
+        if layer.reverse:
+            self.time = last - step
+        elif layer.directions == 2:
+            self.time = tirx.Select(tirx.EQ(direction, integer(0)), step, last - step)
+        names = dict.fromkeys([*layer.initial, "next"])
+        for stage in stages:
+            names |= dict.fromkeys([stage.source, *stage.finish(self.nothing())])
+        self.states = {name: self.local(self.rows * self.width) for name in names}
+
+    def nothing(self) -> Values:
+        return Values(self.layer.kind, lambda name, k: immediate(0, self.layer.dtype))
+
+    def local(self, size: int) -> Expr:
+        return tirx.decl_buffer([integer(size)], self.layer.dtype, self.function.names.variable("s").name)
+
+    def write(self) -> Statement:
+        stages = [statement for number, stage in enumerate(self.stages) for statement in self.stage(number, stage)]
+        body = loop(self.step, self.function.dim(self.layer.time), sequence([*stages, self.shown()]))
+        return sequence([
+            *map(tirx.AllocBuffer, self.states.values()),
+            *(self.begun(name) for name in self.layer.initial), body,
+            *(self.ended(name, buffer) for name, buffer in zip(self.layer.initial, self.outputs[1:], strict=True)),
+        ])  # fmt: skip
+
+    # indices
+
+    def place(self, row: Expr, unit: Expr) -> list[Expr]:
+        """Where a state's entry lies in its local buffer."""
+        return [row * integer(self.width) + unit]
+
+    def outside(self, row: Expr, unit: Expr) -> list[Expr]:
+        """Its index in initial and last states."""
+        pair = [self.direction, self.first + row]
+        return [*(pair[::-1] if self.layer.batch_first else pair), unit]
+
+    def along(self, body: Callable[[Expr, Expr], Sequence[Statement]]) -> Statement:
+        """Loops over rows and units; the units of whole blocks are given as ramps."""
+        names, lanes = self.function.names, self.layer.lanes
+        row, block, rest = (names.variable(letter) for letter in "ibl")
+        whole, left = divmod(self.layer.hidden, lanes)
+        found = []
+        if whole:
+            ramp = tirx.Ramp(block * integer(lanes), integer(1), lanes)
+            found.append(loop(block, integer(whole), sequence(body(row, ramp))))
+        if left:
+            found.append(loop(rest, integer(left), sequence(body(row, integer(whole * lanes) + rest))))
+        return loop(row, integer(self.rows), sequence(found))
+
+    # statements
+
+    def begun(self, name: str) -> Statement:
+        """The initial value of a state."""
+        state, given = self.states[name], self.buffers.get(f"initial {name}")
+        place = self.function.names.variable("z")
+        lanes = self.layer.lanes
+        nothing = tirx.Broadcast(immediate(0, self.layer.dtype), lanes)
+        ramp = tirx.Ramp(place * integer(lanes), integer(1), lanes)
+        zeros = loop(place, integer(self.rows * self.layer.blocks), tirx.BufferStore(state, nothing, [ramp]))
+        if given is None:
+            return zeros
+
+        def copied(row: Expr, unit: Expr) -> Sequence[Statement]:
+            return [tirx.BufferStore(state, tirx.BufferLoad(given, self.outside(row, unit)), self.inside(row, unit))]
+
+        return sequence([zeros, self.along(copied)])
+
+    def inside(self, row: Expr, unit: Expr) -> list[Expr]:
+        """`place` for units that may be a ramp."""
+        if not isinstance(unit, tirx.Ramp):
+            return self.place(row, unit)
+        return [tirx.Ramp(*self.place(row, unit.base), unit.stride, unit.lanes)]
+
+    def ended(self, name: str, output: Expr) -> Statement:
+        """The last value of a state."""
+        state = self.states[name]
+        return self.along(lambda row, unit: [
+            tirx.BufferStore(output, tirx.BufferLoad(state, self.inside(row, unit)), self.outside(row, unit))
+        ])  # fmt: skip
+
+    def shown(self) -> Statement:
+        """The next hidden state, for all to see."""
+        after, state = self.states["next"], self.states["h"]
+
+        def copied(row: Expr, unit: Expr) -> Sequence[Statement]:
+            place = self.inside(row, unit)
+            found = tirx.BufferLoad(after, place)
+            place_of_y = [self.time, self.direction, self.first + row, unit]
+            if self.layer.batch_first:
+                place_of_y = [self.first + row, self.time, self.direction, unit]
+            keep = tirx.BufferStore(state, found, place)
+            live = self.live(row)
+            if live is not None:
+                none = immediate(0, self.layer.dtype)
+                if isinstance(unit, tirx.Ramp):
+                    none = tirx.Broadcast(none, self.layer.lanes)
+                found = tirx.if_then_else(live, found, none)
+            return [tirx.BufferStore(self.outputs[0], found, place_of_y), keep]
+
+        return self.along(copied)
+
+    def live(self, row: Expr) -> Expr | None:
+        """Whether a row's sequence has not ended; None if none ends early."""
+        lengths = self.buffers.get("lengths")
+        return None if lengths is None else tirx.BufferLoad(lengths, [self.first + row]) > self.time
+
+    def stage(self, number: int, stage: Stage) -> list[Statement]:
+        """A stage for every block of hidden units, a few at a time, and for a group of rows after the other."""
+        names, group = self.function.names, min(self.rows, self.layer.group())
+        count = len(stage.gates) * group
+        together = max(1, min(STREAMS, SUMS // count, self.layer.registers // count, self.layer.blocks))
+        whole, left = divmod(self.layer.blocks, together)
+
+        def all_rows(first: Expr, blocks: int) -> Statement:
+            full, rest = divmod(self.rows, group)
+            row = names.variable("i")
+            found = [loop(row, integer(full), self.tile(number, stage, row * integer(group), group, first, blocks))]
+            if rest:
+                found.append(self.tile(number, stage, integer(full * group), rest, first, blocks))
+            return sequence(found)
+
+        block = names.variable("b")
+        kind = "parallel" if self.layer.shares_units else "serial"
+        statements = [loop(block, integer(whole), all_rows(block * integer(together), together), kind)]
+        if left:
+            statements.append(all_rows(integer(whole * together), left))
+        return statements
+
+    def tile(self, number: int, stage: Stage, row: Expr, rows: int, block: Expr, blocks: int) -> Statement:
+        """The products of some rows and some blocks' gates, in registers, and what is computed from them."""
+        layer, names, lanes = self.layer, self.function.names, self.layer.lanes
+        one, vector = [integer(0)], f"{layer.dtype}x{lanes}"
+        cells = [(each, gate) for each in range(blocks) for gate in range(len(stage.gates))]
+
+        def registers(letter: str) -> list[Expr]:
+            return [tirx.decl_buffer([integer(1)], vector, names.variable(letter).name) for _ in cells]
+
+        sums, weights = [registers("s") for _ in range(rows)], registers("w")
+        unit, source, packed = names.variable("k"), self.states[stage.source], self.buffers[f"weights{number}"]
+        scope = Scope(self.function)
+        steps: list[Statement] = []
+        for register, (each, gate) in zip(weights, cells, strict=True):
+            ramp = tirx.Ramp(integer(gate * lanes), integer(1), lanes)
+            entries = tirx.BufferLoad(packed, [self.direction, block + integer(each), unit, ramp])
+            steps.append(tirx.BufferStore(register, entries, one))
+        for k, totals in enumerate(sums):
+            factor = scope.bind(tirx.BufferLoad(source, self.place(row + integer(k), unit)))
+            for total, register in zip(totals, weights, strict=True):
+                added = tirx.Broadcast(factor, lanes) * tirx.BufferLoad(register, one)
+                steps.append(tirx.BufferStore(total, tirx.BufferLoad(total, one) + added, one))
+        flat = [register for totals in sums for register in totals]
+        nothing = tirx.Broadcast(immediate(0, layer.dtype), lanes)
+        # what is read at computed places must not be the registers themselves
+        spilled = [self.local(rows * blocks * (lanes + GAP)) for _ in stage.gates]
+        spill = [
+            tirx.BufferStore(
+                spilled[gate], tirx.BufferLoad(total, one),
+                [tirx.Ramp(integer((k * blocks + each) * (lanes + GAP)), integer(1), lanes)],
+            )
+            for k, totals in enumerate(sums)
+            for total, (each, gate) in zip(totals, cells, strict=True)
+        ]  # fmt: skip
+        i, b = names.variable("i"), names.variable("b")
+        before = dict(zip(stage.gates, spilled, strict=True))
+        finished = self.finished(stage, row + i, block + b, before, (i * integer(blocks) + b) * integer(lanes + GAP))
+        return sequence([
+            *map(tirx.AllocBuffer, [*flat, *weights, *spilled]),
+            *(tirx.BufferStore(each, nothing, one) for each in flat),
+            loop(unit, integer(layer.hidden), scope.as_statements(*steps)), *spill,
+            loop(i, integer(rows), loop(b, integer(blocks), finished)),
+        ])  # fmt: skip
+
+    def finished(self, stage: Stage, row: Expr, block: Expr, spilled: Mapping[int, Expr], start: Expr) -> Statement:
+        """What a stage computes for the lanes of a block, whose products lie in `spilled` from `start` on."""
+        layer, lanes = self.layer, self.layer.lanes
+        lane = self.function.lane(lanes)
+        scope = Scope(self.function, lanes=(lane, lanes))
+        line = self.time * self.function.dim(layer.batch) + (self.first + row)
+        if layer.batch_first:
+            line = (self.first + row) * self.function.dim(layer.time) + self.time
+        column = (self.direction * integer(layer.blocks) + block) * integer(layer.gates)
+
+        def read(name: str, k: int) -> Expr | None:
+            if name == "now":
+                place = [line, (column + integer(k)) * integer(lanes) + lane]
+                return tirx.BufferLoad(self.buffers["now"], place)
+            if name == "before":
+                return tirx.BufferLoad(spilled[k], [start + lane])
+            if name == "extra":
+                if "extra" not in self.buffers:
+                    return None
+                return tirx.BufferLoad(self.buffers["extra"], [self.direction, block, integer(k), lane])
+            return tirx.BufferLoad(self.states[name], self.place(row, block * integer(lanes) + lane))
+
+        values = Values(layer.kind, read)
+        changed = dict(stage.finish(values))
+        live = self.live(row)
+        if live is not None:
+            going = Map((), elements.BOOL, [], [], lambda at, index: live)
+            kept = {"next": "h", **{name: name for name in layer.initial}}
+            changed = {
+                name: xp.where(going, new, values.state(kept[name])) if name in kept else new
+                for name, new in changed.items()
+            }
+        found = {name: scope.bind(scope.read(as_tensor(value), [])) for name, value in changed.items()}
+        place = self.place(row, block * integer(lanes) + lane)
+        stores = [tirx.BufferStore(self.states[name], value, place) for name, value in found.items()]
+        return vectors(scope, lane, lanes, sequence(stores))
