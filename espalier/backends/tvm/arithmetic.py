@@ -15,6 +15,7 @@ from espalier.backends.tvm.numbers import (
     convert,
     expression_type,
     immediate,
+    is_nan,
     rounded,
     select,
     wrap,
@@ -312,9 +313,17 @@ def _comparable(x: Expr, y: Expr) -> tuple[Expr, Expr]:
     return x, y
 
 
+def _differ(x: Expr, y: Expr) -> Expr:
+    """x ≠ y, which holds where one is NaN: generated code would compare in order."""
+    found = tirx.NE(x, y)
+    if scalars.dtype_of(x).startswith("float"):
+        return tirx.Or(found, tirx.Or(is_nan(x), is_nan(y)))
+    return found
+
+
 for _name, _function in {
     "less": lambda x, y: x < y, "less_equal": lambda x, y: x <= y, "greater": lambda x, y: x > y,
-    "greater_equal": lambda x, y: x >= y, "equal": tirx.EQ, "not_equal": tirx.NE,
+    "greater_equal": lambda x, y: x >= y, "equal": tirx.EQ, "not_equal": _differ,
 }.items():  # fmt: skip
     _comparison(_name, _function)
 

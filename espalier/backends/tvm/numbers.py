@@ -99,6 +99,13 @@ def is_nan(x: Expr) -> Expr:
     return (tirx.reinterpret("uint32", x) & immediate(0x7FFFFFFF, "uint32")) > immediate(0x7F800000, "uint32")
 
 
+def is_nonzero(x: Expr) -> Expr:
+    """Whether a float is not 0, which NaN is not, read off its bits (generated code compares in order)."""
+    if str(x.ty.dtype) == "float64":
+        return (tirx.reinterpret("uint64", x) & immediate((1 << 63) - 1, "uint64")) > immediate(0, "uint64")
+    return (tirx.reinterpret("uint32", x) & immediate(0x7FFFFFFF, "uint32")) > immediate(0, "uint32")
+
+
 def is_inf(x: Expr) -> Expr:
     """Whether a float is infinite."""
     if str(x.ty.dtype) == "float64":
@@ -295,7 +302,7 @@ def convert(x: Expr, source: Element, target: Element, bind: Bind) -> Expr:
         return x
     here, there = expression_type(source), expression_type(target)
     if target.kind == "bool":
-        return tirx.NE(x, immediate(0, here))
+        return is_nonzero(x) if here.startswith("float") else tirx.NE(x, immediate(0, here))
     if source.kind == "bool":
         x, here = tirx.Cast("int32", x), "int32"
     if target.is_float:

@@ -60,6 +60,12 @@ def test_logic_and_bits() -> None:
     agree(lambda b, x, y: (b.bitwise_and(x, y), b.bitwise_xor(x, y), b.bitwise_not(x)), i, j)
 
 
+@pytest.mark.parametrize("name", ["f64", "f32", "f16", "bf16", "f8e4m3fn"])
+def test_nan_is_not_zero_as_a_truth_value(name: str) -> None:
+    x = np.array([np.nan, 0, -0.0, 1, -np.inf, 2.0**-9] * 5, np.float32).astype(elements.parse(name).dtype)
+    agree(lambda b, x: (b.cast(x, to=elements.BOOL), b.where(b.cast(x, to=elements.BOOL), x, b.neg(x))), x)
+
+
 NARROW = (
     "f16",
     "bf16",
@@ -80,7 +86,8 @@ NARROW = (
 
 @pytest.mark.parametrize("name", NARROW)
 def test_casts_round_as_the_reference_does(name: str) -> None:
-    x = np.concatenate([normal(200) * 10.0 ** RANDOM.integers(-6, 4, 200), np.array([0, -0.0, 448, 464, 1e9, -1e9])])
+    special = np.array([0, -0.0, 448, 464, 1e9, -1e9, np.nan])
+    x = np.concatenate([normal(200) * 10.0 ** RANDOM.integers(-6, 4, 200), special])
     if elements.parse(name).is_integer:
         x = RANDOM.integers(0, 8, 50)
     agree(lambda b, x: b.cast(x, to=elements.parse(name)), x.astype(np.float32))
