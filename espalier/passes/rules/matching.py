@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from espalier.ir import Value
+from espalier.ir import TensorType, Value
 from espalier.ir.elements import Element
 from espalier.ir.ops import (
     Add,
@@ -42,24 +43,42 @@ def numbers(value: Value | None) -> list[int] | None:
     return [int(number) for number in value.known.reshape(-1).tolist()]
 
 
-def factors(value: Value, *, root: bool = True) -> tuple[list[Value], float]:
-    """The factors of a product of products that nobody else uses, and the product of its constant scalars."""
-    node = value.defined_by(Mul) or value.defined_by(Div)
-    if node is None or not (root or value.has_one_use):
-        return [value], 1.0
-    left, right = node.inputs
-    found, scale = [], 1.0
-    for operand, inverse in ((left, False), (right, node.is_a(Div))):
-        number = splat(operand)
-        if number is not None and np.isfinite(number) and number != 0:
-            scale *= 1.0 / float(number) if inverse else float(number)
-        elif inverse:
-            return [value], 1.0
+NEAR = 16
+"""How many nodes rules look back through from a root: patterns are small, and chains of products may be long."""
+
+
+def factors(value: Value) -> tuple[list[Value], float]:
+    """The factors of a product of products that nobody else uses, and the product of its constant scalars.
+
+    Products behind the first few (`NEAR`) are factors as they are.
+    """
+    found, scale, todo, split = [], 1.0, [value], 0
+    while todo:
+        part = todo.pop()
+        node = (part.defined_by(Mul) or part.defined_by(Div)) if split < NEAR else None
+        if node is None or not (part is value or part.has_one_use):
+            found.append(part)
+            continue
+        left, right = node.inputs
+        if (number := _scale(right)) is not None:
+            inner, number = [left], 1 / number if node.is_a(Div) else number
+        elif node.is_a(Div):
+            found.append(part)
+            continue
+        elif (number := _scale(left)) is not None:
+            inner = [right]
         else:
-            inner, inner_scale = factors(operand, root=False)
-            found += inner
-            scale *= inner_scale
+            inner, number = [right, left], 1.0
+        split += 1
+        scale *= number
+        todo += inner
     return found, scale
+
+
+def _scale(value: Value) -> float | None:
+    """The finite number but zero that all elements of a constant are."""
+    number = splat(value)
+    return float(number) if number is not None and np.isfinite(number) and number != 0 else None
 
 
 def scaled_input(value: Value) -> tuple[Value, float]:
@@ -79,23 +98,47 @@ def plus_one(value: Value) -> Value | None:
 
 def is_zero(value: Value) -> bool:
     """Whether all elements are zero, by what makes the value: a constant, or a filling with or a movement of zeros."""
-    if value.constant is not None:
-        return splat(value) == 0
-    node = value.producer
-    if node is None or not node.operands or value.index:
-        return False
-    if node.is_a(ConstantOfShape):
-        return bool(node.value == 0)
-    return bool(node.op.moves) and all(is_zero(v) for v in node.inputs if v.element == value.element)
+
+    def sources(value: Value) -> list[Value] | None:
+        if value.constant is not None:
+            return [] if splat(value) == 0 else None
+        node = value.producer
+        if node is None or not node.operands or value.index:
+            return None
+        if node.is_a(ConstantOfShape):
+            return [] if node.value == 0 else None
+        return _moved(value)
+
+    return _holds(value, sources)
 
 
 def is_finite(value: Value) -> bool:
     """Whether no element can be infinite or NaN, by what makes the value: constants, choices and movements of them."""
-    if value.constant is not None:
-        return bool(np.all(np.isfinite(value.array.astype(np.float64))))
+
+    def sources(value: Value) -> list[Value] | None:
+        if value.constant is not None:
+            return [] if np.all(np.isfinite(value.array.astype(np.float64))) else None
+        choice = value.defined_by(Where)
+        return _moved(value) if choice is None else [choice.x, choice.y]
+
+    return _holds(value, sources)
+
+
+def _moved(value: Value) -> list[Value] | None:
+    """The values whose elements a movement gives; None if something else makes the value."""
     node = value.producer
-    if node is None:
-        return False
-    if node.is_a(Where):
-        return is_finite(node.x) and is_finite(node.y)
-    return bool(node.op.moves) and all(is_finite(v) for v in node.inputs if v.element == value.element)
+    if node is None or not node.op.moves:
+        return None
+    return [v for v in node.inputs if isinstance(v.type, TensorType) and v.element == value.element] or None
+
+
+def _holds(value: Value, sources: Callable[[Value], list[Value] | None]) -> bool:
+    """Whether something holds of a value: by itself (`sources` is empty), or because it does of all its sources."""
+    todo, seen = [value], {value}
+    while todo:
+        found = sources(todo.pop())
+        if found is None or len(seen) > NEAR:
+            return False
+        todo += [v for v in found if v not in seen]
+        seen.update(found)
+    return True

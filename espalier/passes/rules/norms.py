@@ -15,7 +15,7 @@ from espalier.ir.elements import Element
 from espalier.ir.ops import Add, BatchNorm, Conv, ConvTranspose, Div, Gemm, MatMul, Mul
 from espalier.passes.base import REASSOCIATES
 from espalier.passes.rewrite import Replacement, Rewriter, group, rewrite
-from espalier.passes.rules.matching import scaled_input
+from espalier.passes.rules.matching import NEAR, scaled_input
 
 Affine: TypeAlias = Callable[[], tuple[Any, Any]]
 """Computes a scale and a shift per channel, in f64."""
@@ -159,7 +159,7 @@ def fold_affine_into_conv(node: Node, rewriter: Rewriter) -> Replacement:
     rewriter.why("no convolution and a constant")
 
 
-@rewrite((Mul, Div), semantics=REASSOCIATES)
+@rewrite((Mul, Div), constant=True, semantics=REASSOCIATES)
 def fold_scale_into_matmul(node: Node, rewriter: Rewriter) -> Replacement:
     """A number that multiplies a product with a constant matrix, through movements and a bias, is taken into both."""
     x, scale = scaled_input(node.results[0])
@@ -168,14 +168,18 @@ def fold_scale_into_matmul(node: Node, rewriter: Rewriter) -> Replacement:
     return scaled_copy(x, scale, rewriter)
 
 
-def scaled_copy(value: Value, scale: float, rewriter: Rewriter) -> Value:
-    """scale · value, by constants that the scale is taken into; no match where the scale would have to stay."""
+def scaled_copy(value: Value, scale: float, rewriter: Rewriter, depth: int = NEAR) -> Value:
+    """scale · value, by constants that the scale is taken into; no match where the scale would have to stay.
+
+    It is taken through at most `depth` nodes after each other.
+    """
     node = value.producer
     if value.constant is not None:
         source, factor = value.constant, value.element.dtype.type(scale)
         return constant_value(computed(lambda: source.array * factor, value.element, value.shape))
     if node is None or not value.has_one_use or len(node.results) != 1:
         rewriter.why("it is no product with constants behind movements")
+    rewriter.require(depth > 0, "the product with constants is too far before it")
     moved = node.op.moves and sum(v.element == value.element for v in node.inputs) == 1
     rewriter.require(moved or node.is_a(Add, MatMul), "it is no product with constants behind movements")
     operands = list(node.operands)
@@ -183,7 +187,7 @@ def scaled_copy(value: Value, scale: float, rewriter: Rewriter) -> Value:
     for position in (1,) if last else (0, 1) if node.is_a(Add) else (0,):
         operand = node.operand(position)
         rewriter.require(operand.is_constant or not last, "the matrix is no constant")
-        operands[position] = scaled_copy(operand, scale, rewriter)
+        operands[position] = scaled_copy(operand, scale, rewriter, depth - 1)
     return rewriter.node(node.op, operands).results[0]
 
 
