@@ -125,9 +125,12 @@ class Value:
         """The nodes that use it, each once."""
         return [user for user in self.uses if isinstance(user, Node)]
 
-    def defined_by(self, kind: type[Op]) -> Node | None:
-        """The node that makes it, if that is of the kind."""
-        return self.producer if self.producer is not None and isinstance(self.producer.op, kind) else None
+    def defined_by(self, kind: type[Op], *, result: int | None = 0) -> Node | None:
+        """The node that makes it, if that is of the kind and it is the node's first result (or another; None: any)."""
+        node = self.producer
+        if node is None or not isinstance(node.op, kind) or result not in (self.index, None):
+            return None
+        return node
 
     def __repr__(self) -> str:
         return f"%{self.name or '?'}: {self.type}"

@@ -11,9 +11,9 @@ from espalier.errors import InternalError
 from espalier.ir import Builder, Graph, Node, Value
 from espalier.ir.clone import clone
 from espalier.ir.dims import symbol
-from espalier.ir.elements import F8E4M3FN, F32, I64, U8
+from espalier.ir.elements import F8E4M3FN, F16, F32, I64, U8
 from espalier.ir.execute import execute
-from espalier.ir.ops import Relu, Split
+from espalier.ir.ops import LayerNorm, Relu, Split
 from espalier.ir.types import parse as type_of
 from espalier.ir.xp import numpy as xp
 from espalier.passes import PassManager, parse_spec
@@ -85,6 +85,21 @@ def test_a_scaled_part_of_a_split_product_stays(m: Model) -> None:
     product = m.build.matmul(m.x("f32[2, 4]"), m.c(4, 6))
     q, k = m.build.node(Split(axis=1), [product, np.array([3, 3])], results=2).results
     m.same(m.build.sub(m.build.mul(q, np.float32(0.125)), k))
+
+
+@pytest.mark.parametrize(("result", "left"), [(0, ["layer_norm"]), (1, ["cast", "layer_norm", "cast"])])
+def test_only_the_first_result_of_a_norm_takes_its_casts_in(m: Model, result: int, left: list[str]) -> None:
+    wide = m.build.cast(m.x("f16[2, 1]", [[1], [2]]), to=F32)
+    norm = m.build.node(LayerNorm(axis=-1), [wide, np.ones(1, np.float32)], results=2)
+    assert m.same(m.build.cast(norm.results[result], to=F16)) == left
+
+
+def test_a_value_is_defined_by_a_node_as_its_first_result_unless_asked_otherwise(m: Model) -> None:
+    parts = m.build.node(Split(axis=0), [m.x("f32[4]"), np.array([1, 3])], results=2)
+    first, second = parts.results
+    assert first.defined_by(Split) is parts and first.defined_by(Relu) is None
+    assert second.defined_by(Split) is None
+    assert second.defined_by(Split, result=1) is second.defined_by(Split, result=None) is parts
 
 
 @pytest.mark.parametrize(

@@ -353,7 +353,7 @@ def _is_zero(value: Value | None) -> bool:
 def split_to_gather(node: Node, rewriter: Rewriter) -> Replacement:
     """A part of one position, split off and squeezed, is gathered."""
     part = node.operand(0)
-    split = part.defined_by(Split) or rewriter.why("its input is no part of a split")
+    split = part.defined_by(Split, result=None) or rewriter.why("its input is no part of a split")
     axis, shapes = _axis(split.axis, part.rank, rewriter), [result.shape for result in split.results]
     extents = [None if shape is None else shape[axis] for shape in shapes[: part.index + 1]]
     rewriter.require(extents[-1] == 1 and all(isinstance(extent, int) for extent in extents), "not one known position")

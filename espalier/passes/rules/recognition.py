@@ -277,7 +277,7 @@ def shift_norm(node: Node, rewriter: Rewriter) -> Replacement:
     """A layer norm without bias plus a constant takes it as its bias."""
     for made, term in (tuple(node.inputs), tuple(node.inputs)[::-1]):
         norm = made.defined_by(LayerNorm)
-        if norm is None or not made.has_one_use or made.index != 0 or len(norm.inputs) != 2:
+        if norm is None or not made.has_one_use or len(norm.inputs) != 2:
             continue
         if vector(term, made.shape, norm.axis % len(made.shape)):
             return rewriter.node(norm.op, [*norm.operands, term]).results[0]
