@@ -6,7 +6,7 @@ VENV_QONNX := .venv-qonnx
 VENV_PEERS := .venv-peers
 VENV_TIMM := .venv-timm
 
-.PHONY: venv venv-qonnx venv-timm venv-peers demo test test-all lint format lock clean
+.PHONY: venv venv-qonnx venv-timm venv-peers emulation demo test test-all lint format lock clean
 
 venv: $(VENV)/.stamp
 
@@ -39,6 +39,13 @@ $(VENV_PEERS)/.stamp: requirements/peers.lock
 	test -x $(VENV_PEERS)/bin/python || $(PYTHON) -m venv $(VENV_PEERS)
 	$(VENV_PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/peers.lock
 	touch $@
+
+# QEMU and a Python for aarch64, which the tests of code for other processors run (and skip without): from Debian's
+# packages and PyPI, without root.
+emulation: build/emulation/complete
+
+build/emulation/complete: tests/backends/tvm/emulation.py requirements/emulation.lock requirements/development.lock | $(VENV)/.stamp
+	$(BIN)/python -m tests.backends.tvm.emulation
 
 demo: venv
 	$(BIN)/python examples/digits.py

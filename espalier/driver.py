@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from espalier.passes.base import PASSES, parse_spec
 from espalier.passes.manager import PassManager, Report, VerifyLevel
 from espalier.passes.pipelines import pipeline as find_pipeline
 from espalier.passes.samples import NoSample, sensitivity, try_graph
+from espalier.runtime.cpu import check_device
 from espalier.runtime.files import check_output, write_artifact
 from espalier.runtime.manifest import DeviceSpec, Manifest, PassRecord, TensorSpec, artifact_hash
 from espalier.train.agreement import disagreement
@@ -127,7 +127,8 @@ def compile(
         data: see `espalier.train.data`; what accuracy (with labels) or agreement is measured on.
         metric: what is measured on the data; see `espalier.train.evaluate`.
         max_drop: largest loss in points (of an error: growth in percent); needs data.
-        verify: how closely passes are checked, and (unless "none") that the artifact agrees with the model.
+        verify: how closely passes are checked, and (unless "none") that the artifact agrees with the model, if this
+            machine can run it.
         seed: seed of everything random.
 
     Raises:
@@ -166,11 +167,20 @@ def compile(
         manifest = _manifest(original, emission, target, report, made_by)
         staged = Path(work) / "artifact.staged"
         manifest = write_artifact(staged, manifest, dict(emission.files))
-        agreement = "not checked" if verify == "none" else _check(staged, manager.reference or original, seed, dataset)
+        elsewhere = _elsewhere(manifest.device)
+        if elsewhere is not None and max_drop is not None:
+            message = f"max_drop needs the artifact's accuracy, which cannot be measured here: {elsewhere}"
+            raise InputError("E201", message, hint="Leave it out, or compile on such a machine.")
+        if verify == "none":
+            agreement = "not checked"
+        elif elsewhere is not None:
+            agreement = f"not compared: {elsewhere}"
+        else:
+            agreement = _check(staged, manager.reference or original, seed, dataset)
         if manager.reference is not None:  # the passes that approximate have their own figures
             agreement = agreement.replace("the original", "the model after the last pass that approximates")
         score = None
-        if dataset is not None:
+        if dataset is not None and elsewhere is None:
             score = gate.score(reference_runner(original), artifact_runner(staged), dataset)
             manifest = replace(manifest, evaluation={**score.__dict__})
         manifest = write_artifact(output, manifest, {name: staged / name for name in manifest.files})
@@ -189,8 +199,8 @@ def _manifest(graph: Graph, emission: Emission, device: Device, report: Report, 
         outputs=tuple(tensor_spec(name, value) for name, value in zip(graph.output_names, graph.outputs, strict=True)),
         device=DeviceSpec(
             device.name,
-            platform.machine() if emission.instruction_sets or emission.native else "",
-            platform.system() if emission.native else "",
+            device.machine if emission.instruction_sets or emission.native else "",
+            device.system if emission.native else "",
             emission.instruction_sets,
         ),
         backend=dict(emission.section),
@@ -211,6 +221,15 @@ def tensor_spec(name: str, value: Value) -> TensorSpec:
     shape = value.type.shape
     extents = None if shape is None else tuple(d if isinstance(d, int) else str(d) for d in shape)
     return TensorSpec(name, value.element.storage.name, extents)
+
+
+def _elsewhere(spec: DeviceSpec) -> str | None:
+    """Why this machine cannot run an artifact that is for such a device; None if it can."""
+    try:
+        check_device(spec)
+    except runtime.ArtifactError as error:
+        return error.message
+    return None
 
 
 def _check(path: Path, original: Graph, seed: int, data: Data | None) -> str:

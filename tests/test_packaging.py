@@ -50,7 +50,8 @@ def test_every_core_dependency_is_imported_somewhere() -> None:
 
 
 def test_the_lock_pins_what_development_needs() -> None:
-    lines = (ROOT / "requirements" / "development.lock").read_text(encoding="utf-8").splitlines()
+    locks = [ROOT / "requirements" / f"{name}.lock" for name in ("development", "emulation")]
+    lines = [line for lock in locks for line in lock.read_text(encoding="utf-8").splitlines()]
     pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     extras = [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
     for text in [*PROJECT["dependencies"], *extras]:

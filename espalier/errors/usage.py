@@ -161,6 +161,13 @@ declare(
 )
 declare(
     InputError,
+    "E233",
+    "something for compiling for another architecture is missing",
+    "Code for an architecture other than this machine's takes a linker for it, and TVM's runtime library for it.",
+    "The message says what to install or to download.",
+)
+declare(
+    InputError,
     "E301",
     "the text form of a graph cannot be parsed",
     "The text is not what the printer writes.",

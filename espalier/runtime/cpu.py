@@ -13,9 +13,13 @@ from espalier.runtime.manifest import DeviceSpec
 # LLVM's names of instruction sets that the Linux kernel calls otherwise, both without separators.
 KERNEL_NAMES = {
     "bmi": "bmi1",
+    "complxnum": "fcma",
     "crc32": "sse42",
     "dotprod": "asimddp",
+    "fp16fml": "asimdfhm",
+    "fptoint": "frint",
     "fullfp16": "asimdhp",
+    "jsconv": "jscvt",
     "lse": "atomics",
     "lzcnt": "abm",
     "neon": "asimd",
@@ -28,6 +32,17 @@ KERNEL_NAMES = {
     "sse3": "pni",
 }
 
+# The kernel's names of what AT_HWCAP and AT_HWCAP2 say on aarch64, from the lowest bit on (its asm/hwcap.h).
+AARCH64_HWCAP = (
+    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 sm3 "
+    "sm4 asimddp sha512 sve asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg"
+)
+AARCH64_HWCAP2 = (
+    "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 i8mm bf16"
+)
+
+ADVICE = "compile the model on this machine (--device cpu), or for a device that it has (`espalier devices` lists them)"
+
 
 def plain(name: str) -> str:
     """An instruction set's name in lower case without separators, so that `avx512_vnni` and `avx512vnni` are one."""
@@ -37,6 +52,8 @@ def plain(name: str) -> str:
 @cache
 def instruction_sets() -> frozenset[str] | None:
     """The kernel's names of this processor's instruction sets, without separators; None if it does not tell."""
+    if platform.machine() == "aarch64" and (told := _auxiliary()) is not None:
+        return told
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -50,6 +67,17 @@ def instruction_sets() -> frozenset[str] | None:
     return frozenset.intersection(*per_core) if per_core else None
 
 
+def _auxiliary() -> frozenset[str] | None:
+    """What the kernel told this process at its start; unlike /proc/cpuinfo, right also where QEMU emulates."""
+    try:
+        read = ctypes.CDLL(None).getauxval
+    except (OSError, AttributeError):
+        return None
+    read.restype, read.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    words = ((read(16), AARCH64_HWCAP), (read(26), AARCH64_HWCAP2))  # AT_HWCAP, AT_HWCAP2
+    return frozenset(name for word, names in words for bit, name in enumerate(names.split()) if word >> bit & 1)
+
+
 def check_device(device: DeviceSpec) -> None:
     """Refuse a device that is not this machine. Raises ArtifactError E707, naming what is missing."""
     for wanted, here, what in (
@@ -57,7 +85,9 @@ def check_device(device: DeviceSpec) -> None:
         (device.system, platform.system(), "operating system"),
     ):
         if wanted and wanted.lower() != here.lower():
-            raise ArtifactError("E707", f"the artifact is for the {what} {wanted}; this machine has {here}")
+            raise ArtifactError(
+                "E707", f"the artifact is for the {what} {wanted}; this machine has {here}", hint=ADVICE
+            )
     if not device.instructions:
         return
     present = instruction_sets()
@@ -70,7 +100,7 @@ def check_device(device: DeviceSpec) -> None:
         raise ArtifactError(
             "E707",
             f"this processor lacks {', '.join(missing)}, which the artifact for {device.name!r} needs",
-            hint="compile the model for this machine",
+            hint=ADVICE,
         )
 
 

@@ -1,4 +1,4 @@
-"""Compiling for this host: target, Relax and TIR pipelines, the library file."""
+"""Compiling for a CPU: target, Relax and TIR pipelines, the library file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")  # TVM's own pinning makes two th
 import tvm
 from tvm import relax, tirx
 
-from espalier.backends.tvm import extents, lowerings, machine, module, numbers, trace
+from espalier.backends.tvm import cross, extents, lowerings, machine, module, numbers, trace
 from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
 from espalier.ir.execute import check_inputs
 from espalier.ir.graph import Graph, constant_value
@@ -50,8 +50,11 @@ class Compiled:
         return outputs
 
     def save(self, path: Path) -> None:
-        """Write the library. The same graph gives the same bytes wherever and whenever."""
-        self.executable.export_library(str(path))
+        """Write the library. The same graph gives the same bytes wherever and whenever.
+
+        Raises InputError E233 if nothing here links for the target's architecture.
+        """
+        self.executable.export_library(str(path), fcompile=cross.linker(architecture(self.target)))
 
 
 def _inputs(graph: Graph, inputs: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
@@ -93,9 +96,12 @@ def host_target(threads: int) -> Any:
 
 
 KNOWN_SETS = (
-    "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe",
-    "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16", "avx512fp16", "avxvnni",
-    "amx-tile", "amx-int8", "amx-bf16", "neon", "dotprod", "fullfp16", "bf16", "i8mm", "sve", "sve2",
+    "sse3", "ssse3", "sse4.1", "sse4.2", "sse4a", "popcnt", "avx", "avx2", "fma", "fma4", "xop", "tbm", "f16c", "bmi",
+    "bmi2", "lzcnt", "movbe", "gfni", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512ifma",
+    "avx512vbmi", "avx512vbmi2", "avx512bitalg", "avx512vpopcntdq", "avx512vnni", "avx512bf16", "avx512fp16", "avxvnni",
+    "avxvnniint8", "avxvnniint16", "avxifma", "avxneconvert", "amx-tile", "amx-int8", "amx-bf16", "amx-fp16",
+    "neon", "rdm", "complxnum", "fullfp16", "fp16fml", "dotprod", "fptoint", "jsconv", "sha3", "bf16", "i8mm", "sve",
+    "sve2",
 )  # fmt: skip
 """Instruction sets, by LLVM's names, that the code generator may use; the rest of LLVM's features are tuning."""
 
@@ -106,11 +112,25 @@ def instruction_sets(target: Any) -> tuple[str, ...]:
     return tuple(name for name in KNOWN_SETS if name in present)
 
 
-def target_with(sets: Sequence[str]) -> dict[str, Any]:
-    """A target for this host's architecture with the named instruction sets only."""
-    triple = str(tvm.get_global_func("target.llvm_get_system_triple")())
-    base = {"mcpu": "x86-64"} if triple.startswith("x86_64") else {}
-    return {"kind": "llvm", "mtriple": triple, **base, "mattr": [f"+{name}" for name in sets]}
+def architecture(target: Any) -> str:
+    """The architecture of a target, as `platform.machine()` would give it."""
+    triple = target.attrs.get("mtriple") or tvm.get_global_func("target.llvm_get_system_triple")()
+    return str(triple).partition("-")[0]
+
+
+def target_with(sets: Sequence[str], machine: str = "host") -> dict[str, Any]:
+    """A target for an architecture, this host's or one of Linux, with the named instruction sets only.
+
+    Raises InputError E213 for an instruction set that LLVM does not know there.
+    """
+    host = str(tvm.get_global_func("target.llvm_get_system_triple")())
+    triple = host if machine == "host" else f"{machine}-unknown-linux-gnu"
+    base = {"kind": "llvm", "mtriple": triple, **({"mcpu": "x86-64"} if triple.startswith("x86_64") else {})}
+    known = tvm.get_global_func("target.llvm_get_cpu_features")
+    for name in sets:
+        if name not in known(tvm.target.Target({**base, "mattr": [f"+{name}"]})):
+            raise InputError("E213", f"LLVM knows no instruction set {name!r} of {triple.partition('-')[0]}")
+    return {**base, "mattr": [f"+{name}" for name in sets]} if sets else base
 
 
 def relax_pipeline() -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.backends.base import Emission
-from espalier.backends.tvm import build
+from espalier.backends.tvm import build, cross
 from espalier.cost.device import Device
 from espalier.errors import UnsupportedError
 from espalier.ir import Graph
@@ -30,14 +30,17 @@ class TvmBackend:
     def emit(self, graph: Graph, device: Device, folder: Path) -> Emission:
         """Write library, weights and runtime into `folder`.
 
-        Raises UnsupportedError, naming node and source, for what can't be emitted; E409 for what is no CPU.
+        Raises UnsupportedError, naming node and source, for what can't be emitted; E409 for what is no CPU; InputError
+        E213 for instruction sets that the architecture does not have, E233 if what linking for it takes is missing.
         """
         if device.kind != "cpu":
             raise UnsupportedError("E409", f"the TVM backend makes code for CPUs, not for {device.name}")
-        target = None if device.instruction_sets == "host" else build.target_with(device.instruction_sets)
+        asked = () if device.instruction_sets == "host" else device.instruction_sets
+        target = None if device.instruction_sets == "host" else build.target_with(asked, device.architecture)
+        cross.linker(device.machine)  # what is missing is said before the work
+        runtime = cross.runtime_library(device.machine, folder)
         compiled = build.build(graph, target=target, threads=os.cpu_count())
         compiled.save(folder / LIBRARY)
-        runtime = Path(str(importlib.metadata.distribution("apache-tvm").locate_file("tvm"))) / "lib" / RUNTIME_LIBRARY
         files: dict[str, Path] = {LIBRARY: folder / LIBRARY, RUNTIME_LIBRARY: runtime}
         section: dict[str, Any] = {"library": LIBRARY, "runtime": RUNTIME_LIBRARY, "entry": "main", "weights": None}
         if compiled.weights:
@@ -50,7 +53,7 @@ class TvmBackend:
             ]
             section["weights"] = {"file": WEIGHTS, "tensors": tensors}
         versions = {package: importlib.metadata.version(package) for package in ("apache-tvm", "apache-tvm-ffi")}
-        sets = build.instruction_sets(compiled.target)
+        sets = tuple(dict.fromkeys([*build.instruction_sets(compiled.target), *asked]))
         return Emission(
             engine="tvm", files=files, section=section, instruction_sets=sets, native=True, versions=versions
         )

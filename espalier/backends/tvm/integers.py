@@ -1,8 +1,9 @@
 """Products of tensors that are dequantized from 8 bits, in integers: four multiplications to a lane at a time.
 
 Σ (a − z) · w over integers is exact, and one multiplication by both scales gives what the products of the dequantized
-floats add up to. Activations are read as unsigned, weights as signed, as the dot products of x86 (VNNI) take them; what
-that and the zero point add for each column is a multiple of the sum of its weights, and is taken off again.
+floats add up to. Weights are read as signed; activations as unsigned or signed, as the machine's dot products (VNNI of
+x86, SDOT of Arm) take them. What that and the zero point add for each column is a multiple of the sum of its weights,
+and is taken off again.
 """
 
 from __future__ import annotations
@@ -162,25 +163,42 @@ def _flat(packed: Any) -> Tensor:
     return as_tensor(np.ascontiguousarray(packed).reshape(-1))
 
 
+def _shift(a: Affine) -> int:
+    """What is added to the first operand's integers so that the machine's dot product reads them rightly."""
+    dot = machine.current().dot
+    reads_signed = dot is not None and dot.signed
+    return 128 * ((a.stored.element == elements.I8) - reads_signed)
+
+
 def _four(loaded: Expr, a: Affine) -> Expr:
-    """Four neighbours of the first operand as one number of 32 bits, as if they were unsigned."""
+    """Four neighbours of the first operand as one number of 32 bits, shifted."""
     number = tirx.reinterpret("int32", loaded)
-    if a.stored.element == elements.I8:
-        number = tirx.bitwise_xor(number, tirx.const(-2139062144, "int32"))  # 0x80 in every byte: + 128
-    return number
+    return tirx.bitwise_xor(number, tirx.const(-2139062144, "int32")) if _shift(a) else number  # 0x80 in every byte
 
 
 def _dot(old: Expr, factor: Expr, vector: Expr) -> Expr:
     """Each lane's four products of a broadcast number's bytes and the lane's, added up."""
-    lanes = machine.current().lanes
-    name = {16: "llvm.x86.avx512.vpdpbusd.512"}[lanes]
-    bytes_ = tirx.reinterpret(f"uint8x{4 * lanes}", factor)
-    return tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, old, bytes_, vector)
+    dot, lanes = machine.current().dot, machine.current().lanes
+    assert dot is not None
+    bytes_ = tirx.reinterpret(f"{'int8' if dot.signed else 'uint8'}x{4 * lanes}", factor)
+    return _dots(dot, lanes, old, bytes_, vector)
+
+
+def _dots(dot: machine.Dot, lanes: int, old: Expr, left: Expr, right: Expr) -> Expr:
+    """As many of the machine's instructions as so many lanes take."""
+    if lanes == dot.lanes:
+        return tirx.call_llvm_pure_intrin(f"int32x{lanes}", dot.intrinsic, old, left, right)
+    types = [f"int32x{lanes // 2}", f"{'int8' if dot.signed else 'uint8'}x{2 * lanes}", f"int8x{2 * lanes}"]
+    halves = [
+        _dots(dot, lanes // 2, *(half(kind, whole) for kind, whole in zip(types, (old, left, right), strict=True)))
+        for half in (tirx.vectorlow, tirx.vectorhigh)
+    ]
+    return tirx.vectorcombine(f"int32x{lanes}", *halves)
 
 
 def _centred(product: Tensor, a: Affine, sums: Any, spatial: int) -> Tensor:
-    """The product without what the zero point, and reading signed integers as unsigned, have added."""
-    shift = int(a.zero) + (128 if a.stored.element == elements.I8 else 0)
+    """The product without what the zero point, and reading integers shifted, have added."""
+    shift = int(a.zero) + _shift(a)
     if not shift:
         return product
     moved: Tensor = PRIMITIVES["subtract"](product, _columns((shift * sums).astype(np.int32), spatial))
