@@ -12,7 +12,7 @@ import keyword
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 Dimension: TypeAlias = "int | Dim"
 Shape: TypeAlias = tuple[Dimension, ...]
@@ -39,6 +39,10 @@ def quoted(text: str) -> str:
 
 
 Monomial: TypeAlias = tuple[tuple[Atom, int], ...]  # atoms with their powers, sorted by text
+
+
+class NotANumberError(TypeError):
+    """A number is wanted where a dimension is symbolic."""
 
 
 class Dim:
@@ -88,7 +92,16 @@ class Dim:
         return modulo(other, self)
 
     def __bool__(self) -> bool:
-        raise TypeError(f"the symbolic dimension {self} has no truth value; compare with == or test isinstance(…, int)")
+        raise NotANumberError(
+            f"the symbolic dimension {self} has no truth value; compare with == or test isinstance(…, int)"
+        )
+
+    def _number(self, *_: object) -> NoReturn:
+        raise NotANumberError(f"a number is needed, but the dimension {self} is not known before run time")
+
+    __int__ = __float__ = __index__ = __abs__ = __round__ = __ceil__ = __floor__ = __trunc__ = _number
+    __lt__ = __le__ = __gt__ = __ge__ = _number
+    __truediv__ = __rtruediv__ = __divmod__ = __rdivmod__ = __pow__ = __rpow__ = _number
 
     def __str__(self) -> str:
         parts: list[str] = []
@@ -349,6 +362,21 @@ def common_factor(a: Dimension, b: Dimension) -> Dimension:
         if small != 0 and _divide_exactly(large, small) is not None:
             return small
     return 1
+
+
+def reach(dim: Dimension, extent: int) -> int:
+    """A number that |dim| does not exceed where each product of symbols is at most `extent`."""
+    if isinstance(dim, int):
+        return abs(dim)
+    total = 0
+    for monomial, coefficient in dim.terms:
+        bound = abs(coefficient) * (extent if monomial else 1)
+        for atom, power in monomial:
+            if atom.kind != "symbol":
+                of = {"mod": atom.operands[1:], "floordiv": atom.operands[:1]}.get(atom.kind, atom.operands)
+                bound *= max(1, -(-max(reach(operand, extent) for operand in of) // extent)) ** power
+        total += bound
+    return total
 
 
 def lower_bound(dim: Dimension) -> int | None:

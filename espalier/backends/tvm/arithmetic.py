@@ -180,7 +180,7 @@ def to_element(value: Any, element: Element) -> Any:
     if isinstance(value, Tensor):
         return astype(value, element)
     array = np.asarray(value)
-    return from_dimensions(array) if array.dtype == object else numpy_xp.astype(array, element)
+    return astype(from_dimensions(array), element) if array.dtype == object else numpy_xp.astype(array, element)
 
 
 def _binary(

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from espalier.backends.tvm import fuse, xp
-from espalier.backends.tvm.arithmetic import as_tensor
+from espalier.backends.tvm.arithmetic import as_tensor, to_element
 from espalier.backends.tvm.tensor import Constant, Input, Tensor, Untraceable
 from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
-from espalier.ir.dims import Dim
+from espalier.ir import elements
+from espalier.ir.dims import Dim, NotANumberError
+from espalier.ir.elements import Element
 from espalier.ir.graph import Graph, Node, Value
 from espalier.ir.op import Op, lookup
 from espalier.ir.types import TensorType
@@ -19,6 +21,8 @@ from espalier.ir.types import TensorType
 Lowering = Callable[..., Any]
 LOWERINGS: dict[str, Lowering] = {}
 """Operators with a lowering of their own; the others run their reference on tensors."""
+REFUSALS = (Untraceable, NotANumberError, ValueError, TypeError)
+"""What says that operands have no form in loops."""
 INLINE = 1024
 """Constants of at most this many entries are handed to references as arrays, so that they may be read."""
 
@@ -52,7 +56,7 @@ def trace(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
         if not isinstance(value.type, TensorType):
             raise UnsupportedError("E410", f"output {value.name!r} is a {value.type}, not a tensor")
     outputs = run(graph, inputs)
-    return inputs, [as_tensor(output) for output in outputs]
+    return inputs, [as_tensor(_typed(found, value)) for found, value in zip(outputs, graph.outputs, strict=True)]
 
 
 class Region:
@@ -114,14 +118,10 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
     ):
         return tuple(contents)
     try:
-        results = _attempt(node, operands)
+        results = _results(node, operands)
     except (UnsupportedError, InputError) as error:  # the latter of constants
         raise _named(node, error) from error
-    except (Untraceable, ValueError, TypeError) as error:
-        # A reference refuses operands by ValueError; where it wants a number, Python refuses a symbol by TypeError.
-        # Any other is a fault of ours.
-        if isinstance(error, TypeError) and not _has_symbols(operands):
-            raise
+    except REFUSALS as error:
         refused = UnsupportedError(
             "E402", f"the TVM backend can't emit this use of {node.op.name}: {error}",
             node=node.op.name, source=str(node.location),
@@ -135,19 +135,43 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
     return tuple(_checked(node, value, result) for value, result in zip(node.results, results, strict=False))
 
 
+def _results(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
+    """A node's results: from symbolic contents as they are, or else as the tensors that hold them."""
+    plain = [_plain(operand, value) for operand, value in zip(operands, node.operands, strict=True)]
+    if not any(map(_symbolic, plain)):
+        return _attempt(node, plain)
+    refused: Exception | None = None
+    try:
+        results = _attempt(node, plain)
+        if all(_fits(value, result) for value, result in zip(node.results, results, strict=False)):
+            return results
+    except (Untraceable, TypeError) as error:  # numpy's functions refuse a symbol by TypeError
+        refused = error
+    try:
+        return _attempt(node, [_typed(operand, value) for operand, value in zip(plain, node.operands, strict=True)])
+    except Untraceable as error:
+        raise (refused if isinstance(refused, NotANumberError) else error) from error
+
+
+def _fits(value: Value, result: Any) -> bool:
+    """Whether a result has the element that the graph says, which dimensions among the operands may have changed."""
+    if isinstance(result, np.ndarray):
+        return bool(result.dtype != object)
+    if isinstance(result, Tensor) and isinstance(value.type, TensorType):
+        return result.element == _element(value)
+    return True
+
+
 def _named(node: Node, error: UnsupportedError | InputError) -> EspalierError:
     if getattr(error, "node", None):
         return error
-    return type(error)(
-        error.code, str(getattr(error, "message", error)), node=node.op.name, source=str(node.location)
-    )
+    return type(error)(error.code, str(getattr(error, "message", error)), node=node.op.name, source=str(node.location))
 
 
 def _attempt(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
     op: Any = node.op
     if node.is_a(lookup("opaque")):
         raise UnsupportedError("E403", f"the meaning of {op.op_type} is not known")
-    operands = [_plain(operand) for operand in operands]
     own = LOWERINGS.get(node.op.name)
     if own is not None:
         results = own(node, *operands)
@@ -165,29 +189,29 @@ def _attempt(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
 
 def _symbolic(content: Any) -> bool:
     return (
-        content is not None
+        isinstance(content, np.ndarray)
         and content.dtype == object
         and any(isinstance(entry, Dim) for entry in content.reshape(-1).tolist())
     )
 
 
-def _has_symbols(operands: Sequence[Any]) -> bool:
-    """Whether an operand's shape or content has symbolic dimensions."""
-    return any(
-        not operand.is_static if isinstance(operand, Tensor)
-        else _has_symbols(operand) if isinstance(operand, list | tuple)
-        else isinstance(operand, np.ndarray) and _symbolic(operand)
-        for operand in operands
-    )  # fmt: skip
-
-
-def _plain(operand: Any) -> Any:
-    """Contents without symbols as numbers."""
+def _plain(operand: Any, value: Value | None) -> Any:
+    """Contents without symbols as numbers of the value's element."""
     if isinstance(operand, np.ndarray) and operand.dtype == object and operand.size:
         entries = operand.reshape(-1).tolist()
         if not any(isinstance(entry, Dim | str | bytes) for entry in entries):
-            return np.array(entries, np.int64).reshape(operand.shape)
+            return np.array(entries, np.int64).reshape(operand.shape).astype(_element(value).dtype)
     return operand
+
+
+def _typed(operand: Any, value: Value | None) -> Any:
+    """Contents with symbols as a tensor of the value's element."""
+    return to_element(operand, _element(value)) if _symbolic(operand) else _plain(operand, value)
+
+
+def _element(value: Value | None) -> Element:
+    kind = None if value is None else value.type
+    return kind.element.storage if isinstance(kind, TensorType) else elements.I64
 
 
 def _checked(node: Node, value: Value, result: Any) -> Any:

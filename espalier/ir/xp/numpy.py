@@ -78,18 +78,23 @@ def astype(array: Array, kind: Element) -> Array:
         return np.asarray(array.astype(kind.dtype))
 
 
+EXTENT = 1 << 16
+"""What extents and their products are taken not to exceed when asking whether integers made of them may wrap around."""
+
+
 def _wrapped(array: Array, kind: Element) -> Array:
     """Dimensions as integers of that kind: numbers wrap around.
 
-    Symbolic ones are taken to fit 32 bits with a sign. Raises TypeError for them where the kind holds less.
+    Raises dims.NotANumberError for symbolic ones that may not fit where products of extents are up to `EXTENT`, and in
+    kinds without a sign.
     """
     low, span = kind.range[0], 1 << kind.bits
     found = [
         entry if isinstance(entry, dims.Dim) else (int(entry) - low) % span + low
         for entry in array.reshape(-1).tolist()
     ]
-    if (low == 0 or kind.bits < 32) and any(isinstance(entry, dims.Dim) for entry in found):
-        raise TypeError(f"a dimension may not fit {kind}")
+    if any(isinstance(entry, dims.Dim) and (low == 0 or dims.reach(entry, EXTENT) > kind.range[1]) for entry in found):
+        raise dims.NotANumberError(f"a dimension may not fit {kind}")
     made = np.empty(len(found), object)
     made[:] = found
     return made.reshape(array.shape)
@@ -145,7 +150,7 @@ def full(shape: Sequence[int], value: Any, kind: Element) -> Array:
 
 
 def equal(a: Array, b: Array) -> Array:
-    """a == b; of dimensions where that is decided. Raises TypeError where it is not."""
+    """a == b; of dimensions where that is decided. Raises dims.NotANumberError where it is not."""
     if np.asarray(a).dtype == object or np.asarray(b).dtype == object:
         return np.asarray(_EQUAL(a, b), np.bool_)
     return np.asarray(np.equal(a, b))
@@ -159,7 +164,7 @@ def _decide_equal(a: Any, b: Any) -> bool:
         for apart in (dims.lower_bound(difference), dims.lower_bound(-difference)):
             if apart is not None and apart > 0:
                 return False
-        raise TypeError(f"whether {a} = {b} is not known before run time")
+        raise dims.NotANumberError(f"whether {a} = {b} is not known before run time")
     return bool(a == b)
 
 
@@ -229,7 +234,7 @@ def _truncated_quotient(a: Any, b: Any) -> Any:
     quotient = a // b
     least = dims.lower_bound(a), dims.lower_bound(b)
     if quotient * b != a and (least[0] is None or least[1] is None or least[0] < 0 or least[1] < 1):
-        raise TypeError(f"whether {a} / {b} is negative is not known before run time")
+        raise dims.NotANumberError(f"whether {a} / {b} is negative is not known before run time")
     return quotient
 
 
@@ -239,7 +244,7 @@ _QUOTIENT = np.frompyfunc(_truncated_quotient, 2, 1)
 def divide(a: Array, b: Array) -> Array:
     """a / b; of integers and dimensions truncated towards zero.
 
-    Raises TypeError for dimensions that don't divide evenly and may be negative.
+    Raises dims.NotANumberError for dimensions that don't divide evenly and may be negative.
     """
     if np.asarray(a).dtype == object or np.asarray(b).dtype == object:
         return np.asarray(_QUOTIENT(a, b), dtype=object)
