@@ -131,6 +131,44 @@ def test_a_factor_that_broadcasts_the_channels_stays(m: Model) -> None:
     assert m.same(m.build.mul(conv, m.c(1, 8, 1, 1))) == ["conv", "mul"]
 
 
+@pytest.mark.parametrize(
+    ("element", "weight", "gain", "left"),
+    [
+        ("f16", 300, 300, ["conv", "batch_norm"]),
+        ("f16", 1e-3, 1e-4, ["conv", "batch_norm"]),
+        ("f16", 1, 2, ["conv"]),
+        ("bf16", 300, 300, ["conv"]),
+        ("f32", 1e-3, 1e-4, ["conv"]),
+    ],
+)
+def test_a_norm_stays_where_the_scaled_weights_would_be_out_of_range(
+    m: Model, element: str, weight: float, gain: float, left: list[str]
+) -> None:
+    x = m.x(f"{element}[1, 2, 4, 4]", np.ones((1, 2, 4, 4)))
+    dtype = x.element.dtype
+    ones, zeros = np.ones(3, dtype), np.zeros(3, dtype)
+    conv = m.build.conv(x, np.full((3, 2, 1, 1), weight, dtype))
+    y = m.build.batch_norm(conv, ones * dtype.type(gain), zeros, zeros, ones)
+    m.graph.set_outputs([y], ["y"])
+    report = PassManager([parse_spec("fold_batch_norm")], "none").run(m.graph)
+    assert [node.op.name for node in m.graph] == left
+    assert all(np.isfinite(value.array).all() for value in m.graph.constants())
+    assert (f"out of the range of {element}" in str(report)) == (len(left) == 2)
+
+
+def test_one_weight_that_a_scale_makes_tiny_holds_nothing_up(m: Model) -> None:
+    weight = np.array([1, 1e-6], np.float16).reshape(1, 2, 1, 1)
+    conv = m.build.conv(m.x("f16[1, 2, 4, 4]", np.ones((1, 2, 4, 4))), weight)
+    assert m.same(m.build.mul(conv, np.full((1, 1, 1, 1), 2.0**-6, np.float16))) == ["conv"]
+
+
+@pytest.mark.parametrize(("shift", "left"), [(6e4, ["conv", "add"]), (32, ["conv"])])
+def test_a_shift_stays_where_the_bias_would_be_out_of_range(m: Model, shift: float, left: list[str]) -> None:
+    x, bias = m.x("f16[1, 1, 2, 2]", np.full((1, 1, 2, 2), -6e4)), np.array([6e4], np.float16)
+    conv = m.build.conv(x, np.ones((1, 1, 1, 1), np.float16), bias)
+    assert m.same(m.build.add(conv, np.full((1, 1, 1, 1), shift, np.float16))) == left
+
+
 def test_a_transpose_does_not_sink_below_a_constant_of_more_axes(m: Model) -> None:
     turned = m.build.transpose(m.x("f32[2, 3]"), perm=(1, 0))
     assert m.same(m.build.add(turned, m.c(4, 3, 2))) == ["transpose", "add"]

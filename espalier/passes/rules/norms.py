@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,12 +74,16 @@ class ScaledLayer:
 
     def weight(self) -> NDArray[Any]:
         """The weight times the scale of its output channels, on `axis`; the groups follow each other on axis 0."""
+        return np.asarray(self.exact_weight(), self.old.element.dtype)
+
+    def exact_weight(self) -> NDArray[Any]:
+        """The new weight in f64."""
         scale, shape, old = self.affine()[0], self.old.shape, self.old
         if self.axis == 0:
-            return np.asarray(old.array * scale.reshape(-1, *(1,) * (len(shape) - 1)), old.element.dtype)
+            return np.asarray(old.array * scale.reshape(-1, *(1,) * (len(shape) - 1)))
         factor = scale.reshape(self.groups, *(1,) * self.axis, -1, *(1,) * (len(shape) - self.axis - 1))
         wide = old.array.reshape(self.groups, -1, *shape[1:]) * factor
-        return np.asarray(wide.reshape(shape), old.element.dtype)
+        return np.asarray(wide.reshape(shape))
 
     def moved_bias(self) -> NDArray[Any]:
         """The bias times the scale, and the shift."""
@@ -88,6 +93,22 @@ class ScaledLayer:
             channels = self.old.shape[self.axis] * self.groups
             old = np.broadcast_to(self.bias.array.reshape(-1), channels).astype(np.float64)
         return np.asarray(old * scale + shift, self.old.element.dtype)
+
+    def fits(self) -> bool:
+        """Whether weight and bias are finite, and no channel's weights lose more digits than those of its largest.
+
+        Elements of few bits have few exponents: a scale can move a channel among the subnormal numbers, or beyond all.
+        """
+        dtype = self.old.element.dtype
+        with np.errstate(all="ignore"):
+            exact, rounded, bias = self.exact_weight().astype(np.float64), self.weight(), self.moved_bias()
+            if not (np.all(np.isfinite(rounded)) and np.all(np.isfinite(bias))):
+                return False
+            rest = tuple(axis for axis in range(exact.ndim) if axis != self.axis)
+            lost, largest = (
+                np.max(np.abs(each), axis=rest, initial=0) for each in (rounded.astype(np.float64) - exact, exact)
+            )
+        return bool(np.all(lost <= float(ml_dtypes.finfo(dtype).eps) * largest))
 
 
 def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
@@ -104,6 +125,7 @@ def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
     groups = getattr(layer.op, "group", 1) if axis == 1 else 1  # a transposed convolution has (g i) o K
     channels = shape[axis] * groups
     made = ScaledLayer(weight.constant, None if bias is None else bias.constant, affine, axis, groups)
+    rewriter.require(element.bits >= 32 or made.fits(), f"the scaled weights are out of the range of {element.name}")
     new_weight, new_bias = Value(weight.type), Value(vector_type(element, channels))
     new_weight.constant = computed(made.weight, element, shape)
     new_bias.constant = computed(made.moved_bias, element, (channels,))
@@ -200,9 +222,11 @@ def shifted(layer: Node, shift: NDArray[Any], rewriter: Rewriter) -> Value:
     """A convolution with its bias moved."""
     rewriter.require(layer.b is None or layer.b.is_constant, "the bias is no constant")
     rewriter.require(layer.results[0].has_one_use, "the layer's output is shared")
-    dtype = layer.w.element.dtype
-    bias = shift if layer.b is None else layer.b.array + shift
-    return rewriter.node(layer.op, [layer.x, layer.w, np.ascontiguousarray(bias, dtype)]).results[0]
+    element = layer.w.element
+    with np.errstate(all="ignore"):
+        bias = np.ascontiguousarray(shift if layer.b is None else layer.b.array + shift, element.dtype)
+    rewriter.require(np.all(np.isfinite(bias)), f"the moved bias is out of the range of {element.name}")
+    return rewriter.node(layer.op, [layer.x, layer.w, bias]).results[0]
 
 
 fold_norms = group(
