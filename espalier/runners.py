@@ -441,6 +441,9 @@ def explain_artifact(path: Path) -> tuple[dict[str, Any], list[str]]:
     lines = [f"{path}: {size / 1e6:.2f} MB, {manifest['engine']}, for {manifest['device']['name']}"]
     for role in ("inputs", "outputs"):
         lines += [f"{role}:", *(f"  {s['name']}: {s['element']}{_extents(s['shape'])}" for s in manifest[role])]
+    if (arena := manifest["backend"].get("arena")) is not None:
+        bound = arena["lower_bound"]
+        lines += [f"arena: {arena['bytes'] / 1e6:.2f} MB (the largest live set: {bound / 1e6:.2f} MB)"]
     lines.append("passes:")
     for p in manifest["passes"]:
         effect = ", ".join(f"{key.replace('_', ' ')} {p['effect'][key]}" for key in sorted(p["effect"], reverse=True))

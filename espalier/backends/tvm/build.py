@@ -16,7 +16,7 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")  # TVM's own pinning makes two th
 import tvm
 from tvm import relax, tirx
 
-from espalier.backends.tvm import cross, extents, lowerings, machine, module, numbers, trace
+from espalier.backends.tvm import cross, extents, lowerings, machine, memory, module, numbers, static, trace
 from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
 from espalier.ir.execute import check_inputs
 from espalier.ir.graph import Graph, constant_value
@@ -28,16 +28,24 @@ _ = lowerings
 
 @dataclass
 class Compiled:
-    """A graph's executable; `main` takes the inputs and then the weights."""
+    """A graph's code.
+
+    With an arena, `main` is a function of the library that takes the inputs, the block of weights, the arena and the
+    tensors to write the outputs to (`static`), all as buffers hold them. Without, it is a function of TVM's virtual
+    machine that takes the inputs and then the weights.
+    """
 
     executable: Any
     target: Any
     weights: list[Array]
     """As buffers hold them: raw bits where TVM has no type."""
     graph: Graph
+    arena: memory.Arena | None = None
 
     def __call__(self, inputs: Sequence[Any] | Mapping[str, Any]) -> list[Array]:
         """Run in this process: arrays in, by name or in order, arrays out."""
+        if self.arena is not None:
+            return self._static(_inputs(self.graph, inputs), self.arena)
         machine = relax.VirtualMachine(self.executable, tvm.cpu())
         arguments = [_tensor(array) for array in [*_inputs(self.graph, inputs), *self.weights]]
         found = machine["main"](*arguments)
@@ -48,6 +56,22 @@ class Compiled:
                 tensor = _viewed(tensor, numbers.buffer_type(element))
             outputs.append(numbers.from_buffer_array(tensor.numpy(), element))
         return outputs
+
+    def _static(self, inputs: Sequence[tuple[Array, Any]], arena: memory.Arena) -> list[Array]:
+        tensors = [tvm.runtime.tensor(array) for array, _ in inputs]
+        if self.weights:
+            tensors.append(tvm.runtime.tensor(memory.block(self.weights)))
+        if arena.bytes:
+            tensors.append(tvm.runtime.empty((arena.bytes,), "uint8"))
+        found = [
+            tvm.runtime.empty(tuple(map(int, value.shape)), numbers.buffer_type(value.element))
+            for value in self.graph.outputs
+        ]
+        self.executable["main"](*tensors, *found)
+        return [
+            numbers.from_buffer_array(tensor.numpy(), value.element)
+            for tensor, value in zip(found, self.graph.outputs, strict=True)
+        ]
 
     def save(self, path: Path) -> None:
         """Write the library. The same graph gives the same bytes wherever and whenever.
@@ -179,15 +203,25 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
         inputs, outputs = trace.trace(graph)
     try:
         with machine.made_for(machine.of(instruction_sets(chosen))):
-            made = module.write(inputs, outputs)
+            made = (static if _is_static(graph) else module).write(inputs, outputs)
         with chosen:
-            executable = relax.build(made.relax, chosen, relax_pipeline=relax_pipeline(), tir_pipeline="espalier")
+            if isinstance(made, static.StaticModule):
+                arena, executable = made.arena, tirx.build(made.functions, chosen, pipeline="espalier")
+            else:
+                arena, pipeline = None, relax_pipeline()
+                executable = relax.build(made.relax, chosen, relax_pipeline=pipeline, tir_pipeline="espalier")
     except EspalierError:
         raise
     except Exception as error:
         raise InternalError("E902", f"TVM failed on a module that we wrote: {error}") from error
     weights = [numbers.buffer_array(tensor.array, tensor.element) for tensor in made.weights]
-    return Compiled(executable, chosen, weights, graph)
+    return Compiled(executable, chosen, weights, graph, arena)
+
+
+def _is_static(graph: Graph) -> bool:
+    """Whether the shapes of inputs and outputs are numbers, and so all others."""
+    shapes = [value.shape for value in (*graph.inputs, *graph.outputs)]
+    return all(shape is not None and all(isinstance(extent, int) for extent in shape) for shape in shapes)
 
 
 FREEZABLE = 64

@@ -52,6 +52,8 @@ class TvmBackend:
                 for name, array in zip(names, compiled.weights, strict=True)
             ]
             section["weights"] = {"file": WEIGHTS, "tensors": tensors}
+        if compiled.arena is not None:
+            section["arena"] = {"bytes": compiled.arena.bytes, "lower_bound": compiled.arena.lower_bound}
         versions = {package: importlib.metadata.version(package) for package in ("apache-tvm", "apache-tvm-ffi")}
         sets = tuple(dict.fromkeys([*build.instruction_sets(compiled.target), *asked]))
         return Emission(

@@ -37,6 +37,14 @@ def foreign_type(element: Element) -> str | None:
     return None
 
 
+def unknown_extent(name: str) -> UnsupportedError:
+    """What to raise for a dimension that no input has."""
+    return UnsupportedError(
+        "E405", f"the dimension {name!r} is no extent of an input, so the compiled function can't know it",
+        hint="Fix the dimension in the model, or make it an input's own axis.",
+    )  # fmt: skip
+
+
 class Writer:
     """Builds `main`."""
 
@@ -52,10 +60,7 @@ class Writer:
 
     def symbol(self, name: str) -> Any:
         if name not in self.symbols:
-            raise UnsupportedError(
-                "E405", f"the dimension {name!r} is no extent of an input, so the compiled function can't know it",
-                hint="Fix the dimension in the model, or make it an input's own axis.",
-            )  # fmt: skip
+            raise unknown_extent(name)
         return self.symbols[name]
 
     def shape(self, tensor: Tensor) -> list[Any]:

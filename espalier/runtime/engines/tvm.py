@@ -1,14 +1,21 @@
-"""Runs a compiled Relax executable with apache-tvm-ffi and TVM's small runtime library, which the artifact brings.
+"""Runs a compiled library with apache-tvm-ffi and TVM's small runtime library, which the artifact brings.
 
 The manifest's backend section is a `TvmSection`:
 
     {"library": "model.so", "runtime": "libtvm_runtime.so", "entry": "main",
-     "weights": {"file": "weights.safetensors", "tensors": [{"name": …, "element": …, "shape": […]}, …]}}
+     "weights": {"file": "weights.safetensors", "tensors": [{"name": …, "element": …, "shape": […]}, …]},
+     "arena": {"bytes": …, "lower_bound": …}}
 
-The Relax VM function `entry` takes the inputs in the manifest's order and then the weights in the section's order, and
-returns a tensor, or a tuple with the outputs in the manifest's order. Constants may also be embedded in the library;
-then `weights` is null. The weights' shapes are numbers, and each tensor of the safetensors file holds the raw form
-(`espalier.runtime.elements`), written by `espalier.runtime.weights.save_weights`.
+With an arena, all shapes are numbers, and `entry` is a function of the library. It takes the inputs in the manifest's
+order, the bytes of the weights (if there are any; in the section's order, each at the next multiple of 64), an arena
+of so many bytes (if there are any), and the tensors to write the outputs to: everything in raw form
+(`espalier.runtime.elements`). It allocates nothing and keeps nothing, so calls at once only need an arena each. Inputs
+need no alignment beyond their elements', and outputs are computed where the caller gets them.
+
+With `arena` null, `entry` is a function of a Relax VM. It takes the inputs in the manifest's order and then the weights
+in the section's order, and returns a tensor, or a tuple with the outputs in the manifest's order. Constants may also be
+embedded in the library; then `weights` is null. The weights' shapes are numbers, and each tensor of the safetensors
+file holds the raw form (`espalier.runtime.elements`), written by `espalier.runtime.weights.save_weights`.
 
 At the boundary of the VM a tensor has its own element type where TVM has one of whole bytes (bfloat16, 8-bit floats);
 elements of fewer than 8 bits, bipolar ones and integers of odd width are passed in their raw form, one per element.
@@ -27,17 +34,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import tvm_ffi
 
 from espalier.runtime import cpu
 from espalier.runtime.elements import Array, raw_dtype, storage
 from espalier.runtime.errors import ArtifactError
+from espalier.runtime.ffi import import_tvm_ffi
 from espalier.runtime.files import ArtifactFiles
 from espalier.runtime.manifest import TensorSpec, decode
-from espalier.runtime.weights import WeightsSection, aligned, load_weights
+from espalier.runtime.weights import WeightsSection, aligned, aligned_empty, compact, load_block, load_weights
+
+tvm_ffi = import_tvm_ffi()
 
 CPU_DEVICE, FIRST_DEVICE, POOLED_ALLOCATOR = 1, 0, 2
 RUNTIME_LIBRARY = "libtvm_runtime.so"
@@ -48,6 +57,14 @@ _pool = threading.local()
 
 
 @dataclass(frozen=True)
+class ArenaSection:
+    """Bytes for what is computed on the way, and the fewest that any plan could do with: the largest live set."""
+
+    bytes: int
+    lower_bound: int
+
+
+@dataclass(frozen=True)
 class TvmSection:
     """What the manifest says for this engine; `runtime` is null if the library needs no runtime beyond tvm-ffi."""
 
@@ -55,6 +72,55 @@ class TvmSection:
     runtime: str | None
     weights: WeightsSection | None = None
     entry: str = "main"
+    arena: ArenaSection | None = None
+
+
+class StaticEngine:
+    """One function, the weights, and an arena for each of the calls that there have been at once."""
+
+    def __init__(self, files: ArtifactFiles, section: TvmSection, arena: ArenaSection, threads: int) -> None:
+        manifest = files.manifest
+        self._inputs, self._outputs = manifest.inputs, manifest.outputs
+        for spec in (*self._inputs, *self._outputs):
+            if spec.shape is None or not all(isinstance(extent, int) for extent in spec.shape):
+                raise ArtifactError("E702", f"the shape of {spec.name!r} is not one of numbers, but there is an arena")
+        if arena.bytes < 0:
+            raise ArtifactError("E702", f"an arena of {arena.bytes} bytes is impossible")
+        _prepare(files, section)
+        weights = None if section.weights is None else load_block(files, section.weights)[0]
+        try:
+            self._entry = _load_library(files.path(section.library))[section.entry]
+        except Exception as error:
+            raise ArtifactError("E712", f"TVM cannot load {section.library!r}: {error}") from error
+        self._weights = () if weights is None else (tvm_ffi.from_dlpack(weights),)
+        self._bytes, self._threads = arena.bytes, threads
+        self._arenas: list[tuple[Any, ...]] = []
+        """Those that no call uses at the moment."""
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        given = [aligned_empty(cast("tuple[int, ...]", spec.shape), raw_dtype(spec.element)) for spec in self._outputs]
+        tensors = [tvm_ffi.from_dlpack(array if compact(array) else aligned(array)) for array in inputs]
+        results = [tvm_ffi.from_dlpack(array) for array in given]
+        _use_threads(self._threads)
+        try:
+            arena = self._arenas.pop()
+        except IndexError:
+            arena = self._arena()
+        try:
+            self._entry(*tensors, *self._weights, *arena, *results)
+        except IndexError as error:
+            raise ArtifactError("E709", f"the model failed on these inputs: {error}") from error
+        except Exception as error:
+            raise ArtifactError("E712", f"the compiled model failed: {error}") from error
+        finally:
+            self._arenas.append(arena)
+        return given
+
+    def _arena(self) -> tuple[Any, ...]:
+        """The argument that is an arena; none if no bytes are needed."""
+        if not self._bytes:
+            return ()
+        return (tvm_ffi.from_dlpack(aligned_empty((self._bytes,), np.dtype(np.uint8))),)
 
 
 class TvmEngine:
@@ -62,10 +128,8 @@ class TvmEngine:
 
     def __init__(self, files: ArtifactFiles, section: TvmSection, threads: int) -> None:
         manifest = files.manifest
-        cpu.permit_tiles(manifest.device.instructions)
         library = files.path(section.library)
-        if section.runtime is not None:
-            _load_runtime(files.path(section.runtime), manifest.files[section.runtime].sha256)
+        _prepare(files, section)
         weights = [] if section.weights is None else load_weights(files, section.weights)
         specs = () if section.weights is None else section.weights.tensors
         try:
@@ -86,7 +150,7 @@ class TvmEngine:
             _use_threads(self._threads)
             try:
                 result = self._entry(*tensors, *self._weights)
-            except IndexError as error:
+            except (IndexError, ValueError) as error:
                 raise ArtifactError("E709", f"the model failed on these inputs: {error}") from error
             except Exception as error:
                 raise ArtifactError("E712", f"the compiled model failed: {error}") from error
@@ -98,9 +162,19 @@ class TvmEngine:
             return [_from_tensor(tensor, spec) for tensor, spec in zip(results, self._outputs, strict=True)]
 
 
-def load(files: ArtifactFiles, threads: int) -> TvmEngine:
+def load(files: ArtifactFiles, threads: int) -> StaticEngine | TvmEngine:
     """The engine for an artifact. Raises ArtifactError."""
-    return TvmEngine(files, decode(TvmSection, files.manifest.backend, "manifest.backend"), threads)
+    section = decode(TvmSection, files.manifest.backend, "manifest.backend")
+    if section.arena is not None:
+        return StaticEngine(files, section, section.arena, threads)
+    return TvmEngine(files, section, threads)
+
+
+def _prepare(files: ArtifactFiles, section: TvmSection) -> None:
+    """Make the process ready for the artifact's code."""
+    cpu.permit_tiles(files.manifest.device.instructions)
+    if section.runtime is not None:
+        _load_runtime(files.path(section.runtime), files.manifest.files[section.runtime].sha256)
 
 
 def _load_library(path: Path) -> Any:

@@ -1,0 +1,43 @@
+"""tvm_ffi without torch.
+
+tvm_ffi imports torch if it is installed, which takes seconds and hundreds of megabytes, to know torch's types in its
+own conversions; there is no switch for it. Here it is imported as if torch were not installed, unless torch is
+imported already. Other threads see torch all the while, and it can be imported later; tensors still cross by DLPack.
+Only `tvm_ffi.convert` and its like then don't know a `torch.dtype`: who needs that imports torch, or tvm_ffi, first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+class _Absent:
+    """A finder that finds no torch, for the thread that made it."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name in ("torch", "torch_c_dlpack_ext") and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+
+def import_tvm_ffi() -> Any:
+    """The module tvm_ffi. Raises ImportError if it is not installed."""
+    if "tvm_ffi" in sys.modules or "torch" in sys.modules:
+        return importlib.import_module("tvm_ffi")
+    absent = _Absent()
+    sys.meta_path.insert(0, absent)
+    try:
+        return importlib.import_module("tvm_ffi")
+    finally:
+        sys.meta_path.remove(absent)
