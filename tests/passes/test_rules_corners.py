@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
+from espalier.backends.onnx import to_model
 from espalier.errors import InternalError
 from espalier.ir import Builder, Graph, Node, Value
 from espalier.ir.clone import clone
@@ -110,6 +112,26 @@ def test_hard_swish_is_matched_to_the_last_places(m: Model, alpha: float, recogn
     x = m.x("f32[100]")
     names = m.same(m.build.mul(x, m.build.hard_sigmoid(x, alpha=alpha, beta=0.5)))
     assert (names == ["hard_swish"]) == recognized
+
+
+@pytest.mark.parametrize(("element", "name"), [("f16", "hard_"), ("f32", "hard_"), ("f64", "clip"), ("bf16", "clip")])
+@pytest.mark.parametrize("gated", [False, True])
+def test_hard_swish_is_recognized_for_the_elements_that_runtimes_have_it_for(
+    m: Model, element: str, name: str, gated: bool
+) -> None:
+    x = m.x(f"{element}[6]", [-4, -3, -1, 0, 3, 4])
+    three, zero, six = (x.element.dtype.type(number) for number in (3, 0, 6))
+    gate = m.build.clip(m.build.add(x, three), zero, six)
+    m.graph.set_outputs([m.build.div(m.build.mul(x, gate) if gated else gate, six)], ["y"])
+    PassManager(pipeline("exact"), "none").run(m.graph)
+    assert any(node.op.name.startswith(name) for node in m.graph)
+    if element != "bf16":  # its arithmetic is beyond the runtime's reach in any form
+        session = onnxruntime.InferenceSession(
+            to_model(m.graph).SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        (y,) = session.run(None, {"x1": m.feeds[0]})
+        wanted = np.clip(m.feeds[0] + 3.0, 0, 6) / 6 * (m.feeds[0] if gated else 1)
+        np.testing.assert_allclose(y, wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("number", "recognized"), [(0.7075, False), (0.7071067690849304, True), (0.70710678, True)])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from espalier.ir import Node, Value
+from espalier.ir.elements import F16, F32
 from espalier.ir.ops import (
     Add,
     Cast,
@@ -135,8 +136,10 @@ def recognize_gated(node: Node, rewriter: Rewriter) -> Replacement:
 def recognize_hard_swish(node: Node, rewriter: Rewriter) -> Replacement:
     """x · clip(x + 3, 0, 6) / 6 is hard-swish; without the factor x, it is hard-sigmoid."""
     rewriter.require(is_product_root(node), "a larger product may match")
+    element = node.results[0].element
+    rewriter.require(element in (F16, F32), f"runtimes need not have them for {element}, as they have clip")
     parts, scale = factors(node.results[0])
-    rewriter.require(near(scale, 1 / 6, node.results[0].element) and len(parts) <= 2, "it is no sixth of a product")
+    rewriter.require(near(scale, 1 / 6, element) and len(parts) <= 2, "it is no sixth of a product")
     for gate in parts:
         clip = gate.defined_by(Clip)
         if clip is None or splat(clip.min) != 0 or splat(clip.max) != 6:
