@@ -411,7 +411,8 @@ def describe(
         PassManager(list(map(parse_spec, CLEANING)), "none").run(graph)  # so that names are those that verbs know
         return units_table(graph)
     counts = Counter(node.op.name for each in graph.all_graphs() for node in each)
-    weights = [value.constant for value in graph.constants() if value.constant is not None]
+    held = [value.constant for value in graph.constants() if value.constant is not None]
+    weights = {(id(each.source), each.views): each for each in held}.values()  # tied ones count once
     counted = [macs(node) for node in graph]
     zero: Dimension = 0
     total = reduce(operator.add, (m for m in counted if m is not None), zero)

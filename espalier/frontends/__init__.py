@@ -62,9 +62,10 @@ def _load_file(path: Path, example_inputs: Any, options: dict[str, Any]) -> Grap
     if plugin is not None:
         return plugin(path, example_inputs, options)
     if suffix in _PICKLES:
+        hint = "Load it in Python and give the module with example inputs, or export it to .onnx or .pt2."
         raise InputError(
-            "E113", f"{str(path)!r} may hold pickled objects",
-            hint="Load it in Python and give the module with example inputs, or export it to .onnx or .pt2.",
+            "E113", f"{str(path)!r} may hold pickled objects, by its name",
+            hint=f"{hint} Rename it if it is an ONNX model.",
         )  # fmt: skip
     if suffix not in (".onnx", ".pb", ".model", ""):
         if not path.exists():

@@ -43,7 +43,7 @@ class EspalierError(Exception):
         lines = [f"{self.code}: {self.message}"]
         if self.node is not None:
             lines.append(f"  at {self.node}")
-        if self.source is not None:
+        if self.source is not None and not (self.node or "").endswith(f" from {self.source}"):
             lines.append(f"  from {self.source}")
         if self.hint is not None:
             lines.append(f"  hint: {self.hint}")

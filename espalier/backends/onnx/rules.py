@@ -28,7 +28,9 @@ def opaque(node: Node, version: int, attributes: Attributes, operands: Operands)
         then = schemas.schema_of("", proto.op_type, dict(op.opsets).get("", version))
         now = schemas.schema_of("", proto.op_type, version)
         if then is None or now is None or then.since_version != now.since_version:
-            raise CannotPrint(f"{proto.op_type} is kept as it was, and opset {version} has another")
+            if then is None:
+                raise CannotPrint(f"ONNX has no operator {proto.op_type} in the opset that the model declares")
+            raise CannotPrint(f"{proto.op_type} is kept as it was, and opset {version} lacks it or has another")
     return Printed(domain, proto.op_type, operands, {}, len(node.results), list(proto.attribute))
 
 

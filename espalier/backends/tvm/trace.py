@@ -171,7 +171,12 @@ def _named(node: Node, error: UnsupportedError | InputError) -> EspalierError:
 def _attempt(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
     op: Any = node.op
     if node.is_a(lookup("opaque")):
-        raise UnsupportedError("E403", f"the meaning of {op.op_type} is not known")
+        called = f"{op.domain}::{op.op_type}" if op.domain else op.op_type
+        raise UnsupportedError(
+            "E403", f"the meaning of {called} is not known",
+            node=node.op.name, source=str(node.location),
+            hint="A package can declare it (entry point espalier.ops); --backend onnx keeps it as it is.",
+        )  # fmt: skip
     own = LOWERINGS.get(node.op.name)
     if own is not None:
         results = own(node, *operands)

@@ -207,7 +207,10 @@ def external_path(location: str, folder: Path | None, name: str) -> Path:
     try:
         status = path.lstat()
     except OSError as error:
-        raise InputError("E104", f"{location!r}, which holds {name!r}: {error.strerror}", node=name) from None
+        raise InputError(
+            "E104", f"{location!r}, which holds {name!r}: {error.strerror}", node=name,
+            hint="The model's external data belong beside its file, under the names that it gives them.",
+        ) from None  # fmt: skip
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         raise InputError("E105", f"the location {location!r} of {name!r} is not a plain file of its own", node=name)
     return path

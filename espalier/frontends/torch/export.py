@@ -105,7 +105,8 @@ def read_pt2(path: str | Path, trust: bool) -> ExportedProgram:
     if not path.is_file():
         raise InputError("E101", f"{path} is not a file")
     if not trust:
-        raise InputError("E113", f"{path.name} may hold pickled objects, which run code when they are read")
+        message = f"{path.name} may hold pickled objects, which run code when they are read"
+        raise InputError("E113", message, hint="If you trust where it comes from: --trust, or trust=True in Python.")
     logger = logging.getLogger("torch.export")
     logger.addFilter(_silence)  # it logs the traceback of each way of reading that failed
     try:
