@@ -351,15 +351,9 @@ class _Solver:
 
 def broadcast_extent(a: Dimension, b: Dimension) -> Dimension:
     """The extent that two axes broadcast to. Raises DeclarationError for different numbers, neither of them 1."""
-    if a == b or b == 1:
-        return a
-    if a == 1:
-        return b
-    if isinstance(a, int) and isinstance(b, int):
+    if isinstance(a, int) and isinstance(b, int) and a != b and 1 not in (a, b):
         raise DeclarationError(f"extents {a} and {b} don't broadcast")
-    if isinstance(a, int) or isinstance(b, int):
-        return a if isinstance(a, int) else b
-    return dims.maximum(a, b)
+    return dims.broadcast(a, b)
 
 
 def shape_of(terms: Sequence[Term]) -> Shape:

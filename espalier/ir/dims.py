@@ -251,6 +251,19 @@ def maximum(a: Dimension, b: Dimension) -> Dimension:
     return _atom("max", "", *sorted((a, b), key=str))
 
 
+def broadcast(a: Dimension, b: Dimension) -> Dimension:
+    """The extent that two axes of unknown extents broadcast to: the other one if one is 1, else what both are."""
+    if a == b or b == 1:
+        return a
+    if a == 1:
+        return b
+    if isinstance(a, int) or isinstance(b, int):  # the other one is that too, or 1
+        return a if isinstance(a, int) else b
+    if all((least := lower_bound(each)) is not None and least >= 1 for each in (a, b)):
+        return maximum(a, b)
+    return maximum(a, b) * minimum(minimum(a, b), 1)  # 0 where one is
+
+
 def ceil_divide(a: Dimension, b: Dimension) -> Dimension:
     """⌈a/b⌉."""
     return -floor_divide(-a, b)
@@ -380,7 +393,7 @@ def reach(dim: Dimension, extent: int) -> int:
 
 
 def lower_bound(dim: Dimension) -> int | None:
-    """A number that the dimension is never below, given that symbols are at least 1; None if none is seen."""
+    """A number that the dimension is never below, given that symbols are at least 0; None if none is seen."""
     if isinstance(dim, int):
         return dim
     total = 0
@@ -421,7 +434,7 @@ def _bound_without(dim: Dim, monomial: Monomial, coefficient: int) -> int | None
 
 def _atom_bound(atom: Atom) -> int | None:
     if atom.kind == "symbol":
-        return 1
+        return 0
     bounds = [lower_bound(operand) for operand in atom.operands]
     known = [bound for bound in bounds if bound is not None]
     if atom.kind == "max":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -104,14 +105,9 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
             extent = shape[axis] if -axis <= len(shape) else 1
             if extent == 1 or extent == found:
                 continue
-            if found == 1:
-                found = extent
-            elif isinstance(found, int) and isinstance(extent, int):
+            if found != 1 and isinstance(found, int) and isinstance(extent, int):
                 raise Untraceable(f"shapes {shapes} don't broadcast")
-            elif isinstance(extent, int):
-                found = extent
-            elif not isinstance(found, int):
-                found = dims.maximum(found, extent)
+            found = dims.broadcast(found, extent)
         result.append(found)
     return tuple(result)
 
@@ -127,6 +123,7 @@ def broadcast_index(at: At, index: Index, shape: Shape, result: Shape) -> list[E
         elif extent == 1:
             found.append(immediate(0, "int64"))
         else:  # 1 or the whole extent, known only at run time
+            at.require(extent, whole)
             found.append(tirx.min(entry, at.dim(extent) - 1))
     return found
 
@@ -210,9 +207,19 @@ def _arithmetic(name: str, function: Callable[[Expr, Expr], Expr]) -> None:
     globals()[name] = operation
 
 
+def _opaque(value: Expr) -> Expr:
+    """A constant 0 that TVM does not compute with: it would make x · 0 zero for all x, and refuse x / 0."""
+    if not isinstance(value, tirx.FloatImm) or value.value:
+        return value
+    dtype = scalars.dtype_of(value)
+    bits = dtype.removeprefix("float")
+    negative = tirx.reinterpret(dtype, immediate(-(2 ** (int(bits) - 1)), f"int{bits}"))  # TVM has none of 0 bits only
+    return negative if math.copysign(1, value.value) < 0 else negative * immediate(-1, dtype)
+
+
 _arithmetic("add", lambda a, b: a + b)
 _arithmetic("subtract", lambda a, b: a - b)
-_arithmetic("multiply", lambda a, b: a * b)
+_arithmetic("multiply", lambda a, b: _opaque(a) * _opaque(b))
 add: Any
 subtract: Any
 multiply: Any
@@ -232,7 +239,7 @@ def divide(a: Any, b: Any) -> Any:
         return fourier.binary("divide", a, b)
     if promoted(a, b).is_integer:
         return _binary(a, b, lambda at, x, y: tirx.truncdiv(x, _nonzero(y)), cost=4)
-    return _binary(a, b, lambda at, x, y: tirx.div(x, y), cost=2)
+    return _binary(a, b, lambda at, x, y: tirx.div(_opaque(x), _opaque(y)), cost=2)
 
 
 def true_divide(a: Any, b: Any) -> Any:

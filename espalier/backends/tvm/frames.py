@@ -62,6 +62,8 @@ class Kernel:
         """Folds whose state is at hand → a function that gives their entry."""
         self.splits: dict[int, tuple[Expr, Expr, Expr]] = {}
         """Indices that were composed of a block and a lane, by identity, and the two."""
+        self.requirements: dict[tuple[Dimension, Dimension], None] = {}
+        """Extents that must be the other one or 1, which only a run can tell."""
         self.analyzer = tvm.sym.Analyzer()
 
     def symbol(self, name: str) -> Expr:
@@ -245,6 +247,9 @@ class Reader:
 
     def bind(self, value: Expr) -> Expr:
         return self.scope.bind(value)
+
+    def require(self, extent: Dimension, whole: Dimension) -> None:
+        self.scope.kernel.requirements[extent, whole] = None
 
     def guard(self, condition: Expr, yes: Callable[[], Expr], no: Expr) -> Expr:
         return self.choose(condition, yes, lambda: no)

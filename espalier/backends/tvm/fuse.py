@@ -135,7 +135,7 @@ def _reader(
 
 
 def _covers(sink: Tensor, fold: Tensor, others: Sequence[Tensor]) -> bool:
-    """Whether a kernel's loops run over exactly the fold's entries."""
+    """Whether a kernel's loops run over exactly the fold's entries; those of a product are for it alone."""
     if not isinstance(sink, Map) or [e for e in sink.shape if e != 1] != [e for e in fold.shape if e != 1]:
         return False
-    return not isinstance(fold, Product) or not others
+    return not others if isinstance(fold, Product) else not any(isinstance(other, Product) for other in others)

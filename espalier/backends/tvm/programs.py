@@ -278,6 +278,9 @@ class _At:
     def __call__(self, operand: int, index: Any) -> Expr:
         raise AssertionError("a program reads its buffers itself")
 
+    def require(self, extent: Dimension, whole: Dimension) -> None:
+        self.scope.kernel.requirements[extent, whole] = None
+
     def guard(self, condition: Expr, yes: Callable[[], Expr], no: Expr) -> Expr:
         raise AssertionError("a program branches itself")
 

@@ -48,6 +48,9 @@ class At(Protocol):
     def dim(self, dimension: Dimension) -> Expr:
         """A dimension as an expression."""
 
+    def require(self, extent: Dimension, whole: Dimension) -> None:
+        """Let the compiled model fail with a ValueError where an extent is neither the other one nor 1."""
+
     def guard(self, condition: Expr, yes: Callable[[], Expr], no: Expr) -> Expr:
         """`yes`, which may be computed only if the condition holds; else `no`."""
 

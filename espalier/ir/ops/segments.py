@@ -152,9 +152,10 @@ def slice_span(extent: Dimension, start: Dimension, end: Dimension, step: int) -
     first, last = _place(start, extent), _place(end, extent)
     if first is None or last is None:
         return None
-    first, last = _clamp(first, 0, high), _clamp(last, low, high)
-    distance = at_least_zero(last - first if step > 0 else first - last)
-    return first, dims.ceil_divide(distance, abs(step))
+    inner, last = _clamp(first, 0, high), _clamp(last, low, high)
+    # What begins beyond the end leaves a negative distance, so that a first position needs no bound from above.
+    distance = last - at_least_zero(first) if step > 0 else inner - last
+    return inner, dims.ceil_divide(at_least_zero(distance), abs(step))
 
 
 def _place(bound: Dimension, extent: Dimension) -> Dimension | None:
@@ -170,6 +171,8 @@ def _place(bound: Dimension, extent: Dimension) -> Dimension | None:
 
 
 def _clamp(place: Dimension, low: int, high: Dimension) -> Dimension:
+    if place == high:
+        return high
     above = dims.lower_bound(place - low)
     if above is None or above < 0:
         place = dims.maximum(place, low)
@@ -257,7 +260,7 @@ class Slice(Op):
             axis = axis_index(axis, data.ndim)
             span = slice_span(data.shape[axis], start, end, step)
             if span is None or not dims.is_static(span):
-                raise TypeError("the bounds of a slice are not numbers")
+                raise dims.NotANumberError("the bounds of a slice are not numbers")
             begin, count = int(str(span[0])), int(str(span[1]))
             if step < 0 and count:
                 begin += (count - 1) * step

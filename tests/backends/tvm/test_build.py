@@ -16,9 +16,11 @@ from espalier.backends.tvm.emit import TvmBackend
 from espalier.cost.device import device
 from espalier.errors import UnsupportedError
 from espalier.ir import Builder, Graph
-from espalier.ir.execute import execute
+from espalier.ir.execute import execute, run
 from espalier.ir.graph import constant_value
 from espalier.ir.types import parse
+from espalier.passes import PassManager
+from espalier.passes.pipelines import pipeline
 from tests.backends.tvm.checks import agree, graph_of, same
 
 RANDOM = np.random.default_rng(1)
@@ -163,6 +165,8 @@ import sys, hashlib, pathlib, numpy as np
 from espalier.backends.tvm import build
 from espalier.ir import Builder, Graph
 from espalier.ir.types import parse
+from espalier.passes import PassManager
+from espalier.passes.pipelines import pipeline
 graph = Graph(); b = Builder(graph); random = np.random.default_rng(0)
 x = b.input(parse("f32[n, 3, 8, w]"), "x")
 y = b.relu(b.conv(x, random.standard_normal((32, 3, 3, 3)).astype("f4"), strides=(2, 2)))
@@ -191,3 +195,56 @@ def test_the_backend_writes_what_the_engine_reads(tmp_path: Path) -> None:
     assert set(emission.files) == {"model.so", "libtvm_runtime.so", "weights.safetensors"}
     assert all(path.is_file() for path in emission.files.values())
     assert [tensor["element"] for tensor in emission.section["weights"]["tensors"]] == ["f32"] * 2
+
+
+@pytest.mark.parametrize("element", ["f32", "f64", "f16"])
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_constant_zeros_are_multiplied_and_divided_by_as_other_numbers(element: str, zero: float) -> None:
+    graph = Graph("zeros")
+    b, x = Builder(graph), graph.add_input(parse(f"{element}[5]"), "x")
+    constant = np.asarray(zero, x.element.dtype)
+    graph.set_outputs([b.mul(x, constant), b.div(x, constant), b.div(constant, x)], ["product", "quotient", "inverse"])
+    inputs = [np.array([1, -1, 0, np.inf, np.nan], x.element.dtype)]
+    for found, wanted in zip(build.run(graph, inputs), run(graph, inputs), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+        numbers = ~np.isnan(wanted)
+        np.testing.assert_array_equal(np.signbit(found[numbers]), np.signbit(wanted[numbers]))
+
+
+@pytest.mark.parametrize("group", [2, 3])
+def test_a_convolution_in_groups_plus_another_one(group: int) -> None:
+    graph, rng = Graph("downsampling"), np.random.default_rng(0)
+    b, x = Builder(graph), graph.add_input(parse("f32[n, 6, 10, 12]"), "x")
+    grouped, plain = rng.normal(size=(6, 6 // group, 3, 3)).astype("f4"), rng.normal(size=(6, 6, 1, 1)).astype("f4")
+    before = b.relu(x)
+    first, second = b.conv(before, grouped, pads=(1, 1, 1, 1), group=group), b.conv(before, plain)
+    graph.set_outputs([b.add(first, second), b.add(second, first)], ["y", "z"])
+    inputs = [rng.normal(size=(2, 6, 10, 12)).astype("f4")]
+    for found, wanted in zip(build.run(graph, inputs), run(graph, inputs), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_extents_that_may_be_0_or_do_not_broadcast() -> None:
+    graph = Graph("broadcast")
+    b = Builder(graph)
+    x, y = graph.add_input(parse("f32[n, 4]"), "x"), graph.add_input(parse("f32[m, 4]"), "y")
+    graph.set_outputs([b.add(x, y)], ["sum"])
+    compiled = build.build(graph)
+    for n, m in ((3, 3), (1, 4), (4, 1), (0, 1), (1, 0), (0, 0)):
+        inputs = [normal(n, 4), normal(m, 4)]
+        (found,) = compiled(inputs)
+        np.testing.assert_array_equal(found, inputs[0] + inputs[1])
+    with pytest.raises(ValueError, match="broadcast"):
+        compiled([normal(3, 4), normal(2, 4)])
+
+
+def test_what_depends_on_whether_nothing_was_found_is_decided_when_it_runs() -> None:
+    graph = Graph("guard")
+    b = Builder(graph)
+    x = graph.add_input(parse("f32[n, 4]"), "x")
+    count = b.gather(b.shape(x), np.array(0))
+    graph.set_outputs([b.where(b.equal(count, np.array(0)), np.array(-7), count)], ["count"])
+    PassManager(pipeline("exact")).run(graph)
+    compiled = build.build(graph)
+    for n in (0, 1, 3):
+        assert compiled([normal(n, 4)])[0] == execute(graph, [normal(n, 4)])[0] == (n or -7)
