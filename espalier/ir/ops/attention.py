@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from espalier.ir import dims, elements, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension, Shape
@@ -179,8 +177,11 @@ class Attention(Op):
                 added = xp.astype(attn_mask, xp.element(scores))
                 added = xp.pad(added, [(0, 0)] * (added.ndim - 1) + [(0, missing)], "constant", -math.inf)
                 bias = zero + added
-        column = xp.asarray(np.arange(keys, dtype=np.int64).reshape(1, 1, 1, keys))
-        place = xp.asarray(np.arange(queries, dtype=np.int64).reshape(1, 1, queries, 1)) + past
+        windowed = self.is_causal or self.left_window_size >= 0 or self.right_window_size >= 0
+        if nonpad_kv_seqlen is None and not windowed:
+            return bias
+        column = xp.reshape(xp.arange(keys), (1, 1, 1, keys))
+        place = xp.reshape(xp.arange(queries), (1, 1, queries, 1)) + past
         seen = []
         if nonpad_kv_seqlen is not None:
             count = xp.reshape(xp.astype(nonpad_kv_seqlen, elements.I64), (-1, 1, 1, 1))

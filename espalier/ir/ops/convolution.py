@@ -6,7 +6,7 @@ from typing import Any
 
 from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation
-from espalier.ir.dims import Dimension, Shape, floor_divide, maximum
+from espalier.ir.dims import Dimension, Shape, floor_divide, is_static, maximum
 from espalier.ir.elements import Element
 from espalier.ir.op import In, Op, TypeContext, op
 from espalier.ir.ops.contraction import shifted
@@ -79,6 +79,8 @@ def convolve(operator: Any, xp: Any, x: Any, w: Any) -> Any:
     spatial = x.ndim - 2
     strides, dilations = operator.strides or (1,) * spatial, operator.dilations or (1,) * spatial
     pads = same_pads(operator.auto_pad, x.shape[2:], w.shape[2:], strides, dilations) or pairs(operator.pads, spatial)
+    if not all(map(is_static, pads)):
+        x, pads = xp.pad(x, [(0, 0), (0, 0), *pads]), [(0, 0)] * spatial
     return xp.conv(x, w, strides, pads, dilations, operator.group)
 
 
@@ -89,17 +91,17 @@ def pairs(pads: tuple[int, ...], spatial: int) -> list[tuple[int, int]]:
 
 def same_pads(
     auto_pad: str,
-    extents: tuple[int, ...],
-    kernel: tuple[int, ...],
+    extents: Shape,
+    kernel: Shape,
     strides: tuple[int, ...],
     dilations: tuple[int, ...],
-) -> list[tuple[int, int]] | None:
+) -> list[tuple[Dimension, Dimension]] | None:
     """The pads that ONNX's SAME_UPPER and SAME_LOWER mean; None for other modes."""
     if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
         return None
-    found = []
+    found: list[tuple[Dimension, Dimension]] = []
     for extent, size, stride, dilation in zip(extents, kernel, strides, dilations, strict=True):
-        total = max(0, (-(-extent // stride) - 1) * stride + dilation * (size - 1) + 1 - extent)
+        total = maximum(0, (-(-extent // stride) - 1) * stride + dilation * (size - 1) + 1 - extent)
         small, large = total // 2, total - total // 2
         found.append((small, large) if auto_pad == "SAME_UPPER" else (large, small))
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation
-from espalier.ir.dims import Dimension, ceil_divide, floor_divide, minimum
+from espalier.ir.dims import Dimension, Shape, ceil_divide, floor_divide, minimum
 from espalier.ir.op import In, Op, Out, TypeContext, op
 from espalier.ir.ops.convolution import check_window, pairs, same_pads
 from espalier.ir.terms import Term, Variable, pin
@@ -49,7 +50,7 @@ class WindowPool(Op):
             count = minimum(ceil_divide(span, stride) + 1, floor_divide(extent + before - 1, stride) + 1)
         return max(count, 0) if isinstance(count, int) else count
 
-    def padding(self, extents: tuple[int, ...]) -> list[tuple[int, int]]:
+    def padding(self, extents: Shape) -> Sequence[tuple[Dimension, Dimension]]:
         """Positions added before and after each spatial axis."""
         spatial = len(extents)
         strides, dilations = self.strides or (1,) * spatial, self.dilations or (1,) * spatial

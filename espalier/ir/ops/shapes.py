@@ -151,11 +151,12 @@ class Range(Op):
 
     def reference(self, xp: Any, start: Any, limit: Any, delta: Any) -> Any:
         scalars = [listed(xp, bound)[0] for bound in (start, limit, delta)]
-        if any(isinstance(scalar, dims.Dim) for scalar in scalars):
-            raise TypeError("a range of symbolic numbers")
         extent = range_extent(*scalars)
-        if start.dtype == object:  # dimensions that turned out to be numbers
-            return xp.arange(extent) * scalars[2] + scalars[0]
+        if extent is None:
+            raise dims.NotANumberError(f"a range in steps of {scalars[2]}")
+        if isinstance(scalars[0], dims.Dim) or start.dtype == object:
+            found = xp.arange(extent) * scalars[2] + scalars[0]
+            return found if delta.dtype == object else xp.astype(found, xp.element(delta))
         kind, first, step = xp.element(start), xp.reshape(start, ()), xp.reshape(delta, ())
         if kind.is_float:
             wide = elements.F32 if self.stash_type == 1 and kind.bits < 32 else kind
@@ -177,7 +178,9 @@ def range_extent(start: Any, limit: Any, delta: Any) -> Any:
 
 def at_least_zero(extent: Dimension) -> Dimension:
     """max(0, extent), without the max where it is not needed."""
-    bound = dims.lower_bound(extent)
+    bound, below = dims.lower_bound(extent), dims.lower_bound(-extent)
+    if below is not None and below >= 0:
+        return 0
     return extent if bound is not None and bound >= 0 else dims.maximum(0, extent)
 
 

@@ -64,3 +64,76 @@ def test_dimensions_that_may_not_fit_are_no_integers() -> None:
     for entry, kind in ((n * 40000, "i32"), (n + 2**31, "i32"), (n, "i16"), (n, "u32"), (n * 2**48, "i64")):
         with pytest.raises(NotANumberError):
             numpy_xp.astype(np.array([entry, None], object)[:1], elements.parse(kind))
+
+
+INFINITE = 2**63 - 1
+
+
+def counted(*shape: int) -> Any:
+    return np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "step"),
+    [(1, INFINITE, 1), (-3, -1, 1), (2, 5, 1), (0, -2, 1), (-1, INFINITE, 1), (1, INFINITE, 3), (-4, 100, 2),
+     (-1, -INFINITE, -1), (100, 1, -2), (7, 3, 1)],
+)  # fmt: skip
+def test_slices_of_an_axis_of_unknown_extent(start: int, end: int, step: int) -> None:
+    bounds = [np.array([bound], np.int64) for bound in (start, end, 1, step)]
+    agree(
+        lambda b, x: b.relu(b.slice(x, *bounds)),
+        counted(2, 7, 3),
+        types=["f32[2, N, 3]"],
+        more=[[counted(2, n, 3)] for n in (1, 2, 3, 12)],
+    )
+
+
+def test_slices_of_several_axes_by_extents() -> None:
+    def model(b: Any, x: Any) -> Any:
+        half = b.div(b.shape(x, start=0, end=1), np.array([2], np.int64))
+        starts = b.concat(half, np.array([1], np.int64), axis=0)
+        return b.slice(x, starts, np.array([INFINITE, 3]), np.array([0, 1]), np.array([1, 1]))
+
+    agree(model, counted(7, 4), types=["f32[N, 4]"], more=[[counted(n, 4)] for n in (1, 4)])
+
+
+@pytest.mark.parametrize("element", ["i32", "i64"])
+def test_ranges_over_an_extent(element: str) -> None:
+    kind = elements.parse(element).dtype
+
+    def model(b: Any, x: Any) -> Any:
+        n = b.reshape(extent(b, x, element), np.array([], np.int64))
+        zero, two = np.array(0, kind), np.array(2, kind)
+        return b.range(zero, n, np.array(1, kind)), b.range(two, n, two), b.range(n, zero, np.array(-3, kind))
+
+    agree(model, counted(7, 4), types=["f32[N, 4]"], more=[[counted(n, 4)] for n in (1, 2, 10)])
+
+
+@pytest.mark.parametrize("attributes", [{}, {"is_causal": 1}, {"is_causal": 1, "left_window_size": 2}])
+def test_attention_over_an_unknown_number_of_positions(attributes: dict[str, int]) -> None:
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    agree(
+        lambda b, q, k, v: b.attention(q, k, v, **attributes),
+        *(normal(2, 2, 5, 4) for _ in range(3)),
+        types=["f32[B, 2, T, 4]"] * 3,
+        more=[[normal(1, 2, t, 4) for _ in range(3)] for t in (1, 7)],
+    )
+
+
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_same_padding_of_unknown_extents(mode: str, stride: int) -> None:
+    w = counted(3, 2, 3, 3) / 27 - 1
+    agree(
+        lambda b, x: (
+            b.conv(x, w, strides=(stride, stride), auto_pad=mode),
+            b.max_pool(x, kernel_shape=(3, 3), strides=(stride, stride), auto_pad=mode),
+        ),
+        counted(1, 2, 8, 5),
+        types=["f32[1, 2, H, W]"],
+        more=[[counted(1, 2, h, w)] for h, w in ((1, 3), (7, 6))],
+    )
