@@ -102,12 +102,14 @@ def conv(
         for extent, ends, size, stride, dilation in zip(source.shape[2:], pads, kernel, strides, dilations, strict=True)
     ]
     counts = [max(0, count) if isinstance(count, int) else count for count in counts]
-    from espalier.backends.tvm import integers, products
+    from espalier.backends.tvm import integers, products, winograd
 
     whole = integers.convolution(source, weights, counts, strides, pads, dilations, groups)
     if whole is not None:
         return whole
-    tiled = products.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
+    tiled = winograd.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
+    if tiled is None:
+        tiled = products.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
     if tiled is not None:
         product: Tensor = astype(tiled, kind)
         return product

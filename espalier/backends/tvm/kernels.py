@@ -77,9 +77,7 @@ def build(plan: Plan, root: Tensor) -> tuple[tvm.tirx.PrimFunc, list[Tensor], li
         folds = [root] if isinstance(root, Fold | Product) else plan.fused.get(root, [])
         products = [fold for fold in folds if isinstance(fold, Product)]
         if products:
-            from espalier.backends.tvm import products as templates
-
-            body = templates.write(function, products[0])
+            body = products[0].plan.write(function, products[0])
         else:
             body = _loops(function, [fold for fold in folds if isinstance(fold, Fold)])
     if zeros_around(root):

@@ -66,10 +66,12 @@ class Plan:
     combine: Callable[[Expr, Expr, Expr], Expr] = lambda old, factor, vector: old + factor * vector
     """(sum so far, first operand's vector, second operand's) → the sum with their products."""
 
+    def write(self, function: Function, product: Product) -> Statement:
+        """The loops of the product, and of what is computed from its entries in the same kernel."""
+        return _written(function, product, self)
 
-def write(function: Function, product: Product) -> Statement:
-    """The loops of a product, and of what is computed from its entries in the same kernel."""
-    plan: Plan = product.plan
+
+def _written(function: Function, product: Product, plan: Plan) -> Statement:
     shape = product.shape
     dtype, lanes = expression_type(product.element), plan.lanes
     rows, columns = shape[plan.row_axis], shape[plan.lane_axis]
@@ -167,25 +169,32 @@ def _nest(function: Function, product: Product, height: int, blocks: int) -> tup
 
 
 def _tile(rows: Dimension, columns: Dimension, plan: Plan, *, wide: bool) -> tuple[int, int]:
+    return tile(rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise, wide=wide)
+
+
+def tile(
+    rows: Dimension, columns: Dimension, lanes: int, *,
+    multiple: int = 0, lanewise: bool = False, wide: bool = False, most_blocks: int = 8,
+) -> tuple[int, int]:  # fmt: skip
     """Rows and blocks of lanes that are accumulated in registers together: those of the least work in all.
 
     A step of the reduction loads a vector per block and a number per row, and multiplies each by each; a row or block
     that the result lacks is computed in vain.
     """
     registers = machine.current().registers // (2 if wide else 1)
-    if plan.lanewise:  # what neighbouring rows read overlaps, and is kept too
+    if lanewise:  # what neighbouring rows read overlaps, and is kept too
         registers = min(registers, LATENCY)
     if not isinstance(rows, int) or not isinstance(columns, int):
         return max(1, min(6, registers // 2)), 1
-    all_blocks = -(-columns // plan.lanes)
+    all_blocks = -(-columns // lanes)
     best, chosen = float("inf"), (1, 1)
-    for blocks in (1,) if plan.lanewise else range(1, 9):
-        if all_blocks % blocks or (plan.multiple and plan.multiple % (plan.lanes * blocks)):
+    for blocks in range(1, 2 if lanewise else most_blocks + 1):
+        if all_blocks % blocks or (multiple and multiple % (lanes * blocks)):
             continue
         for height in range(1, min(rows, registers // blocks) + 1):
             tiles = -(-rows // height) * (all_blocks // blocks)
             work = height * blocks
-            cost = tiles * (max(work, (height * (blocks if plan.lanewise else 1) + blocks), LATENCY) + 1)
+            cost = tiles * (max(work, (height * (blocks if lanewise else 1) + blocks), LATENCY) + 1)
             if cost < best or (cost == best and work > chosen[0] * chosen[1]):
                 best, chosen = cost, (height, blocks)
     return chosen
@@ -204,7 +213,7 @@ def _stored(function: Function, product: Product, place: Place, tile: Expr, heig
     def entries(*, whole: bool) -> Statement:
         row, lane = function.names.variable("i"), function.lane(lanes)
         function.folds = {product: lambda scope, index: tirx.BufferLoad(tile, [row * integer(lanes + GAP) + lane])}
-        index = _root_index(function, product, place(row, block, lane))
+        index = root_index(function, product, place(row, block, lane))
         if whole:
             return loop(row, row_count, stored_lanes(function, index, lane, lanes))
         inner, outer = ((lane, lane_count), (row, row_count))[:: 1 if along else -1]
@@ -224,7 +233,7 @@ def _span(function: Function, extent: Dimension, first: Expr, size: int) -> Expr
     return tirx.max(tirx.min(integer(size), function.dim(extent) - first), integer(0))
 
 
-def _root_index(function: Function, product: Product, place: Sequence[Expr]) -> list[Expr]:
+def root_index(function: Function, product: Product, place: Sequence[Expr]) -> list[Expr]:
     """The index of the kernel's root for an entry of the product; they differ in axes of extent 1 only."""
     if function.root is product:
         return list(place)

@@ -1,0 +1,478 @@
+"""Winograd's minimal filtering: 3 × 3 convolutions as products of transformed tiles, with 2¼ to 4 times fewer of them.
+
+A tile of m × m results follows from (m + 2)² products of numbers where the definition takes 9 m². For each of these
+points there is a matrix product over channels; the weights are transformed when the model is compiled. The kernel goes
+through groups of tiles whose transformed images stay in the cache: it transforms their images, and then, for a few
+blocks of result channels after the other, multiplies in registers and transforms back; what is computed from the
+results in the same kernel is computed there.
+
+The points of m = 4 are 0, ±√½, ±√2 and ∞: with them, rounding errors are about those of the definition, and several
+times smaller than with the usual 0, ±1, ±2 and ∞ (Barabasz et al., "Error analysis and improving the accuracy of
+Winograd convolution for deep neural networks", 2020, explain why). An entry that is infinite or no number spoils all
+results of its tiles, not just those that read it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from tvm import tirx
+
+from espalier.backends.tvm import machine, products
+from espalier.backends.tvm.arithmetic import as_tensor
+from espalier.backends.tvm.frames import Statement, integer, loop, sequence
+from espalier.backends.tvm.kernels import Function, is_large, stored, stored_lanes
+from espalier.backends.tvm.layout import Reach
+from espalier.backends.tvm.numbers import immediate
+from espalier.backends.tvm.tensor import Constant, Expr, Product, Tensor
+from espalier.ir import dims, elements
+from espalier.ir.dims import Dimension
+from espalier.ir.elements import Element
+
+Array = np.ndarray[Any, Any]
+Keep: TypeAlias = Callable[[Expr], Expr]
+"""Puts a vector in a register of its own."""
+Transform: TypeAlias = Callable[[Sequence[Expr], Keep], list[Expr]]
+
+KERNEL = 3
+SHARED = 4
+"""Groups of tiles from which on threads share these, rather than the channels of each."""
+CACHE = 1 << 19
+"""Bytes of a core's own cache that a kernel may count on for a group's transformed images."""
+FEWEST = 16
+"""Tiles of a group for which the weights are worth being read again."""
+MOST_BLOCKS = 2
+"""Blocks of result channels that are multiplied at once; with more, their weights don't stay in the nearest cache."""
+REGISTERS = 12
+"""Registers for sums below which products are too slow to be worth transforms."""
+READ, READ_NEAR = 12.0, 4.0
+"""What it costs to read a vector of weights from memory, and from a core's own cache, in multiplications."""
+CLEARLY = 0.9
+"""Of the cost of what is more exact, what must be left."""
+
+
+# ---- transforms of one axis --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Filter:
+    """How a row of m results is computed from one of m + 2 entries."""
+
+    results: int
+    points: tuple[float, ...]
+    """Where polynomials are evaluated, apart from ∞."""
+    into: Transform
+    """A row of entries → their numbers at the points."""
+    back: Transform
+    """Products at the points → the results."""
+    into_cost: int
+    """Steps that transforming a tile of a block of channels takes, …"""
+    back_cost: int
+    """… and transforming back and finishing the results."""
+
+    @property
+    def size(self) -> int:
+        return self.results + KERNEL - 1
+
+    @property
+    def weights(self) -> Array:
+        """(m + 2, 3): a row of the kernel → its numbers at the points."""
+        rows = []
+        for point in self.points:
+            others = [point - other for other in self.points if other != point]
+            rows.append([point**k / np.prod(others) for k in range(KERNEL)])
+        return np.array([*rows, [0.0] * (KERNEL - 1) + [1.0]])
+
+
+def _number(like: Expr, value: float) -> Expr:
+    kind = like.ty.dtype
+    return tirx.Broadcast(immediate(value, "float32"), kind.lanes)
+
+
+def _into_4(d: Sequence[Expr], keep: Keep) -> list[Expr]:
+    # with points ±a and ±b, ab = 1: x ∏ (x ∓ p) over the other points, even and odd parts apart
+    low, high, total = (_number(d[0], value) for value in (0.5, 2.0, 2.5))
+    small, large = (_number(d[0], value) for value in (np.sqrt(0.5), np.sqrt(2.0)))
+    even, odd = keep(d[4] - high * d[2]), keep(small * keep(d[3] - high * d[1]))
+    others, rest = keep(d[4] - low * d[2]), keep(large * keep(d[3] - low * d[1]))
+    return [
+        keep(keep(d[0] + d[4]) - total * d[2]), keep(even + odd), keep(even - odd), keep(others + rest),
+        keep(others - rest), keep(keep(d[1] + d[5]) - total * d[3]),
+    ]  # fmt: skip
+
+
+def _back_4(p: Sequence[Expr], keep: Keep) -> list[Expr]:
+    even, odd = keep(p[1] + p[2]), keep(p[1] - p[2])
+    others, rest = keep(p[3] + p[4]), keep(p[3] - p[4])
+    low, high = _number(p[0], 0.5), _number(p[0], 2.0)
+    small, large = (_number(p[0], value) for value in (np.sqrt(0.5), np.sqrt(2.0)))
+    smaller, larger = (_number(p[0], value) for value in (np.sqrt(0.125), np.sqrt(8.0)))
+    return [
+        keep(keep(p[0] + even) + others), keep(large * rest + keep(small * odd)),
+        keep(high * others + keep(low * even)), keep(larger * rest + keep(smaller * odd + p[5])),
+    ]  # fmt: skip
+
+
+def _into_2(d: Sequence[Expr], keep: Keep) -> list[Expr]:
+    return [keep(d[2] - d[0]), keep(d[1] + d[2]), keep(d[2] - d[1]), keep(d[3] - d[1])]
+
+
+def _back_2(p: Sequence[Expr], keep: Keep) -> list[Expr]:
+    return [keep(keep(p[0] + p[1]) + p[2]), keep(keep(p[1] - p[2]) + p[3])]
+
+
+FILTERS = {
+    2: Filter(2, (0.0, 1.0, -1.0), _into_2, _back_2, 75, 75),
+    4: Filter(4, (0.0, np.sqrt(0.5), -np.sqrt(0.5), np.sqrt(2.0), -np.sqrt(2.0)), _into_4, _back_4, 250, 280),
+}
+"""By the results of a tile's row."""
+
+
+# ---- the kernel --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a convolution is computed."""
+
+    filter: Filter
+    before: tuple[int, int]
+    """Positions before the first that a convolution reads."""
+    lanes: int
+    group: int
+    """Tiles that go through all steps together."""
+    height: int
+    """Of these, how many are multiplied at once, …"""
+    blocks: int
+    """… by as many blocks of result channels."""
+    reach: Reach
+
+    def write(self, function: Function, product: Product) -> Statement:
+        """The loops of the convolution."""
+        return Writer(self, function, product).write()
+
+
+class Writer:
+    """Writes a kernel."""
+
+    def __init__(self, plan: Plan, function: Function, product: Product) -> None:
+        self.plan, self.function, self.product = plan, function, product
+        self.filter, self.lanes = plan.filter, plan.lanes
+        self.x = product.operands[0]
+        self.images, self.weights = (function.input(operand) for operand in product.operands)
+        batch, outputs, *positions = product.shape
+        self.channels, self.outputs = int(self.x.shape[1]), int(outputs)
+        self.in_blocks, self.out_blocks = (-(-count // self.lanes) for count in (self.channels, self.outputs))
+        self.positions = [int(extent) for extent in positions]
+        self.grid = [-(-extent // self.filter.results) for extent in self.positions]
+        self.tiles: Dimension = batch * (self.grid[0] * self.grid[1])
+        self.rows = -(-plan.group // plan.height) * plan.height
+        self.points = self.filter.size**2
+        # a vector more than needed: otherwise those written together would all lie in the same few lines of the cache
+        self.in_point = (self.in_blocks * self.rows + 1) * self.lanes
+        self.out_tile = (self.points + 1) * self.lanes
+        self.transformed = self.local(self.points * self.in_point)
+
+    def local(self, size: int) -> Expr:
+        return tirx.decl_buffer([integer(size)], "float32", self.function.names.variable("s").name)
+
+    def lane_ramp(self, start: Expr) -> Expr:
+        return tirx.Ramp(start, integer(1), self.lanes)
+
+    def write(self) -> Statement:
+        names, plan = self.function.names, self.plan
+        groups = dims.ceil_divide(self.tiles, plan.group)
+        work = dims.product([*self.product.shape, self.channels])
+        shared = not isinstance(groups, int) or groups >= SHARED
+        inner = "parallel" if is_large(work) and not shared else "serial"
+        group, block, part = (names.variable(letter) for letter in "gbo")
+        first = group * integer(plan.group)
+        count = integer(plan.group)
+        if not isinstance(self.tiles, int) or self.tiles % plan.group:
+            count = tirx.min(count, self.function.dim(self.tiles) - first)
+        tile = names.variable("t")
+        into = loop(tile, count, self.into(first + tile, tile, block))
+        body = sequence([
+            tirx.AllocBuffer(self.transformed),
+            loop(block, integer(self.in_blocks), into, inner),
+            loop(part, integer(self.out_blocks // plan.blocks), self.part(first, count, part), inner),
+        ])  # fmt: skip
+        return loop(group, self.function.dim(groups), body, "parallel" if is_large(work) and shared else "serial")
+
+    def place(self, tile: Expr) -> tuple[Expr, list[Expr]]:
+        """The image of a tile, and its first positions."""
+        m = integer(self.filter.results)
+        down, across = map(integer, self.grid)
+        row = tirx.floordiv(tile, across)
+        image = tirx.floordiv(row, down)
+        return image, [(row - image * down) * m, (tile - row * across) * m]
+
+    def into(self, tile: Expr, number: Expr, block: Expr) -> Statement:
+        """Transform a block of channels of a tile's images."""
+        image, start = self.place(tile)
+        size = self.filter.size
+        line = Line(self)
+        image, *start = (line.bind(index) for index in (image, *start))
+        channel = self.function.composed(block, self.lane_ramp(integer(0)), self.lanes)
+        grid = [
+            [
+                line.keep(tirx.BufferLoad(self.images, self.function.place(self.x, [
+                    image, channel, start[0] + integer(i - self.plan.before[0]),
+                    start[1] + integer(j - self.plan.before[1]),
+                ])))
+                for j in range(size)
+            ]
+            for i in range(size)
+        ]  # fmt: skip
+        grid = line.both(self.filter.into, grid)
+        base = (block * integer(self.rows) + number) * integer(self.lanes)  # unbound: TVM sees that it is aligned
+        for point, entry in enumerate(entry for row in grid for entry in row):
+            line.store(self.transformed, self.lane_ramp(base + integer(point * self.in_point)), entry)
+        return line.statement()
+
+    def part(self, first: Expr, count: Expr, part: Expr) -> Statement:
+        """Some blocks of result channels of a group of tiles."""
+        names, plan = self.function.names, self.plan
+        sums = self.local(plan.blocks * self.rows * self.out_tile)
+        point, chunk, tile = (names.variable(letter) for letter in "pct")
+        chunks = tirx.floordiv(count + integer(plan.height - 1), integer(plan.height))
+        product = self.multiply(sums, part, point, chunk * integer(plan.height))
+        which = names.variable("b")
+        results = self.back(sums, first + tile, tile, part, which)
+        return sequence([
+            tirx.AllocBuffer(sums),
+            loop(point, integer(self.points), loop(chunk, chunks, product)),
+            loop(which, integer(plan.blocks), loop(tile, count, results)),
+        ])  # fmt: skip
+
+    def multiply(self, sums: Expr, part: Expr, point: Expr, row: Expr) -> Statement:
+        """The products of a few tiles and blocks at one point, in registers."""
+        names, plan, lanes = self.function.names, self.plan, self.lanes
+        one, vector = [integer(0)], f"float32x{lanes}"
+
+        def registers(letter: str, count: int) -> list[Expr]:
+            return [tirx.decl_buffer([integer(1)], vector, names.variable(letter).name) for _ in range(count)]
+
+        totals = [registers("s", plan.blocks) for _ in range(plan.height)]
+        loaded = registers("w", plan.blocks)
+        flat = [register for row in totals for register in row]
+
+        def steps(block: Expr, lane: Expr) -> Statement:
+            factor = tirx.decl_buffer([integer(1)], "float32", names.variable("v").name)
+            channel = block * integer(lanes) + lane
+            weight = (part * integer(self.points) + point) * integer(self.channels) + channel
+            start = point * integer(self.in_point) + (block * integer(self.rows) + row) * integer(lanes) + lane
+            found: list[Statement] = [tirx.AllocBuffer(factor)]
+            for k, register in enumerate(loaded):
+                place = (weight * integer(plan.blocks) + integer(k)) * integer(lanes)
+                found.append(tirx.BufferStore(register, tirx.BufferLoad(self.weights, [self.lane_ramp(place)]), one))
+            for k, row_totals in enumerate(totals):
+                entry = tirx.BufferLoad(self.transformed, [start + integer(k * lanes)])
+                found.append(tirx.BufferStore(factor, entry, one))
+                spread = tirx.Broadcast(tirx.BufferLoad(factor, one), lanes)
+                for total, register in zip(row_totals, loaded, strict=True):
+                    added = tirx.BufferLoad(total, one) + spread * tirx.BufferLoad(register, one)
+                    found.append(tirx.BufferStore(total, added, one))
+            return sequence(found)
+
+        block, lane = (names.variable(letter) for letter in "rk")
+        whole, left = divmod(self.channels, lanes)
+        body = []
+        if whole:
+            body.append(loop(block, integer(whole), loop(lane, integer(lanes), steps(block, lane))))
+        if left:
+            rest = names.variable("k")
+            body.append(loop(rest, integer(left), steps(integer(whole), rest)))
+        base = row * integer(self.out_tile) + point * integer(lanes)
+        stores = [
+            tirx.BufferStore(sums, tirx.BufferLoad(register, one), [
+                self.lane_ramp(base + integer((b * self.rows + k) * self.out_tile))
+            ])
+            for k, row_totals in enumerate(totals)
+            for b, register in enumerate(row_totals)
+        ]  # fmt: skip
+        none = tirx.Broadcast(immediate(0, "float32"), lanes)
+        return sequence([
+            *map(tirx.AllocBuffer, [*flat, *loaded]),
+            *(tirx.BufferStore(register, none, one) for register in flat), *body, *stores,
+        ])  # fmt: skip
+
+    def back(self, sums: Expr, tile: Expr, number: Expr, part: Expr, which: Expr) -> Statement:
+        """The results of a tile in one block of channels, and what is computed from them."""
+        names, plan, lanes, m = self.function.names, self.plan, self.lanes, self.filter.results
+        size = self.filter.size
+        line = Line(self)
+        image, start = self.place(tile)
+        image, *start = (line.bind(index) for index in (image, *start))
+        base = (which * integer(self.rows) + number) * integer(self.out_tile)
+        grid = [
+            [
+                line.keep(tirx.BufferLoad(
+                    sums, [self.lane_ramp(base + integer((i * size + j) * lanes))]
+                ))
+                for j in range(size)
+            ]
+            for i in range(size)
+        ]  # fmt: skip
+        grid = line.both(self.filter.back, grid)
+        stride = lanes + products.GAP
+        found = self.local(m * m * stride)
+        for k, entry in enumerate(entry for row in grid for entry in row):
+            line.store(found, self.lane_ramp(integer(k * stride)), entry)
+        block = line.bind(part * integer(plan.blocks) + which)
+        i, j = names.variable("i"), names.variable("j")
+        counts = []
+        for first, extent in zip(start, self.positions, strict=True):
+            last = integer(m) if extent % m == 0 else tirx.min(integer(m), integer(extent) - first)
+            counts.append(last)
+
+        def entries(*, whole: bool) -> Statement:
+            function, product, lane = self.function, self.product, self.function.lane(lanes)
+            entry = [(i * integer(m) + j) * integer(stride) + lane]
+            function.folds = {product: lambda scope, index: tirx.BufferLoad(found, entry)}
+            place = [image, function.composed(block, lane, lanes), start[0] + i, start[1] + j]
+            index = products.root_index(function, product, place)
+            if whole:
+                return loop(i, counts[0], loop(j, counts[1], stored_lanes(function, index, lane, lanes)))
+            left = tirx.min(integer(lanes), integer(self.outputs) - block * integer(lanes))
+            return loop(lane, left, loop(i, counts[0], loop(j, counts[1], stored(function, index))))
+
+        if self.function.root.layout is None:
+            result = entries(whole=False)
+        elif self.outputs % lanes == 0:
+            result = entries(whole=True)
+        else:
+            full = block < integer(self.outputs // lanes)
+            result = tirx.IfThenElse(full, entries(whole=True), entries(whole=False))
+        return sequence([tirx.AllocBuffer(found), line.statement(result)])
+
+
+class Line:
+    """Statements without a branch, on vectors in registers."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.names, self.lanes = writer.function.names, writer.lanes
+        self.allocations: list[Statement] = []
+        self.statements: list[Statement] = []
+
+    def _held(self, value: Expr, dtype: str) -> Expr:
+        cell = tirx.decl_buffer([integer(1)], dtype, self.names.variable("v").name)
+        self.allocations.append(tirx.AllocBuffer(cell))
+        self.statements.append(tirx.BufferStore(cell, value, [integer(0)]))
+        return tirx.BufferLoad(cell, [integer(0)])
+
+    def keep(self, value: Expr) -> Expr:
+        """A vector, computed here."""
+        return self._held(value, f"float32x{self.lanes}")
+
+    def bind(self, index: Expr) -> Expr:
+        """An index, computed here."""
+        variable = self.names.variable("i")
+        self.statements.append(tirx.Bind(variable, index))
+        return variable
+
+    def both(self, transform: Transform, grid: Sequence[Sequence[Expr]]) -> list[list[Expr]]:
+        """Transform columns, and then rows."""
+        columns = [transform(column, self.keep) for column in zip(*grid, strict=True)]
+        return [transform(row, self.keep) for row in zip(*columns, strict=True)]
+
+    def store(self, buffer: Expr, place: Expr, value: Expr) -> None:
+        self.statements.append(tirx.BufferStore(buffer, value, [place]))
+
+    def statement(self, *last: Statement) -> Statement:
+        return sequence([*self.allocations, *self.statements, *last])
+
+
+# ---- the choice --------------------------------------------------------------------------------------------------
+
+
+def convolution(
+    x: Tensor, w: Tensor, counts: Sequence[Dimension], strides: Sequence[int], pads: Sequence[tuple[Any, Any]],
+    dilations: Sequence[int], groups: int, kind: Element,
+) -> Product | None:  # fmt: skip
+    """A convolution with constant 3 × 3 weights; None if it doesn't fit or doesn't pay."""
+    if not isinstance(w, Constant) or w.array.shape[2:] != (KERNEL, KERNEL) or kind != elements.F32 or groups != 1:
+        return None
+    extents = [*x.shape[1:], *counts, *(end for ends in pads for end in ends)]
+    results = [count for count in counts if isinstance(count, int)]
+    if any(not isinstance(extent, int) or extent < 0 for extent in extents) or 0 in [*w.array.shape, *results]:
+        return None
+    if {*strides, *dilations} != {1} or x.shape[0] == 0 or not np.isfinite(w.array).all():
+        return None
+    batch = x.shape[0] if isinstance(x.shape[0], int) else 1
+    ways = [Way.of(each, batch, w.array.shape, results) for each in FILTERS.values()]
+    way = cheapest(ways, direct(batch, w.array.shape, results))
+    return None if way is None else _planned(x, w, results, pads, way)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a convolution could be computed, and how long that takes in multiplications of vectors."""
+
+    filter: Filter
+    group: int
+    height: int
+    blocks: int
+    cost: float
+
+    @classmethod
+    def of(cls, chosen: Filter, batch: int, shape: Sequence[int], counts: Sequence[int]) -> Way:
+        """For weights of a shape (outputs, channels, 3, 3), and results' extents."""
+        lanes = machine.current().lanes
+        outputs, channels = shape[:2]
+        points = chosen.size**2
+        tiles = batch * math.prod(-(-count // chosen.results) for count in counts)
+        weights = 4 * points * channels * _padded(outputs)
+        kept = CACHE if weights > 2 * CACHE else CACHE // 2  # weights that pass by each time should do so less often
+        most = max(FEWEST, kept // (4 * points * channels))
+        groups = -(-tiles // most)
+        group = -(-tiles // groups)
+        height, blocks = products.tile(group, outputs, lanes, most_blocks=MOST_BLOCKS)
+        step = max(height * blocks, height + blocks, products.LATENCY) + 1
+        cost = points * channels * groups * -(-group // height) * step * _padded(outputs) / (lanes * blocks)
+        cost += groups * (READ if weights > 2 * CACHE else READ_NEAR) * weights / (4 * lanes)
+        cost += tiles * (chosen.into_cost * -(-channels // lanes) + chosen.back_cost * -(-outputs // lanes))
+        return cls(chosen, group, height, blocks, cost)
+
+
+def direct(batch: int, shape: Sequence[int], counts: Sequence[int]) -> float:
+    """What a convolution costs by its definition, in multiplications of vectors."""
+    outputs, channels = shape[:2]
+    lanes = machine.current().lanes
+    work = channels * _padded(outputs) * KERNEL**2 / lanes
+    return work * (batch * math.prod(counts) + READ)
+
+
+def cheapest(ways: Sequence[Way], definition: float) -> Way | None:
+    """Which to take; larger tiles, whose results are less exact, and all of them only for a clear gain."""
+    best, cost = None, definition
+    for way in sorted(ways, key=lambda way: way.filter.results):
+        if way.cost < CLEARLY * cost:
+            best, cost = way, way.cost
+    return best if machine.current().registers >= REGISTERS else None
+
+
+def _padded(outputs: int) -> int:
+    lanes = machine.current().lanes
+    return -(-outputs // lanes) * lanes
+
+
+def _planned(x: Tensor, w: Constant, counts: Sequence[int], pads: Sequence[tuple[int, int]], way: Way) -> Product:
+    lanes, chosen, blocks = machine.current().lanes, way.filter, way.blocks
+    outputs, channels = w.array.shape[:2]
+    padded = np.zeros((_padded(outputs), channels, KERNEL, KERNEL))
+    padded[:outputs] = w.array
+    transformed = np.einsum("ij,ocjk,lk->iloc", chosen.weights, padded, chosen.weights, optimize=True)
+    packed = transformed.astype(np.float32).reshape(chosen.size**2, -1, blocks, lanes, channels)
+    weights = as_tensor(np.ascontiguousarray(packed.transpose(1, 0, 4, 2, 3)).reshape(-1))
+    beyond = []
+    for count, (before, after), extent in zip(counts, pads, x.shape[2:], strict=True):
+        end = -(-count // chosen.results) * chosen.results + KERNEL - 1
+        beyond.append((before, max(after, end - before - extent)))
+    reach = Reach(lanes, tuple(beyond), True)
+    plan = Plan(chosen, (beyond[0][0], beyond[1][0]), lanes, way.group, way.height, blocks, reach)
+    return Product((x.shape[0], outputs, *counts), elements.F32, [x, weights], plan)
