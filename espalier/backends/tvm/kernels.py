@@ -7,6 +7,7 @@ from typing import Any
 
 import tvm
 from tvm import tirx
+from tvm.ir import StringImm
 
 from espalier.backends.tvm import numbers
 from espalier.backends.tvm.frames import Kernel, Scope, Statement, integer, loop, sequence
@@ -46,9 +47,20 @@ class Function(Kernel):
         return found
 
     def finished(self, body: Statement) -> tvm.tirx.PrimFunc:
+        for pair in self.requirements:
+            for extent in pair:
+                self.dim(extent)  # declares its symbols
         parameters = [*(self.buffers[tensor] for tensor in self.inputs), *self.symbols.values(), *self.out_buffers]
         attributes = tvm.ir.make_node("ir.DictAttrs", **{"tirx.noalias": True})
-        return tirx.PrimFunc(parameters, body, attrs=attributes)
+        checks = [
+            tirx.AssertStmt(
+                tirx.Or(tirx.EQ(self.dim(extent), integer(1)), tirx.EQ(self.dim(extent), self.dim(whole))),
+                StringImm("ValueError"),
+                [StringImm("the extents of two axes are not such that they broadcast")],
+            )
+            for extent, whole in self.requirements
+        ]
+        return tirx.PrimFunc(parameters, sequence([*checks, body]), attrs=attributes)
 
 
 class _Buffers(dict[Tensor, Expr]):
