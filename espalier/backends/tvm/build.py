@@ -78,7 +78,7 @@ class Compiled:
 
         Raises InputError E233 if nothing here links for the target's architecture.
         """
-        self.executable.export_library(str(path), fcompile=cross.linker(architecture(self.target)))
+        self.executable.export_library(str(path), fcompile=cross.linker(triple(self.target)))
 
 
 def _inputs(graph: Graph, inputs: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
@@ -115,8 +115,7 @@ def _viewed(tensor: Any, dtype: str) -> Any:
 def host_target(threads: int) -> Any:
     """The target for the machine that compiles, by the name that LLVM has for its processor."""
     cpu = tvm.get_global_func("target.llvm_get_system_cpu")()
-    triple = tvm.get_global_func("target.llvm_get_system_triple")()
-    return tvm.target.Target({"kind": "llvm", "mcpu": str(cpu), "mtriple": str(triple), "num-cores": threads})
+    return tvm.target.Target({"kind": "llvm", "mcpu": str(cpu), "mtriple": cross.triple("host"), "num-cores": threads})
 
 
 KNOWN_SETS = (
@@ -136,10 +135,9 @@ def instruction_sets(target: Any) -> tuple[str, ...]:
     return tuple(name for name in KNOWN_SETS if name in present)
 
 
-def architecture(target: Any) -> str:
-    """The architecture of a target, as `platform.machine()` would give it."""
-    triple = target.attrs.get("mtriple") or tvm.get_global_func("target.llvm_get_system_triple")()
-    return str(triple).partition("-")[0]
+def triple(target: Any) -> str:
+    """Architecture and system of a target, as LLVM names them."""
+    return str(target.attrs.get("mtriple") or cross.triple("host"))
 
 
 def target_with(sets: Sequence[str], machine: str = "host") -> dict[str, Any]:
@@ -147,13 +145,12 @@ def target_with(sets: Sequence[str], machine: str = "host") -> dict[str, Any]:
 
     Raises InputError E213 for an instruction set that LLVM does not know there.
     """
-    host = str(tvm.get_global_func("target.llvm_get_system_triple")())
-    triple = host if machine == "host" else f"{machine}-unknown-linux-gnu"
-    base = {"kind": "llvm", "mtriple": triple, **({"mcpu": "x86-64"} if triple.startswith("x86_64") else {})}
+    system = cross.triple(machine)
+    base = {"kind": "llvm", "mtriple": system, **({"mcpu": "x86-64"} if system.startswith("x86_64") else {})}
     known = tvm.get_global_func("target.llvm_get_cpu_features")
     for name in sets:
         if name not in known(tvm.target.Target({**base, "mattr": [f"+{name}"]})):
-            raise InputError("E213", f"LLVM knows no instruction set {name!r} of {triple.partition('-')[0]}")
+            raise InputError("E213", f"LLVM knows no instruction set {name!r} of {system.partition('-')[0]}")
     return {**base, "mattr": [f"+{name}" for name in sets]} if sets else base
 
 

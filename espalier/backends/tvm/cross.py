@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tvm
 from tvm.support import cc
 
 from espalier.errors import InputError, InternalError
@@ -23,18 +25,25 @@ WHEELS = "ESPALIER_WHEELS"
 """Environment variable: the folder that holds TVM's wheels for other architectures."""
 
 
-def linker(architecture: str) -> Callable[..., None] | None:
-    """What links object files to a library for an architecture of Linux; None: as TVM does for this machine.
+def triple(architecture: str) -> str:
+    """LLVM's name of an architecture of Linux, or of this machine and its system ("host")."""
+    if architecture == "host":
+        return str(tvm.get_global_func("target.llvm_get_system_triple")())
+    return f"{architecture}-unknown-linux-gnu"
 
-    Other architectures are linked by GCC for them or by the package ziglang. No library is named: what the code calls,
-    the runtime has loaded before.
+
+def linker(system: str) -> Callable[..., None] | None:
+    """What links object files to a library for what LLVM calls so; None: as TVM does, for this very machine.
+
+    Other architectures are linked by GCC for them or by the package ziglang. No library of the system is named, which
+    would ask for its version: what the code calls, the runtime has loaded before.
 
     Raises:
         InputError: E233: neither is installed.
     """
-    here = architecture == platform.machine()
-    if here and cc.get_cc() is not None:
+    if system == triple("host") and cc.get_cc() is not None:
         return None
+    architecture = system.partition("-")[0]
     command = _command(architecture)
 
     def link(output: str, files: Sequence[str], options: Sequence[str] = (), **_: Any) -> None:
@@ -47,6 +56,9 @@ def linker(architecture: str) -> Callable[..., None] | None:
 
 
 def _command(architecture: str) -> list[str]:
+    here = cc.get_cc()
+    if architecture == platform.machine() and here is not None:
+        return shlex.split(here)
     gcc = shutil.which(f"{architecture}-linux-gnu-gcc")
     if gcc is not None:
         return [gcc]

@@ -37,7 +37,7 @@ class TvmBackend:
             raise UnsupportedError("E409", f"the TVM backend makes code for CPUs, not for {device.name}")
         asked = () if device.instruction_sets == "host" else device.instruction_sets
         target = None if device.instruction_sets == "host" else build.target_with(asked, device.architecture)
-        cross.linker(device.machine)  # what is missing is said before the work
+        cross.linker(cross.triple(device.architecture))  # what is missing is said before the work
         runtime = cross.runtime_library(device.machine, folder)
         compiled = build.build(graph, target=target, threads=os.cpu_count())
         compiled.save(folder / LIBRARY)
