@@ -464,11 +464,11 @@ def _padded(outputs: int) -> int:
 def _planned(x: Tensor, w: Constant, counts: Sequence[int], pads: Sequence[tuple[int, int]], way: Way) -> Product:
     lanes, chosen, blocks = machine.current().lanes, way.filter, way.blocks
     outputs, channels = w.array.shape[:2]
-    padded = np.zeros((_padded(outputs), channels, KERNEL, KERNEL))
-    padded[:outputs] = w.array
-    transformed = np.einsum("ij,ocjk,lk->iloc", chosen.weights, padded, chosen.weights, optimize=True)
-    packed = transformed.astype(np.float32).reshape(chosen.size**2, -1, blocks, lanes, channels)
-    weights = as_tensor(np.ascontiguousarray(packed.transpose(1, 0, 4, 2, 3)).reshape(-1))
+    padded = np.zeros((_padded(outputs), channels, KERNEL**2))
+    padded[:outputs] = w.array.reshape(outputs, channels, KERNEL**2)
+    transformed = (padded @ np.kron(chosen.weights, chosen.weights).T).astype(np.float32)
+    packed = transformed.reshape(-1, blocks, lanes, channels, chosen.size**2).transpose(0, 4, 3, 1, 2)
+    weights = as_tensor(np.ascontiguousarray(packed).reshape(-1))
     beyond = []
     for count, (before, after), extent in zip(counts, pads, x.shape[2:], strict=True):
         end = -(-count // chosen.results) * chosen.results + KERNEL - 1
