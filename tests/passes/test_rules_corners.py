@@ -234,7 +234,7 @@ def test_shape_arithmetic_wraps(m: Model) -> None:
     m.same(m.build.gather(small, np.array(1)))
     m = Model()
     large = m.build.mul(m.build.shape(m.x("f32[n, 4]")), np.array(2**62))
-    assert m.same(m.build.gather(large, np.array(1))) == []
+    assert m.same(m.build.gather(large, np.array(1)))  # n · 2^62 may wrap: nothing is known of the whole before it runs
 
 
 @pytest.mark.parametrize("operator", ["constant_of_shape", "expand"])
