@@ -59,7 +59,11 @@ class Port:
     variadic: bool
 
 
-class TypeInferenceError(ValueError):
+class OperandError(ValueError):
+    """Operands that an operator's reference refuses; the text says why."""
+
+
+class TypeInferenceError(OperandError):
     """Operands that an operator can't take; the text says why."""
 
 

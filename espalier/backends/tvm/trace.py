@@ -15,14 +15,14 @@ from espalier.ir import elements
 from espalier.ir.dims import Dim, NotANumberError
 from espalier.ir.elements import Element
 from espalier.ir.graph import Graph, Node, Value
-from espalier.ir.op import Op, lookup
+from espalier.ir.op import Op, OperandError, lookup
 from espalier.ir.types import TensorType
 
 Lowering = Callable[..., Any]
 LOWERINGS: dict[str, Lowering] = {}
 """Operators with a lowering of their own; the others run their reference on tensors."""
-REFUSALS = (Untraceable, NotANumberError, ValueError, TypeError)
-"""What says that operands have no form in loops."""
+REFUSALS = (Untraceable, NotANumberError, OperandError, ZeroDivisionError)
+"""What says that operands can't be computed with, or have no form in loops. Anything else is a fault of ours."""
 INLINE = 1024
 """Constants of at most this many entries are handed to references as arrays, so that they may be read."""
 
@@ -132,6 +132,13 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
                 if isinstance(tensor, Input):
                     refused.add_note(f"input {tensor.position}")
         raise refused from error
+    except EspalierError:
+        raise
+    except Exception as error:
+        raise InternalError(
+            "E901", f"the lowering of {node.op.name} failed: {type(error).__name__}: {error}",
+            node=node.op.name, source=str(node.location),
+        ) from error  # fmt: skip
     return tuple(_checked(node, value, result) for value, result in zip(node.results, results, strict=False))
 
 

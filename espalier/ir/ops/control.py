@@ -15,7 +15,7 @@ from typing import Any
 
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension
-from espalier.ir.op import Body, In, Ins, Op, Outs, TypeContext, op
+from espalier.ir.op import Body, In, Ins, Op, OperandError, Outs, TypeContext, op
 from espalier.ir.ops.movement import axis_index
 from espalier.ir.ops.sequences import widen
 from espalier.ir.ops.shapes import at_least_zero
@@ -69,7 +69,7 @@ def stack(xp: Any, entries: Sequence[Any], axis: int, entry: Type) -> Any:
     if entries:
         return xp.stack(entries, axis=axis)
     if not isinstance(entry, TensorType) or entry.shape is None:
-        raise ValueError(f"a loop that never runs has a result of unknown shape ({entry})")
+        raise OperandError(f"a loop that never runs has a result of unknown shape ({entry})")
     shape = [extent if isinstance(extent, int) else 0 for extent in entry.shape]
     shape.insert(axis % (len(shape) + 1), 0)
     return xp.zeros(tuple(shape), entry.element)
@@ -213,7 +213,7 @@ class Scan(Op):
         backward = self.scan_input_directions or (0,) * self.num_scan_inputs
         counts = {x.shape[axis] for axis, x in zip(axes, scanned, strict=True)}
         if len(counts) != 1:
-            raise ValueError(f"tensors of {sorted(counts)} entries are scanned together")
+            raise OperandError(f"tensors of {sorted(counts)} entries are scanned together")
         (count,) = counts
         scans: list[list[Any]] = [[] for _ in types]
         for step in range(count):

@@ -9,7 +9,7 @@ from espalier.ir import zeros
 from espalier.ir.axes import Binding, Equation, broadcast_extent
 from espalier.ir.dims import Dimension, Shape, floor_divide
 from espalier.ir.dims import product as extent_product
-from espalier.ir.op import In, Op, TypeContext, TypeInferenceError, op
+from espalier.ir.op import In, Op, OperandError, TypeContext, TypeInferenceError, op
 from espalier.ir.terms import Term, Variable, product
 from espalier.ir.types import TensorType, Type
 
@@ -211,7 +211,7 @@ class Squeeze(Op):
         else:
             dropped = {axis % data.ndim for axis in listed(xp, axes_)}
         if any(data.shape[axis] != 1 for axis in dropped):
-            raise ValueError(f"axes {sorted(dropped)} of shape {tuple(data.shape)} can't be dropped")
+            raise OperandError(f"axes {sorted(dropped)} of shape {tuple(data.shape)} can't be dropped")
         return xp.reshape(data, tuple(extent for axis, extent in enumerate(data.shape) if axis not in dropped))
 
 

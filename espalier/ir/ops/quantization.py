@@ -11,7 +11,7 @@ from espalier.ir import dims, elements, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Shape
 from espalier.ir.elements import Element, Quantized
-from espalier.ir.op import In, Op, TypeContext, op
+from espalier.ir.op import In, Op, OperandError, TypeContext, op
 from espalier.ir.terms import pin
 from espalier.ir.zeros import States
 
@@ -50,7 +50,7 @@ class Affine(Op):
         if rank is not None:
             axis += rank if axis < 0 else 0
             if not 0 <= axis < rank:
-                raise ValueError(f"axis {self.axis} of a tensor of rank {rank}")
+                raise OperandError(f"axis {self.axis} of a tensor of rank {rank}")
         return axis, self.block_size if len(scale) > 1 else 0
 
     def checked_granularity(self, ctx: TypeContext) -> tuple[int | None, int]:
@@ -198,7 +198,7 @@ def rounded(xp: Any, x: Any, mode: str) -> Any:
         return xp.sign(x) * xp.floor(magnitude + 0.5)
     if mode == "HALF_DOWN":
         return xp.sign(x) * xp.ceil(magnitude - 0.5)
-    raise ValueError(f"no rounding mode is called {mode!r}; there are {', '.join(ROUNDINGS)}")
+    raise OperandError(f"no rounding mode is called {mode!r}; there are {', '.join(ROUNDINGS)}")
 
 
 def integer_limits(xp: Any, bits: Any, signed: int, narrow: int) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from espalier.ir import elements
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension
-from espalier.ir.op import In, Op, Out, TypeContext, op
+from espalier.ir.op import In, Op, OperandError, Out, TypeContext, op
 from espalier.ir.terms import pin
 from espalier.ir.zeros import States
 
@@ -110,7 +110,7 @@ class Recurrent(Op):
             message = f"{self.name} in {self.directions} directions can't use the activations {list(self.activations)}"
             if ctx is not None:
                 ctx.fail(message)
-            raise ValueError(message)
+            raise OperandError(message)
         alphas, betas = list(self.activation_alpha), list(self.activation_beta)
         found = []
         for name in names:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from espalier.ir import zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension, floor_divide
-from espalier.ir.op import In, Op, TypeContext, op
+from espalier.ir.op import In, Op, OperandError, TypeContext, op
 from espalier.ir.terms import Term, Variable
 
 Floats = NDArray[np.float64]
@@ -132,7 +132,7 @@ class Resize(Op):
         region = [0.0] * len(axes) + [1.0] * len(axes)
         if crop:
             if roi is None:
-                raise ValueError("tf_crop_and_resize needs a region of interest")
+                raise OperandError("tf_crop_and_resize needs a region of interest")
             region = xp.to_numpy(roi).astype(np.float64).tolist()
         if sizes is not None and 0 not in sizes.shape:
             wanted = [int(size) for size in xp.to_numpy(sizes)]
@@ -144,7 +144,7 @@ class Resize(Op):
             factors = list(xp.to_numpy(scales).astype(np.float32))
             wanted = [scaled_extent(extent, float(scale)) for extent, scale in zip(extents, factors, strict=True)]
             if crop and region != [0.0] * len(axes) + [1.0] * len(axes):
-                raise ValueError("resizing a region by scales is ambiguous in ONNX; give sizes")
+                raise OperandError("resizing a region by scales is ambiguous in ONNX; give sizes")
         y = xp.wide(x) if self.mode != "nearest" else x
         for k, axis in enumerate(axes):
             if wanted[k] == extents[k] and float(factors[k]) == 1.0 and not crop:

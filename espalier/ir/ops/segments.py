@@ -8,7 +8,7 @@ from typing import Any
 from espalier.ir import dims, elements, zeros
 from espalier.ir.axes import Binding, Equation
 from espalier.ir.dims import Dimension, Shape
-from espalier.ir.op import In, Ins, Op, Outs, TypeContext, op
+from espalier.ir.op import In, Ins, Op, OperandError, Outs, TypeContext, op
 from espalier.ir.ops.movement import axis_index, axis_indices, described, length, listed, unknown_shape, variables
 from espalier.ir.ops.shapes import at_least_zero
 from espalier.ir.terms import Sum, Term, Variable, product, segments
@@ -124,10 +124,10 @@ class Split(Op):
     def reference(self, xp: Any, x: Any, split: Any = None) -> Any:
         axis = self.axis % x.ndim
         if split is None and self.num_outputs is None:
-            raise ValueError("a split by neither sizes nor a number of parts")
+            raise OperandError("a split by neither sizes nor a number of parts")
         sizes = equal_parts(x.shape[axis], self.num_outputs or 1) if split is None else listed(xp, split)
         if sum(sizes) != x.shape[axis]:
-            raise ValueError(f"sizes {list(sizes)} do not add up to {x.shape[axis]}")
+            raise OperandError(f"sizes {list(sizes)} do not add up to {x.shape[axis]}")
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
         return tuple(
             x[(slice(None),) * axis + (slice(start, start + size),)] for start, size in zip(starts, sizes, strict=True)
@@ -147,7 +147,7 @@ INFINITE = 2**31 - 1
 def slice_span(extent: Dimension, start: Dimension, end: Dimension, step: int) -> tuple[Dimension, Dimension] | None:
     """The first position of a slice of an axis, and the number of positions; None if that is not determined."""
     if step == 0:
-        raise ValueError("a slice with steps of 0")
+        raise OperandError("a slice with steps of 0")
     low, high = (0, extent) if step > 0 else (-1, extent - 1)
     first, last = _place(start, extent), _place(end, extent)
     if first is None or last is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from espalier.ir import elements, types
 from espalier.ir.dims import Dim, modulo
 from espalier.ir.elements import Element
-from espalier.ir.op import In, Ins, Op, TypeContext, op
+from espalier.ir.op import In, Ins, Op, OperandError, TypeContext, op
 from espalier.ir.ops.movement import axis_index, listed
 from espalier.ir.types import OptionalType, SequenceType, TensorType, Type
 
@@ -170,7 +171,7 @@ class SplitToSequence(Op):
 
     def reference(self, xp: Any, x: Any, split: Any = None) -> Any:
         axis = self.axis % x.ndim
-        extent = x.shape[axis]
+        extent = operator.index(x.shape[axis])  # which refuses a symbol: a list has a length
         if split is None:
             sizes: Any = [1] * extent
         elif split.ndim == 0:
@@ -179,7 +180,7 @@ class SplitToSequence(Op):
         else:
             sizes = listed(xp, split)
         if sum(sizes) != extent:
-            raise ValueError(f"sizes {list(sizes)} do not add up to {extent}")
+            raise OperandError(f"sizes {list(sizes)} do not add up to {extent}")
         starts = [sum(sizes[:k]) for k in range(len(sizes))]
         lead = (slice(None),) * axis
         if split is None and not self.keepdims:
@@ -244,7 +245,7 @@ class OptionalGetElement(Op):
 
     def reference(self, xp: Any, x: Any) -> Any:
         if x is None:
-            raise ValueError("the optional is empty")
+            raise OperandError("the optional is empty")
         return x
 
 

@@ -12,7 +12,7 @@ from espalier.ir import dims, elements, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
-from espalier.ir.op import In, Op, TypeContext, op
+from espalier.ir.op import In, Op, OperandError, TypeContext, op
 from espalier.ir.ops.movement import described, length, listed, unknown_shape, variables
 from espalier.ir.terms import Term, Variable
 from espalier.ir.types import TensorType, Type
@@ -170,7 +170,7 @@ def range_extent(start: Any, limit: Any, delta: Any) -> Any:
     if isinstance(delta, dims.Dim):
         return None
     if delta == 0:
-        raise ValueError("a range with steps of 0")
+        raise OperandError("a range with steps of 0")
     if isinstance(start, float):
         return max(0, math.ceil((limit - start) / delta))
     return dims.ceil_divide(at_least_zero(limit - start if delta > 0 else start - limit), abs(delta))

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from espalier.backends.tvm.trace import trace
+from espalier.errors import InternalError, UnsupportedError
 from espalier.ir import elements
 from espalier.ir.dims import NotANumberError, symbol
+from espalier.ir.op import OperandError, lookup
 from espalier.ir.xp import numpy as numpy_xp
 from tests.backends.tvm.checks import agree, graph_of
 
@@ -137,3 +140,34 @@ def test_same_padding_of_unknown_extents(mode: str, stride: int) -> None:
         types=["f32[1, 2, H, W]"],
         more=[[counted(1, 2, h, w)] for h, w in ((1, 3), (7, 6))],
     )
+
+
+def test_what_needs_an_extent_as_a_number_is_refused() -> None:
+    def split(b: Any, x: Any) -> Any:
+        return b.sequence_at(b.split_to_sequence(x, None, axis=0), np.array(0, np.int64))
+
+    def resize(b: Any, x: Any) -> Any:
+        return b.resize(x, None, None, b.concat(np.array([9], np.int64), b.shape(x, start=1), axis=0))
+
+    for model in (split, resize):
+        with pytest.raises(UnsupportedError, match="E402"):
+            trace(graph_of(model, [ones(3, 4)], ["f32[N, M]"]))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "code"),
+    [
+        (OperandError("no"), UnsupportedError, "E402"), (NotANumberError("no"), UnsupportedError, "E402"),
+        (ValueError("no"), InternalError, "E901"), (TypeError("no"), InternalError, "E901"),
+    ],
+)  # fmt: skip
+def test_faults_are_told_from_refusals(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception], code: str
+) -> None:
+    def reference(*_: Any) -> Any:
+        raise raised
+
+    graph = graph_of(lambda b, x: b.relu(x), [ones(3, 4)], ["f32[N, 4]"])
+    monkeypatch.setattr(lookup("relu"), "reference", reference)
+    with pytest.raises(expected, match=f"{code}.*no"):
+        trace(graph)
