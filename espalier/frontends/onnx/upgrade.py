@@ -298,17 +298,31 @@ def recurrent(site: Site) -> Sequence[Value] | None:
 
 
 @adapter("Resize")
-def resize_of_torch(site: Site) -> Sequence[Value] | None:
-    """Aligned corners of a model that PyTorch exported: positions follow from the whole number of results.
+def resize_aligned(site: Site) -> Sequence[Value] | None:
+    """Aligned corners by a fraction of the extent, where ONNX's definition and its runtimes part.
 
-    ONNX takes them from extent · scale, fraction and all; PyTorch, and every runtime that it exports for, does not.
+    The reference that defines ONNX takes positions from extent · scale, fraction and all; its text, onnxruntime and
+    PyTorch take them from the whole number of results. What PyTorch exports means the latter; of other models, such a
+    node stays as it is, for the runtime to decide.
     """
+    scales = site.operand(2)
     aligned = site.get("coordinate_transformation_mode") == "align_corners"
-    scales = site.operand(2) if site.importer.model.producer_name == "pytorch" and site.version >= 11 else None
-    if not aligned or scales is None or scales.shape == (0,) or site.get("axes") is not None:
+    if not aligned or site.version < 11 or scales is None or scales.shape == (0,):
         return None
-    build, x = site.build, site.required(0)
-    if scales.constant is None or not np.array_equal(scales.array, np.rint(scales.array)):
-        exact = build.mul(build.cast(build.shape(x), to=elements.F32), scales)
-        site.operands = [x, None, None, build.cast(build.floor(exact), to=I64)]
-    return site.same()
+    shape, axes, build = site.shape(0), site.get("axes"), site.build
+    if site.importer.model.producer_name == "pytorch" and axes is None:
+        if scales.constant is None or not np.array_equal(scales.array, np.rint(scales.array)):
+            exact = build.mul(build.cast(build.shape(site.required(0)), to=elements.F32), scales)
+            site.operands = [site.required(0), None, None, build.cast(build.floor(exact), to=I64)]
+        return site.same()
+    if scales.constant is None:
+        return None
+    extents = (None,) * scales.array.size if shape is None else [shape[axis] for axis in axes] if axes else shape
+    for extent, scale in zip(extents, scales.array.astype(np.float32), strict=False):
+        width = np.float32(extent) * scale if isinstance(extent, int) else scale
+        if abs(width - np.floor(width)) > 1e-5 * max(1.0, width):
+            raise Refused(
+                f"corners are aligned, and the extent {extent} times the scale {scale} is no whole number, of which "
+                "ONNX and its runtimes make different positions: give `sizes` instead of `scales`"
+            )
+    return None

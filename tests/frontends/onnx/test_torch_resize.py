@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -30,3 +32,39 @@ def test_aligned_corners_are_those_of_torch(factor: tuple[float, float], dynamic
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     session = onnxruntime.InferenceSession(file.getvalue())
     np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], wanted, atol=1e-5)
+
+
+def resized(scale: float, extent: int | str, producer: str = "") -> onnx.ModelProto:
+    shape = ["a", "b", extent]
+    node = onnx.helper.make_node(
+        "Resize", ["x", "", "s"], ["y"], name="up", mode="linear", coordinate_transformation_mode="align_corners"
+    )
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, shape)],
+        [onnx.helper.make_tensor_value_info("y", 1, [None] * 3)],
+        [onnx.numpy_helper.from_array(np.array([1, 1, scale], np.float32), "s")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    model.producer_name = producer
+    return model
+
+
+@pytest.mark.parametrize(("scale", "extent"), [(1.7, 7), (0.6, 9), (1.5, "n")])
+def test_aligned_corners_by_a_fraction_are_refused_by_name(scale: float, extent: int | str, tmp_path: Path) -> None:
+    with pytest.raises(espalier.EspalierError, match=r"(?s)E403.*Resize.*from up.*--backend onnx keeps it as it is"):
+        espalier.compile(resized(scale, extent), output=tmp_path / "a", backend="tvm")
+    (node,) = espalier.load(resized(scale, extent))
+    assert node.op.name == "opaque"
+
+
+@pytest.mark.parametrize(("scale", "extent"), [(1.5, 8), (2.0, "n"), (0.25, 8), (1.7, 10)])
+@pytest.mark.parametrize("producer", ["", "pytorch"])
+def test_aligned_corners_by_a_whole_width_are_those_of_onnxruntime(
+    scale: float, extent: int | str, producer: str
+) -> None:
+    model = resized(scale, extent, producer)
+    x = np.random.default_rng(0).standard_normal((1, 2, extent if isinstance(extent, int) else 5)).astype(np.float32)
+    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    np.testing.assert_allclose(execute(espalier.load(model), [x])[0], wanted, atol=1e-5)
