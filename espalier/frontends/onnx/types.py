@@ -14,6 +14,8 @@ from espalier.ir.dims import Dimension
 from espalier.ir.graph import Graph
 from espalier.ir.types import OptionalType, SequenceType, TensorType, Type
 
+EXPRESSION = 100
+"""Letters of an extent's name beyond which it is not read as an expression: products of sums grow without end."""
 _UNNAMED = {"", "?", "None", "-1", "*"}
 """What exporters write for a dimension of which they know nothing; two of them need not be equal."""
 
@@ -75,6 +77,8 @@ class TypeReader:
         return self._dimensions[text]
 
     def _named(self, text: str) -> Dimension:
+        if len(text) > EXPRESSION:
+            return dims.symbol(text)
         if not text.isidentifier():
             try:
                 parsed = dims.parse(text)

@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from espalier.errors import EspalierError, InputError
 from espalier.frontends.onnx import load
+from espalier.ir.dims import symbol
 from espalier.ir.execute import execute
 
 FLOAT = TensorProto.FLOAT
@@ -306,3 +307,14 @@ def test_bodies_that_return_too_little(build: Callable[[ModelProto], object]) ->
 def test_errors_are_input_errors() -> None:
     with pytest.raises(InputError):
         load(object())
+
+
+@pytest.mark.parametrize(
+    "text", ["*".join(["(a+b+c+d+e+f+g+h)"] * 14), "-" * 100000 + "n", "(" * 3000 + "n" + ")" * 3000]
+)
+def test_an_extent_named_by_an_endless_expression_is_one_symbol(text: str) -> None:
+    shape = [*"abcdefghn", text]
+    infos = [onnx.helper.make_tensor_value_info(name, 1, shape) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", infos[:1], infos[1:])
+    loaded = load(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9))
+    assert loaded.inputs[0].shape[-1] == symbol(text)
