@@ -309,7 +309,7 @@ def resize_aligned(site: Site) -> Sequence[Value] | None:
     aligned = site.get("coordinate_transformation_mode") == "align_corners"
     if not aligned or site.version < 11 or scales is None or scales.shape == (0,):
         return None
-    shape, axes, build = site.shape(0), site.get("axes"), site.build
+    shape, axes, build = site.required(0).shape, site.get("axes"), site.build
     if site.importer.model.producer_name == "pytorch" and axes is None:
         if scales.constant is None or not np.array_equal(scales.array, np.rint(scales.array)):
             exact = build.mul(build.cast(build.shape(site.required(0)), to=elements.F32), scales)
