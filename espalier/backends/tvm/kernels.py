@@ -56,7 +56,7 @@ class Function(Kernel):
             tirx.AssertStmt(
                 tirx.Or(tirx.EQ(self.dim(extent), integer(1)), tirx.EQ(self.dim(extent), self.dim(whole))),
                 StringImm("ValueError"),
-                [StringImm("the extents of two axes are not such that they broadcast")],
+                [StringImm("the extents of some axes do not fit: they must agree, or be 1")],
             )
             for extent, whole in self.requirements
         ]

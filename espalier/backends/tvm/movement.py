@@ -92,12 +92,14 @@ def squeeze(array: Any, axis: Any = None) -> Tensor:
             raise Untraceable(f"axis {a} of {array.shape} can't be dropped")
     target = [extent for a, extent in enumerate(array.shape) if a not in dropped]
     kept = [a for a in range(array.ndim) if a not in dropped]
-    return view(
-        array,
-        target,
-        lambda at, index: [index[kept.index(a)] if a in kept else zero() for a in range(array.ndim)],
-        "same",
-    )
+
+    def position(at: At, index: Index) -> list[Expr]:
+        for a in dropped:
+            if array.shape[a] != 1:
+                at.require(array.shape[a], 1)
+        return [index[kept.index(a)] if a in kept else zero() for a in range(array.ndim)]
+
+    return view(array, target, position, "same")
 
 
 @primitive

@@ -210,9 +210,9 @@ class Squeeze(Op):
             dropped = {axis for axis, extent in enumerate(data.shape) if extent == 1}
         else:
             dropped = {axis % data.ndim for axis in listed(xp, axes_)}
-        if any(data.shape[axis] != 1 for axis in dropped):
+        if any(isinstance(data.shape[axis], int) and data.shape[axis] != 1 for axis in dropped):
             raise OperandError(f"axes {sorted(dropped)} of shape {tuple(data.shape)} can't be dropped")
-        return xp.reshape(data, tuple(extent for axis, extent in enumerate(data.shape) if axis not in dropped))
+        return xp.squeeze(data, tuple(sorted(dropped)))
 
 
 @op("unsqueeze", onnx="Unsqueeze")

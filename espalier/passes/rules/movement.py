@@ -26,6 +26,7 @@ from espalier.ir.ops import (
     Tile,
     Transpose,
 )  # fmt: skip
+from espalier.ir.ops.segments import INFINITE
 from espalier.passes.rewrite import Replacement, Rewriter, rewrite
 from espalier.passes.rules.matching import numbers
 
@@ -368,9 +369,12 @@ def slice_to_gather(node: Node, rewriter: Rewriter) -> Replacement:
     part = node.operand(0).defined_by(Slice) or rewriter.why("its input is no slice")
     ranges = slice_ranges(part, rewriter)
     rewriter.require(len(ranges) == 1 and part.results[0].has_one_use, "several axes are sliced, or others use it")
-    ((axis, (start, _, _)),) = ranges.items()
+    ((axis, (start, end, step)),) = ranges.items()
     shape = part.results[0].shape
-    rewriter.require(shape[axis] == 1 and node.results[0].shape == shape[:axis] + shape[axis + 1 :], "not one position")
+    # of an empty axis nothing is left, which a squeeze refuses as gathering does
+    first_or_last = node.is_a(Squeeze) and step > 0 and (end == 1 if start == 0 else start == -1 and end >= INFINITE)
+    one = shape[axis] == 1 or first_or_last
+    rewriter.require(one and node.results[0].shape == shape[:axis] + shape[axis + 1 :], "not one position")
     extent = part.data.shape[axis]
     inside = start < extent if isinstance(extent, int) else start in (0, -1)
     rewriter.require(inside and start >= -1, "the position may lie outside")

@@ -15,6 +15,8 @@ from espalier.errors import EspalierError, InputError
 from espalier.ir import Builder, Graph, Value
 from espalier.ir.execute import run
 from espalier.ir.types import parse
+from espalier.passes import PassManager
+from espalier.passes.pipelines import pipeline
 
 X = np.arange(15, dtype="f4").reshape(5, 3)
 UPDATES = -np.ones((2, 3), "f4")
@@ -93,3 +95,19 @@ def test_an_artifact_says_so(tmp_path: Path) -> None:
         model({"x": X, "i": np.array([9, 0])})
     assert caught.value.code == "E709"
     np.testing.assert_array_equal(model({"x": X, "i": np.array([-1, 0])})["y"], X[[-1, 0]])
+
+
+@pytest.mark.parametrize(("start", "end"), [(-1, 2**63 - 1), (0, 1)])
+@pytest.mark.parametrize("name", ["none", "exact"])
+def test_the_first_or_last_of_an_axis_of_unknown_extent(start: int, end: int, name: str) -> None:
+    made = Graph("last")
+    b, x = Builder(made), made.add_input(parse("f32[b, n, 3]"), "x")
+    part = b.slice(x, np.array([start]), np.array([end]), np.array([1]), np.array([1]))
+    made.set_outputs([b.squeeze(part, np.array([1]))], ["y"])
+    PassManager(pipeline(name)).run(made)
+    assert [node.op.name for node in made] == (["gather"] if name == "exact" else ["slice", "squeeze"])
+    compiled = build.build(made)
+    inputs = np.arange(30, dtype="f4").reshape(2, 5, 3)
+    np.testing.assert_array_equal(compiled([inputs])[0], inputs[:, start])
+    with pytest.raises((IndexError, ValueError)):
+        compiled([inputs[:, :0]])

@@ -24,7 +24,7 @@ def attention(
     width = s.shape_of(q)[-1]
     if scale is None and not isinstance(width, int):
         s.refuse("a default scale for a dynamic width", code="E405")
-    factor = 1 / math.sqrt(width) if scale is None else float(scale)  # type: ignore[arg-type]
+    factor = 1 / math.sqrt(width) if scale is None else float(scale)
     ranks = {s.rank_of(x) for x in (q, k, v)}
     same_batch = s.shape_of(q)[:-3] == s.shape_of(k)[:-3] == s.shape_of(v)[:-3]
     grouped = s.shape_of(q)[-3:-2] == s.shape_of(k)[-3:-2] or enable_gqa

@@ -62,7 +62,7 @@ def _named_padding(
     kernel = s.shape_of(w)[2:]
     if not dims.is_static(kernel):
         s.refuse('padding="same" for a kernel of dynamic size', code="E405")
-    totals = [dilation * (int(size) - 1) for size, dilation in zip(kernel, dilations, strict=True)]  # type: ignore[arg-type]
+    totals = [dilation * (int(size) - 1) for size, dilation in zip(kernel, dilations, strict=True)]
     return tuple(total // 2 for total in totals), tuple(total - total // 2 for total in totals)
 
 

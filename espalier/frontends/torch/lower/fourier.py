@@ -28,7 +28,7 @@ def _factor(s: Scope, extents: Sequence[dims.Dimension], normalization: int) -> 
         return 1
     if not dims.is_static(tuple(extents)):
         s.refuse("a scaled transform over a dynamic extent", code="E405")
-    count = int(dims.product(extents))  # type: ignore[arg-type]
+    count = int(dims.product(extents))
     return 1 / math.sqrt(count) if normalization == 1 else 1 / count
 
 
@@ -62,7 +62,7 @@ def _c2c(s: Scope, z: Pair, axes: Sequence[int], normalization: int, forward: bo
             return parts(s, joined)
         if not dims.is_static(tuple(extents)):
             s.refuse("an unscaled inverse transform over a dynamic extent", code="E405")
-        count = int(dims.product(extents))  # type: ignore[arg-type]
+        count = int(dims.product(extents))
         return _scaled(s, parts(s, joined), count if normalization == 0 else math.sqrt(count))
     return _scaled(s, parts(s, joined), _factor(s, extents, normalization))
 

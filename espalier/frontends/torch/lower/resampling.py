@@ -101,8 +101,8 @@ def affine_grid(s: Scope, theta: Value, size: Sequence[Any], align: bool) -> Val
         s.refuse("an affine grid of dynamic size", code="E405")
     lines = []
     for extent in extents:
-        line = np.linspace(-1, 1, int(extent)) if extent != 1 else np.zeros(1)  # type: ignore[arg-type]
-        lines.append(line if align else line * ((int(extent) - 1) / int(extent)))  # type: ignore[arg-type]
+        line = np.linspace(-1, 1, int(extent)) if extent != 1 else np.zeros(1)
+        lines.append(line if align else line * ((int(extent) - 1) / int(extent)))
     axes = np.meshgrid(*lines, indexing="ij")
     places = np.stack([*reversed(axes), np.ones_like(axes[0])], axis=-1).reshape(-1, len(extents) + 1)
     base = constant_value(places.astype(theta.element.dtype), theta.element)
