@@ -349,7 +349,9 @@ def _difference(a: Any, b: Any, exact: bool, tolerance: float) -> str | None:
     if not np.any(finite):
         return None
     scale = float(np.max(np.abs(wide_a[finite])))
-    error = float(np.max(np.abs(np.where(finite, wide_a - wide_b, 0))))
+    if not np.all(np.isfinite(wide_b[finite])):
+        return "is not finite where the original is"
+    error = float(np.max(np.abs(wide_a[finite] - wide_b[finite])))
     if not error <= tolerance * scale + 1e-300:
         return f"is off by {error:.3g} where the largest output is {scale:.3g} (tolerance {tolerance:.1g})"
     return None

@@ -21,7 +21,7 @@ from espalier.train.agreement import disagreement
 from espalier.train.data import Data
 from espalier.train.evaluate import in_batches
 
-Mode = Literal["normal", "zero", "large", "extreme", "special"]
+Mode = Literal["normal", "zero", "large", "extreme", "special", "positive"]
 MODES: tuple[Mode, ...] = ("normal", "zero", "large", "extreme")
 EXACT_MODES: tuple[Mode, ...] = ("special", *MODES)
 """For what is to agree bit for bit: also zeros of both signs, infinities, NaN and subnormal numbers."""
@@ -106,8 +106,8 @@ def _numbers(element: Element, shape: list[int], rng: np.random.Generator, mode:
         return rng.choice(np.array([low, high], element.dtype), shape)
     if mode == "zero":
         return np.zeros(shape, element.dtype)
-    top = min(high, 2 if mode in ("normal", "special") else 100)
-    return rng.integers(max(low, 0), top + 1, shape).astype(element.dtype)
+    top = min(high, 100 if mode == "large" else 2)
+    return rng.integers(max(low, int(mode == "positive")), top + 1, shape).astype(element.dtype)
 
 
 @functools.cache
@@ -202,9 +202,11 @@ def try_sizes(
         if lowest >= 0:
             (possible if lowest else hollow).append(binding)
     fallback, reason, start = None, "", time.process_time()
-    for binding in [*possible, *hollow]:
+    modes: tuple[Mode, ...] = ("normal", "positive")  # the latter for what counts or divides
+    integers = any(isinstance(value.type, TensorType) and value.element.is_integer for value in values)
+    for binding, mode in itertools.product([*possible, *hollow], modes if integers else modes[:1]):
         try:
-            inputs = _samples(values, binding, seed)
+            inputs = _samples(values, binding, seed, mode)
             outputs = list(call(inputs))
         except NoSample:
             raise

@@ -68,3 +68,12 @@ def test_data_come_first() -> None:
     x = np.random.default_rng(0).normal(size=(100, 4, 50)).astype(np.float32)
     trial = try_graph(graph, 0, Data({"x": x}, tuple(graph.inputs)))
     np.testing.assert_array_equal(trial.inputs[0], x[:SAMPLES])
+
+
+def test_integers_that_divide_are_not_0() -> None:
+    graph = Graph()
+    builder = Builder(graph)
+    x, divisor = (builder.input(parse("i64[64]"), name) for name in ("x", "divisor"))
+    graph.set_outputs([builder.div(x, divisor)], ["y"])
+    trial = try_graph(graph, seed=0)
+    assert trial.inputs[1].min() == 1 and trial.outputs[0].tolist() == (trial.inputs[0] // trial.inputs[1]).tolist()
