@@ -14,7 +14,7 @@ import pytest
 from espalier.backends.tvm import build, module, trace
 from espalier.backends.tvm.emit import TvmBackend
 from espalier.cost.device import device
-from espalier.errors import UnsupportedError
+from espalier.errors import InternalError, UnsupportedError
 from espalier.ir import Builder, Graph
 from espalier.ir.execute import execute, run
 from espalier.ir.graph import constant_value
@@ -150,7 +150,7 @@ def test_a_fault_in_a_lowering_is_no_refusal(monkeypatch: pytest.MonkeyPatch) ->
         return x.no_such_attribute
 
     monkeypatch.setitem(trace.LOWERINGS, "relu", faulty)
-    with pytest.raises(AttributeError):
+    with pytest.raises(InternalError, match="E901: the lowering of relu failed: AttributeError"):
         build.build(graph_of(lambda b, x: b.relu(x), [normal(3)]))
 
 
