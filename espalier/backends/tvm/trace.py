@@ -125,7 +125,7 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
         refused = UnsupportedError(
             "E402", f"the TVM backend can't emit this use of {node.op.name}: {error}",
             node=node.op.name, source=str(node.location),
-            hint="Fix the shapes or operands it depends on in the model, or use another backend.",
+            hint="Fix the shapes or operands it depends on in the model, or use --backend onnx.",
         )  # fmt: skip
         if isinstance(error, Untraceable) and error.tensor is not None:
             for tensor in fuse.in_order([error.tensor]):
