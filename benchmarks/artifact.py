@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def measure_imports(benchmark: Benchmark, interpreter: Path, rounds: int) -> Non
         return float(python(executable, clocked).split()[-1])
 
     places = {"runtime": interpreter, "onnxruntime and torch": Path(sys.executable)}
-    medians = interleaved({name: lambda name=name: timed(places[name], IMPORTS[name]) for name in IMPORTS}, rounds)  # type: ignore[misc]
+    medians = interleaved({name: partial(timed, places[name], IMPORTS[name]) for name in IMPORTS}, rounds)
     benchmark.details["import seconds (medians)"] = medians
     ratio = medians["runtime"] / medians["onnxruntime and torch"]
     benchmark.bar("import_time", ratio, "≤ 0.3 of importing onnxruntime and torch", ratio <= 0.3)

@@ -12,6 +12,7 @@ import numpy as np
 from tvm import tirx
 
 from espalier.backends.tvm import scalars
+from espalier.backends.tvm.broadcasting import broadcast_index, broadcast_shapes
 from espalier.backends.tvm.numbers import (
     convert,
     expression_type,
@@ -93,39 +94,6 @@ def flat_index(at: At, index: Index, shape: Sequence[Dimension]) -> Expr:
             entry if isinstance(position, tirx.IntImm) and int(position) == 0 else position * at.dim(extent) + entry
         )
     return position
-
-
-def broadcast_shapes(*shapes: Shape) -> Shape:
-    """The shape that shapes broadcast to. Dimensions not known to agree must at run time."""
-    rank = max(map(len, shapes), default=0)
-    result: list[Dimension] = []
-    for axis in range(-rank, 0):
-        found: Dimension = 1
-        for shape in shapes:
-            extent = shape[axis] if -axis <= len(shape) else 1
-            if extent == 1 or extent == found:
-                continue
-            if found != 1 and isinstance(found, int) and isinstance(extent, int):
-                raise Untraceable(f"shapes {shapes} don't broadcast")
-            found = dims.broadcast(found, extent)
-        result.append(found)
-    return tuple(result)
-
-
-def broadcast_index(at: At, index: Index, shape: Shape, result: Shape) -> list[Expr]:
-    """Where an operand of `shape` is read for an entry of the broadcast result."""
-    found = []
-    for entry, extent, whole in zip(
-        index[len(index) - len(shape) :], shape, result[len(result) - len(shape) :], strict=True
-    ):
-        if extent == whole:
-            found.append(entry)
-        elif extent == 1:
-            found.append(immediate(0, "int64"))
-        else:  # 1 or the whole extent, known only at run time
-            at.require(extent, whole)
-            found.append(tirx.min(entry, at.dim(extent) - 1))
-    return found
 
 
 def elementwise(element: Element, function: Callable[..., Expr], *operands: Any, cost: int = 1) -> Tensor:

@@ -7,17 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from espalier.backends.tvm.arithmetic import (
-    PRIMITIVES,
-    as_tensor,
-    astype,
-    broadcast_index,
-    broadcast_shapes,
-    elementwise,
-    primitive,
-    promoted,
-    to_element,
-)  # fmt: skip
+from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, astype, elementwise, primitive, promoted, to_element
+from espalier.backends.tvm.broadcasting import broadcast_index, broadcast_shapes
 from espalier.backends.tvm.movement import pad, reshape, transpose
 from espalier.backends.tvm.numbers import cast_type, expression_type, immediate
 from espalier.backends.tvm.reduction import LONG

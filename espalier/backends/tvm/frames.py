@@ -160,6 +160,10 @@ class Scope:
     def dim(self, dimension: Dimension) -> Expr:
         return self.kernel.dim(dimension)
 
+    def require(self, extent: Dimension, whole: Dimension) -> None:
+        """Let the kernel fail where an extent is neither the other one nor 1."""
+        self.kernel.requirements[extent, whole] = None
+
     def bind(self, value: Expr) -> Expr:
         if isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm) or id(value) in self.kernel.cells:
             return value
@@ -249,7 +253,7 @@ class Reader:
         return self.scope.bind(value)
 
     def require(self, extent: Dimension, whole: Dimension) -> None:
-        self.scope.kernel.requirements[extent, whole] = None
+        self.scope.require(extent, whole)
 
     def guard(self, condition: Expr, yes: Callable[[], Expr], no: Expr) -> Expr:
         return self.choose(condition, yes, lambda: no)

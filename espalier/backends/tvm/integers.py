@@ -15,7 +15,8 @@ import numpy as np
 from tvm import tirx
 
 from espalier.backends.tvm import machine
-from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, astype, broadcast_index
+from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, astype
+from espalier.backends.tvm.broadcasting import broadcast_index
 from espalier.backends.tvm.frames import Scope, integer
 from espalier.backends.tvm.layout import Reach
 from espalier.backends.tvm.products import Load, Plan, worth
@@ -115,7 +116,7 @@ def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dim
     packed = filled.reshape(count // 4, 4, blocks, lanes).transpose(2, 0, 3, 1)
 
     def numbers(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
-        first = broadcast_index(scope, index[:-2], left.shape[:-2], lead)  # type: ignore[arg-type]  # a scope has `dim`
+        first = broadcast_index(scope, index[:-2], left.shape[:-2], lead)
         return _four(load([*first, index[-2], tirx.Ramp(position[0] * integer(4), integer(1), 4)]), a)
 
     rank = len(shape)

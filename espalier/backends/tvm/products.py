@@ -14,7 +14,8 @@ import numpy as np
 from tvm import tirx
 
 from espalier.backends.tvm import machine
-from espalier.backends.tvm.arithmetic import as_tensor, broadcast_index
+from espalier.backends.tvm.arithmetic import as_tensor
+from espalier.backends.tvm.broadcasting import broadcast_index
 from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
 from espalier.backends.tvm.kernels import Function, Nest, is_large, stored, stored_lanes
 from espalier.backends.tvm.layout import Reach
@@ -342,14 +343,14 @@ def matrices(
         weights = right if direct else _packed(right, lanes)
 
         def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
-            first = broadcast_index(scope, index[:-2], right.shape[:-2], lead)  # type: ignore[arg-type]  # a scope has `dim`
+            first = broadcast_index(scope, index[:-2], right.shape[:-2], lead)
             if direct:
                 return load([*first, position[0], tirx.Ramp(index[-1], integer(1), lanes)])
             ramp = tirx.Ramp(integer(0), integer(1), lanes)
             return load([*first, scope.kernel.block(index[-1]), position[0], ramp])
 
     def scalar(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
-        first = broadcast_index(scope, index[:-2], left.shape[:-2], lead)  # type: ignore[arg-type]  # a scope has `dim`
+        first = broadcast_index(scope, index[:-2], left.shape[:-2], lead)
         return load([*first, index[-2], position[0]])
 
     plan = Plan(len(shape) - 2, len(shape) - 1, lanes, (count,), scalar, vector)

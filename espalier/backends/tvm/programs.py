@@ -10,16 +10,8 @@ from tvm import tirx
 from tvm.ir import StringImm
 
 from espalier.backends.tvm import numbers
-from espalier.backends.tvm.arithmetic import (
-    PRIMITIVES,
-    as_tensor,
-    astype,
-    broadcast_index,
-    broadcast_shapes,
-    primitive,
-    promoted,
-    to_element,
-)  # fmt: skip
+from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, astype, primitive, promoted, to_element
+from espalier.backends.tvm.broadcasting import broadcast_index, broadcast_shapes
 from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
 from espalier.backends.tvm.numbers import expression_type, immediate, is_nan, select, wrap
 from espalier.backends.tvm.scalars import dtype_of, maximum, minimum
@@ -279,7 +271,7 @@ class _At:
         raise AssertionError("a program reads its buffers itself")
 
     def require(self, extent: Dimension, whole: Dimension) -> None:
-        self.scope.kernel.requirements[extent, whole] = None
+        self.scope.require(extent, whole)
 
     def guard(self, condition: Expr, yes: Callable[[], Expr], no: Expr) -> Expr:
         raise AssertionError("a program branches itself")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, broadcast_index, broadcast_shapes, primitive
+from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, primitive
+from espalier.backends.tvm.broadcasting import broadcast_index, broadcast_shapes
 from espalier.backends.tvm.numbers import immediate, select
 from espalier.backends.tvm.tensor import Access, At, Expr, Index, Map, Tensor, Untraceable
 from espalier.ir import dims

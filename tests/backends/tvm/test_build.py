@@ -224,6 +224,20 @@ def test_a_convolution_in_groups_plus_another_one(group: int) -> None:
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_batches_of_matrices_that_broadcast(rows: int) -> None:
+    graph = Graph("broadcast")
+    b = Builder(graph)
+    x, y = graph.add_input(parse(f"f32[n, {rows}, 6]"), "x"), graph.add_input(parse("f32[m, 6, 7]"), "y")
+    graph.set_outputs([b.matmul(x, y)], ["z"])
+    compiled = build.build(graph)
+    for n, m in ((3, 3), (1, 4), (4, 1)):
+        inputs = [normal(n, rows, 6), normal(m, 6, 7)]
+        np.testing.assert_allclose(compiled(inputs)[0], inputs[0] @ inputs[1], atol=1e-5)
+    with pytest.raises(ValueError, match="must agree"):
+        compiled([normal(3, rows, 6), normal(2, 6, 7)])
+
+
 def test_extents_that_may_be_0_or_do_not_broadcast() -> None:
     graph = Graph("broadcast")
     b = Builder(graph)
