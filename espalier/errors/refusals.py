@@ -76,6 +76,13 @@ declare(
     "Keep them out of the part that is compiled, or use `--backend onnx`.",
 )
 declare(
+    UnsupportedError,
+    "E411",
+    "too much for reference execution",
+    "A check would run a loop too often, make a tensor of many gigabytes, or take too long.",
+    "Without a check: `--verify none`. If the model is right, reduce what the node does.",
+)
+declare(
     BudgetError,
     "E501",
     "the budget cannot be met",

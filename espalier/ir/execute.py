@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from espalier.errors import InputError
+from espalier.errors import InputError, UnsupportedError
 from espalier.ir import elements
 from espalier.ir.dims import Dim, Dimension, substitute, symbol_name
 from espalier.ir.elements import Element
@@ -84,6 +86,45 @@ def _held(array: Any, xp: Any) -> Element | None:
     return elements.from_dtype(found.dtype)
 
 
+@dataclass
+class Allowance:
+    """How much a run may cost that nobody asked for, such as that of a check: it must end, whatever the model says.
+
+    Raises UnsupportedError E411, naming the node, at the first of these.
+    """
+
+    seconds: float = 600.0
+    """Of processor time, from now on; looked at between nodes."""
+    iterations: int = 1 << 20
+    """How often regions are run, all together."""
+    size: int = 1 << 33
+    """Bytes of one result, as far as the types tell them."""
+    _end: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._end = time.process_time() + self.seconds
+
+    def allow(self, node: Node) -> None:
+        """Raise if the node would be too much."""
+        if time.process_time() > self._end:
+            raise self._error(node, f"reference execution has taken {self.seconds:g} s of processor time")
+        for result in node.results:
+            type = result.type
+            if isinstance(type, TensorType) and type.shape is not None and type.is_static:
+                count = math.prod(extent for extent in type.shape if isinstance(extent, int))
+                if count * type.element.storage.dtype.itemsize > self.size:
+                    raise self._error(node, f"a result is a {type}, more than {self.size >> 30} GiB")
+
+    def iterate(self, node: Node) -> None:
+        """Raise if one more run of a region of the node would be too much."""
+        self.iterations -= 1
+        if self.iterations < 0 or time.process_time() > self._end:
+            raise self._error(node, "its body is run too often for reference execution")
+
+    def _error(self, node: Node, why: str) -> UnsupportedError:
+        return UnsupportedError("E411", why, node=node, source=node.location)
+
+
 @dataclass(frozen=True)
 class Region:
     """A region as the reference of its operator sees it: call it with arrays, get a list of arrays."""
@@ -91,9 +132,13 @@ class Region:
     graph: Graph
     xp: Any
     observe: Callable[[Node, Sequence[Any]], None] | None
+    node: Node | None = None
+    allowance: Allowance | None = None
 
     def __call__(self, *arrays: Any) -> list[Any]:
-        return run(self.graph, arrays, self.xp, self.observe)
+        if self.allowance is not None and self.node is not None:
+            self.allowance.iterate(self.node)
+        return _run(self.graph, arrays, self.xp, self.observe, self.allowance)
 
     @property
     def result_types(self) -> list[Type]:
@@ -106,14 +151,19 @@ def run(
     arrays: Sequence[Any],
     xp: Any = numpy_xp,
     observe: Callable[[Node, Sequence[Any]], None] | None = None,
+    allowance: Allowance | None = None,
 ) -> list[Any]:
-    """`execute` without the checks of the inputs."""
+    """`execute` without the checks of the inputs, within an allowance if one is given."""
     with np.errstate(all="ignore"):  # infinities and NaN are results, not events
-        return _run(graph, arrays, xp, observe)
+        return _run(graph, arrays, xp, observe, allowance)
 
 
 def _run(
-    graph: Graph, arrays: Sequence[Any], xp: Any, observe: Callable[[Node, Sequence[Any]], None] | None
+    graph: Graph,
+    arrays: Sequence[Any],
+    xp: Any,
+    observe: Callable[[Node, Sequence[Any]], None] | None,
+    allowance: Allowance | None,
 ) -> list[Any]:
     store: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     left = {value: len(value.uses) for value in graph.inputs}
@@ -126,10 +176,12 @@ def _run(
         return store[value]
 
     for node in graph:
+        if allowance is not None:
+            allowance.allow(node)
         operands = [read(operand) for operand in node.operands]
         keywords: dict[str, Any] = {}
         if node.regions:
-            keywords["regions"] = [Region(region, xp, observe) for region in node.regions]
+            keywords["regions"] = [Region(region, xp, observe, node, allowance) for region in node.regions]
         try:
             found = node.op.reference(xp, *operands, **keywords)
         except InputError as error:

@@ -18,7 +18,7 @@ from espalier.ir import Graph, Node, TensorType, Value
 from espalier.ir.clone import extract
 from espalier.ir.constants import ComputedSource, Constant
 from espalier.ir.dims import product
-from espalier.ir.execute import run
+from espalier.ir.execute import Allowance, run
 from espalier.passes.base import BITEXACT, Change
 from espalier.passes.samples import EXACT_MODES, MODES, NoSample, sample_inputs
 
@@ -32,6 +32,8 @@ LARGE = 1 << 12
 """Elements of a region's inputs from which on it is tried with smaller extents first."""
 SMALLEST = 8
 """The smallest extent that takes the place of a larger one; windows fit into it."""
+REGION_SECONDS = 60.0
+"""Processor time that one run of a region may take."""
 NUMBERS, FLOATS = 16, 2
 """Integers, and floats, that a constant may hold for them to count one by one."""
 
@@ -309,7 +311,7 @@ def _run(graph: Graph, inputs: Sequence[Any], *, exact: bool) -> list[Any]:
     """Run in the declared types, or (not exact) with f32 inputs widened to f64."""
     if not exact:
         inputs = [a.astype(np.float64) if a.dtype == np.float32 else a for a in inputs]
-    return run(graph, inputs)
+    return run(graph, inputs, allowance=Allowance(seconds=REGION_SECONDS))
 
 
 def _tolerance(before: Graph, after: Graph) -> float:

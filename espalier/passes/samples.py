@@ -16,7 +16,7 @@ from espalier.errors import EspalierError, InputError
 from espalier.ir import Graph, TensorType, Value
 from espalier.ir.dims import Dim, Dimension, substitute, symbols
 from espalier.ir.elements import Element
-from espalier.ir.execute import run
+from espalier.ir.execute import Allowance, run
 from espalier.train.agreement import disagreement
 from espalier.train.data import Data
 from espalier.train.evaluate import in_batches
@@ -136,19 +136,20 @@ def try_graph(graph: Graph, seed: int, data: Any = None) -> Trial:
     The first samples of the data if there are any, else inputs that are made up (see `try_sizes`).
 
     Raises:
-        NoSample: nothing that was made up runs; the text says why.
+        NoSample: nothing that was made up runs, or it is too much to run; the text says why.
         InputError: the model does not run on the data.
     """
 
     def call(arrays: Sequence[Any]) -> list[Any]:
-        with np.errstate(all="ignore"):
-            return run(graph, list(arrays))
+        return run(graph, list(arrays), allowance=Allowance())
 
     if isinstance(data, Data):
         inputs = _first_samples(data)
         try:
             return Trial(inputs, list(in_batches(call, [value.shape for value in graph.inputs])(inputs)))
-        except EspalierError:
+        except EspalierError as error:
+            if error.code == "E411":
+                raise NoSample(_in_words(error)) from error
             raise
         except (ValueError, LookupError, ArithmeticError, TypeError) as error:
             raise InputError("E207", f"the model does not run on the data: {error}") from error
@@ -211,7 +212,7 @@ def try_sizes(
         except NoSample:
             raise
         except Exception as error:  # inputs that were made up need not be ones that the model takes
-            reason = reason or f"{type(error).__name__}: {str(error)[:200]}"
+            reason = reason or _in_words(error)
         else:
             if all(np.size(output) for output in outputs):
                 return Trial(inputs, outputs)
@@ -222,6 +223,12 @@ def try_sizes(
     if fallback is None:
         raise NoSample(f"the model does not run on made-up inputs ({reason or 'no sizes fit its shapes'})")
     return fallback
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, EspalierError):
+        return f"{error.code}: {error.message}" + (f" at {error.node}" if error.node is not None else "")
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def _bindings(values: Sequence[Value]) -> Iterator[dict[str, int]]:
@@ -277,6 +284,5 @@ def sensitivity(
     for _ in range(3):
         noise = [1 + change * rng.standard_normal(a.shape) for a in inputs]
         moved = [a * e.astype(a.dtype) if a.dtype.kind == "f" else a for a, e in zip(inputs, noise, strict=True)]
-        with np.errstate(all="ignore"):
-            worst = max(worst, disagreement(wanted[position], run(graph, moved)[position])[0])
+        worst = max(worst, disagreement(wanted[position], run(graph, moved)[position])[0])
     return worst

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
-from espalier.errors import InputError
+import espalier
+from espalier.errors import InputError, UnsupportedError
 from espalier.ir import Builder, Graph
-from espalier.ir.execute import execute
+from espalier.ir.execute import Allowance, execute, run
 from espalier.ir.types import parse
 
 
@@ -34,3 +36,42 @@ def test_extents_that_follow_from_others_are_checked() -> None:
     with pytest.raises(InputError, match="'x0' has an extent of 4 where 2\\*n is 6"):
         execute(graph, [four, three])
     execute(summed("f32[2*n]"), [three])  # nothing tells n
+
+
+def adding(trips: int) -> Graph:
+    """A loop that adds one so many times."""
+    scalar, vector, number = (TensorProto.BOOL, []), (TensorProto.FLOAT, [2]), (TensorProto.INT64, [])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["v", "one"], ["w"])],
+        "body",
+        [helper.make_tensor_value_info(name, *type) for name, type in (("i", number), ("go", scalar), ("v", vector))],
+        [helper.make_tensor_value_info("on", *scalar), helper.make_tensor_value_info("w", *vector)],
+        [helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])],
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)],
+        "looping",
+        [helper.make_tensor_value_info("x", *vector)],
+        [helper.make_tensor_value_info("y", *vector)],
+        [helper.make_tensor("trips", TensorProto.INT64, [], [trips])],
+    )
+    return espalier.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def test_what_runs_within_an_allowance_ends() -> None:
+    x = np.zeros(2, np.float32)
+    (y,) = run(adding(5), [x], allowance=Allowance(iterations=5))
+    assert y.tolist() == [5, 5]
+    for allowance in (Allowance(iterations=4), Allowance(seconds=0.05)):
+        with pytest.raises(UnsupportedError, match=r"run too often|has taken 0\.05 s") as caught:
+            run(adding(1 << 60), [x], allowance=allowance)
+        assert caught.value.code == "E411"
+
+
+def test_what_runs_within_an_allowance_is_no_larger() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = b.input(parse("f32[1]"), "x")
+    graph.set_outputs([b.reduce_sum(b.expand(x, np.array([1 << 40])), keepdims=False)])
+    with pytest.raises(UnsupportedError, match=r"f32\[1099511627776\], more than 8 GiB"):
+        run(graph, [np.zeros(1, np.float32)], allowance=Allowance())
