@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,7 @@ def open_runner(path: Path, *, threads: int | None = None, trust: bool = False) 
         shapes = [type.shape for type in outputs if isinstance(type, TensorType) and type.shape is not None]
         return Runner(str(path), loaded.manifest.engine, inputs, loaded, shapes)
     graph = frontends.load(path, **({"trust": True} if trust else {}))
-    call: Callable[[Arrays], Arrays] = lambda arrays: run_graph(graph, arrays)  # noqa: E731
-    return Runner(str(path), "reference", tuple(graph.inputs), call, shapes_of(graph))
+    return Runner(str(path), "reference", tuple(graph.inputs), partial(run_graph, graph), shapes_of(graph))
 
 
 def _check_threads(threads: int | None) -> None:

@@ -113,7 +113,8 @@ class Pass:
     @property
     def options(self) -> dict[str, Any]:
         """Option values by name."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # @graph_pass makes every pass a dataclass
+        return {f.name: getattr(self, f.name) for f in fields}
 
     @property
     def spec(self) -> str:

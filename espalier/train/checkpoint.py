@@ -78,7 +78,7 @@ def read(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["espalier"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
         if about["format"] != FORMAT:
             raise InputError("E232", f"{path} has the format {about['format']}, this version {FORMAT}", hint=hint)
         found = Checkpoint(tensors, about["position"], about["identity"])

@@ -182,7 +182,7 @@ def natural_score(
             if node in nodes:
                 results[node] = values[0]
 
-        loss = objective(_Observed(module, observe), inputs, labels)  # type: ignore[arg-type]
+        loss = objective(_Observed(module, observe), inputs, labels)  # type: ignore[arg-type]  # called alike
         size = len(inputs[0])
         gradients = torch.autograd.grad(
             loss, [results[layer.node] for layer in found], allow_unused=True, materialize_grads=True

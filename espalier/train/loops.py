@@ -246,7 +246,7 @@ def _loop(
             )
             added = [term for hook in hooks if (term := hook.loss(run)) is not None]
             run.optimizer.zero_grad(set_to_none=True)
-            (loss if not added else loss + torch.stack(added).sum()).backward()  # type: ignore[no-untyped-call]
+            (loss if not added else loss + torch.stack(added).sum()).backward()  # type: ignore[no-untyped-call]  # torch has no types there
         run.loss = loss.detach()
         run.team.average([*(p.grad for p in parameters if p.grad is not None), *statistics, run.loss])
         if settings.clip is not None:

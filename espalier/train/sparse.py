@@ -52,7 +52,7 @@ class GradualMasks:
     ) -> None:
         self.module, self.pattern, self.every, self.begin = module, pattern, every, begin
         self.schedule = {"final": final, "steps": steps, "initial": initial, "begin": begin, "every": every}
-        gradual(0, **self.schedule)  # type: ignore[arg-type]
+        gradual(0, **self.schedule)  # type: ignore[arg-type]  # int and float values by name
         self.axes = {
             value: axis
             for value, axis, _ in summed_weights(module.graph)
@@ -65,7 +65,7 @@ class GradualMasks:
     def step(self) -> None:
         """Count a step; where the schedule says so make new masks; write zeros where they are false."""
         self.steps_done += 1
-        ratio = gradual(self.steps_done, **self.schedule)  # type: ignore[arg-type]
+        ratio = gradual(self.steps_done, **self.schedule)  # type: ignore[arg-type]  # as above
         due = (self.steps_done - self.begin) % self.every == 0 or ratio != self.ratio or not self.masks
         if due and self.steps_done >= self.begin:
             self.ratio = ratio

@@ -45,6 +45,7 @@ def convolution(
     each, spatial, zero = outputs // groups, len(kernel), int(a.zero)
     along = tuple((int(before), int(after)) for before, after in pads)
     taps = int(np.prod(kernel))
+    about = ("integer convolution", strides, dilations, groups, _shift(a))
     if not worth(shape, (per_group, *kernel), elements.I32):
         return None
 
@@ -68,7 +69,7 @@ def convolution(
 
         vector = _vectors(tuple(kernel), lanes, 1, 1)
         reach = Reach(lanes, along, True, zero)
-        plan = Plan(1 + spatial, 1, lanes, tuple(kernel), entries, vector, 0, reach, True)
+        plan = Plan(1 + spatial, 1, lanes, tuple(kernel), entries, vector, 0, reach, True, about=about)
         product = Product(shape, elements.F32, [a.stored, _flat(packed)], plan)
         return _scaled(product, scale, spatial)
     dense = groups == 1 or (per_group % lanes == 0 and each % lanes == 0)
@@ -94,7 +95,7 @@ def convolution(
     vector = _vectors(extents, lanes, 4, 1)
     plan = Plan(
         1 + spatial, 1, lanes, extents, numbers, vector, each if groups > 1 else 0, reach,
-        vector_type=f"int8x{4 * lanes}", combine=_dot,
+        vector_type=f"int8x{4 * lanes}", combine=_dot, about=about,
     )  # fmt: skip
     product = Product(shape, elements.I32, [a.stored, _flat(packed)], plan)
     return _scaled(_centred(product, a, weights.reshape(outputs, -1).sum(1), spatial), scale, spatial)
@@ -122,7 +123,7 @@ def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dim
     rank = len(shape)
     plan = Plan(
         rank - 2, rank - 1, lanes, (count // 4,), numbers, _vectors((count // 4,), lanes, 4, rank - 1),
-        vector_type=f"int8x{4 * lanes}", combine=_dot,
+        vector_type=f"int8x{4 * lanes}", combine=_dot, about=("integer matrices", _shift(a)),
     )  # fmt: skip
     product = Product(tuple(shape), elements.I32, [a.stored, _flat(packed)], plan)
     return _scaled(_centred(product, a, weights.sum(0, dtype=np.int64), 0), scale, 0)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from tvm import tirx
 
-from espalier.backends.tvm import machine
+from espalier.backends.tvm import choices, kernels, machine
 from espalier.backends.tvm.arithmetic import as_tensor
 from espalier.backends.tvm.broadcasting import broadcast_index
 from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
@@ -33,6 +33,8 @@ FEW_ROWS = 4
 """Rows from which on it pays to pack the other matrix when the model runs."""
 LATENCY = 8
 """Vectors that must be accumulated at once to hide how long an addition takes."""
+TRIED = 6
+"""Tiles that are measured where choices are, besides those in the other order."""
 
 Load: TypeAlias = Callable[[Sequence[Expr]], Expr]
 """Reads an entry of an operand by its index, or some along the last axis of its buffer by a ramp."""
@@ -66,6 +68,8 @@ class Plan:
     """The type of the vectors, if it is not lanes of the result's."""
     combine: Callable[[Expr, Expr, Expr], Expr] = lambda old, factor, vector: old + factor * vector
     """(sum so far, first operand's vector, second operand's) → the sum with their products."""
+    about: tuple[Any, ...] = ()
+    """What shapes do not tell of how operands are read: strides, dilations, groups."""
 
     def write(self, function: Function, product: Product) -> Statement:
         """The loops of the product, and of what is computed from its entries in the same kernel."""
@@ -76,9 +80,9 @@ def _written(function: Function, product: Product, plan: Plan) -> Statement:
     shape = product.shape
     dtype, lanes = expression_type(product.element), plan.lanes
     rows, columns = shape[plan.row_axis], shape[plan.lane_axis]
-    height, blocks = _tile(rows, columns, plan, wide=dtype.endswith("64"))
+    height, blocks, columns_first = _choice(function, product)
     left, right = (_reads(function, operand) for operand in product.operands)
-    nest, place = _nest(function, product, height, blocks)
+    nest, place = _nest(function, product, height, blocks, columns_first)
     names = function.names
     size, vector_type = [integer(1)], f"{dtype}x{lanes}"
     sums = [
@@ -133,19 +137,25 @@ def _reads(function: Function, operand: Tensor) -> Load:
     return lambda index: tirx.BufferLoad(buffer, function.place(operand, index))
 
 
-def _nest(function: Function, product: Product, height: int, blocks: int) -> tuple[Nest, Place]:
-    """The loops over tiles, and the index of an entry by its row in the tile, its block of columns and its lane.
+def _columns_first(product: Product) -> bool:
+    """Whether to go through columns outside of rows, so that the second operand is read once, the first repeatedly.
 
-    What is larger, the operands of all rows or those of all columns, is read once; the other again and again.
+    What is larger, the operands of all rows or those of all columns, is read once.
     """
+    first, second = (operand.size for operand in product.operands)
+    return isinstance(first, int) and isinstance(second, int) and second >= first
+
+
+def _nest(
+    function: Function, product: Product, height: int, blocks: int, columns_first: bool
+) -> tuple[Nest, Place]:  # fmt: skip
+    """The loops over tiles, and the index of an entry by its row in the tile, its block of columns and its lane."""
     plan: Plan = product.plan
     shape, lanes = product.shape, plan.lanes
     rows, columns = shape[plan.row_axis], shape[plan.lane_axis]
     others = [axis for axis in range(len(shape)) if axis not in (plan.row_axis, plan.lane_axis)]
     nest = Nest(function, [])
     outer: dict[int, Expr] = {}
-    first, second = (operand.size for operand in product.operands)
-    columns_first = isinstance(first, int) and isinstance(second, int) and second >= first
     leading = others[:1] if plan.reach is not None or not columns_first else []
     tiles = dims.ceil_divide(columns, lanes * blocks)
     outer.update((axis, nest.add(shape[axis])) for axis in leading)
@@ -169,15 +179,59 @@ def _nest(function: Function, product: Product, height: int, blocks: int) -> tup
     return nest, place
 
 
-def _tile(rows: Dimension, columns: Dimension, plan: Plan, *, wide: bool) -> tuple[int, int]:
-    return tile(rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise, wide=wide)
+def _choice(function: Function, product: Product) -> tuple[int, int, bool]:
+    """Rows and blocks of a tile, and whether to go through columns outside of rows."""
+    plan: Plan = product.plan
+    rows, columns = (product.shape[axis] for axis in (plan.row_axis, plan.lane_axis))
+    ranked = tiles(
+        rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise,
+        wide=expression_type(product.element).endswith("64"),
+    )  # fmt: skip
+    order = _columns_first(product)
+    height, blocks, columns_first = choices.pick(
+        (*ranked[0], int(order)), lambda: _question(function, product, ranked, order)
+    )
+    return int(height), int(blocks), bool(columns_first)
+
+
+def _question(
+    function: Function, product: Product, ranked: Sequence[tuple[int, int]], order: bool
+) -> choices.Question | None:  # fmt: skip
+    """How to tile a product, in the kernel that computes it and what follows from it."""
+    plan, root = product.plan, function.root
+    counts = [*product.shape, *plan.extents]
+    if not all(isinstance(extent, int) for extent in counts) or not is_large(dims.product(counts)):
+        return None
+    first = {blocks: k for k, (_, blocks) in reversed(list(enumerate(ranked)))}
+    order_of = sorted(range(len(ranked)), key=lambda k: (k != 0, k not in first.values(), k))[:TRIED]
+    candidates = [(*ranked[k], int(order)) for k in order_of]
+    candidates += [(height, blocks, int(not order)) for height, blocks, _ in candidates[:2]]
+    facts = {
+        "result": choices.described(product), "sum": list(plan.extents), "about": plan.about,
+        "operands": [choices.described(operand) for operand in product.operands],
+        "root": choices.described(root), "then": choices.following(root, product, function.plan.stored),
+    }  # fmt: skip
+
+    def kernel() -> choices.Kernel:
+        made, operands, _ = kernels.build(function.plan, root)
+        return choices.Kernel(made, (*operands, root))
+
+    return choices.Question("tile", facts, tuple(candidates), kernel, dims.product(counts) / plan.lanes)
 
 
 def tile(
     rows: Dimension, columns: Dimension, lanes: int, *,
     multiple: int = 0, lanewise: bool = False, wide: bool = False, most_blocks: int = 8,
 ) -> tuple[int, int]:  # fmt: skip
-    """Rows and blocks of lanes that are accumulated in registers together: those of the least work in all.
+    """Rows and blocks of lanes that are accumulated in registers together: those of the least work in all."""
+    return tiles(rows, columns, lanes, multiple=multiple, lanewise=lanewise, wide=wide, most_blocks=most_blocks)[0]
+
+
+def tiles(
+    rows: Dimension, columns: Dimension, lanes: int, *,
+    multiple: int = 0, lanewise: bool = False, wide: bool = False, most_blocks: int = 8,
+) -> list[tuple[int, int]]:  # fmt: skip
+    """Rows and blocks of lanes that may be accumulated in registers together, those of the least work first.
 
     A step of the reduction loads a vector per block and a number per row, and multiplies each by each; a row or block
     that the result lacks is computed in vain.
@@ -186,19 +240,18 @@ def tile(
     if lanewise:  # what neighbouring rows read overlaps, and is kept too
         registers = min(registers, LATENCY)
     if not isinstance(rows, int) or not isinstance(columns, int):
-        return max(1, min(6, registers // 2)), 1
+        return [(max(1, min(6, registers // 2)), 1)]
     all_blocks = -(-columns // lanes)
-    best, chosen = float("inf"), (1, 1)
+    found: list[tuple[int, int, tuple[int, int]]] = []
     for blocks in range(1, 2 if lanewise else most_blocks + 1):
         if all_blocks % blocks or (multiple and multiple % (lanes * blocks)):
             continue
         for height in range(1, min(rows, registers // blocks) + 1):
-            tiles = -(-rows // height) * (all_blocks // blocks)
+            count = -(-rows // height) * (all_blocks // blocks)
             work = height * blocks
-            cost = tiles * (max(work, (height * (blocks if lanewise else 1) + blocks), LATENCY) + 1)
-            if cost < best or (cost == best and work > chosen[0] * chosen[1]):
-                best, chosen = cost, (height, blocks)
-    return chosen
+            cost = count * (max(work, (height * (blocks if lanewise else 1) + blocks), LATENCY) + 1)
+            found.append((cost, -work, (height, blocks)))
+    return [each for *_, each in sorted(found, key=lambda entry: entry[:2])] or [(1, 1)]
 
 
 def _stored(function: Function, product: Product, place: Place, tile: Expr, height: int, block: int) -> Statement:
@@ -311,8 +364,9 @@ def convolution(
         return load([tirx.Ramp(offset * integer(lanes), integer(1), lanes)])
 
     plan = Plan(
-        1 + spatial, 1, lanes, extents, scalar, vector, each if groups > 1 and not depthwise else 0, reach, depthwise
-    )
+        1 + spatial, 1, lanes, extents, scalar, vector, each if groups > 1 and not depthwise else 0, reach, depthwise,
+        about=("convolution", strides, dilations, groups),
+    )  # fmt: skip
     return Product(shape, kind, [x, weights], plan)
 
 
@@ -353,7 +407,7 @@ def matrices(
         first = broadcast_index(scope, index[:-2], left.shape[:-2], lead)
         return load([*first, index[-2], position[0]])
 
-    plan = Plan(len(shape) - 2, len(shape) - 1, lanes, (count,), scalar, vector)
+    plan = Plan(len(shape) - 2, len(shape) - 1, lanes, (count,), scalar, vector, about=("matrices",))
     return Product(shape, kind, [left, weights], plan)
 
 

@@ -22,13 +22,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from tvm import tirx
 
-from espalier.backends.tvm import machine, products
+from espalier.backends.tvm import choices, fuse, kernels, machine, products
 from espalier.backends.tvm.arithmetic import as_tensor
 from espalier.backends.tvm.frames import Statement, integer, loop, sequence
 from espalier.backends.tvm.kernels import Function, is_large, stored, stored_lanes
 from espalier.backends.tvm.layout import Reach
 from espalier.backends.tvm.numbers import immediate
-from espalier.backends.tvm.tensor import Constant, Expr, Product, Tensor
+from espalier.backends.tvm.tensor import Constant, Expr, Input, Layout, Product, Tensor
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
@@ -406,7 +406,54 @@ def convolution(
     batch = x.shape[0] if isinstance(x.shape[0], int) else 1
     ways = [Way.of(each, batch, w.array.shape, results) for each in FILTERS.values()]
     way = cheapest(ways, direct(batch, w.array.shape, results))
+
+    def ask() -> choices.Question | None:
+        return _question(x, w, results, pads, way)
+
+    chosen = choices.pick(_name(way), ask)
+    if chosen != _name(way):
+        way = Way.named(chosen, batch, w.array.shape, results)
     return None if way is None else _planned(x, w, results, pads, way)
+
+
+DEFINITION: choices.Choice = ("definition",)
+GROUPS = (1.0, 0.5, 2.0)
+"""Times the tiles of a group that the rule chooses: what is measured where choices are."""
+
+
+def _name(way: Way | None) -> choices.Choice:
+    return DEFINITION if way is None else ("transformed", way.filter.results, way.group)
+
+
+def _question(
+    x: Tensor, w: Constant, counts: Sequence[int], pads: Sequence[tuple[int, int]], ruled: Way | None
+) -> choices.Question | None:  # fmt: skip
+    """Whether to compute a convolution by transforms, and by which; measured without what follows from it."""
+    batch, shape = x.shape[0], w.array.shape
+    if not isinstance(batch, int) or machine.current().registers < REGISTERS:
+        return None
+    lanes, steps = machine.current().lanes, direct(batch, shape, counts)
+    if not is_large(int(steps) * lanes):
+        return None
+    plain = [Way.of(each, batch, shape, counts) for each in FILTERS.values()]
+    groups = [(way, max(1, int(way.group * factor))) for factor in GROUPS for way in plain]
+    others = [Way.of(way.filter, batch, shape, counts, group) for way, group in groups]
+    candidates = tuple(dict.fromkeys([_name(ruled), DEFINITION, *map(_name, others)]))
+    facts = {"images": list(x.shape), "weights": list(shape), "results": list(counts), "pads": pads}
+
+    def kernel() -> choices.Kernel:
+        source = Input(x.shape, elements.F32, 0)
+        given = (source, w, counts, (1, 1), pads, (1, 1), 1, elements.F32)
+        product = convolution(*given) or products.convolution(*given)
+        assert product is not None
+        reach = product.plan.reach
+        source.layout = Layout(reach.lanes, reach.pads, reach.fill)
+        if 2 * product.shape[1] >= lanes:
+            product.layout = Layout(lanes, ((0, 0),) * len(counts))
+        made, operands, _ = kernels.build(fuse.Plan([product], {source, *product.operands, product}), product)
+        return choices.Kernel(made, (*operands, product))
+
+    return choices.Question("convolution", facts, candidates, kernel, steps)
 
 
 @dataclass(frozen=True)
@@ -420,8 +467,10 @@ class Way:
     cost: float
 
     @classmethod
-    def of(cls, chosen: Filter, batch: int, shape: Sequence[int], counts: Sequence[int]) -> Way:
-        """For weights of a shape (outputs, channels, 3, 3), and results' extents."""
+    def of(
+        cls, chosen: Filter, batch: int, shape: Sequence[int], counts: Sequence[int], group: int | None = None
+    ) -> Way:  # fmt: skip
+        """For weights of a shape (outputs, channels, 3, 3), and results' extents; with groups of a size if given."""
         lanes = machine.current().lanes
         outputs, channels = shape[:2]
         points = chosen.size**2
@@ -429,7 +478,7 @@ class Way:
         weights = 4 * points * channels * _padded(outputs)
         kept = CACHE if weights > 2 * CACHE else CACHE // 2  # weights that pass by each time should do so less often
         most = max(FEWEST, kept // (4 * points * channels))
-        groups = -(-tiles // most)
+        groups = -(-tiles // (most if group is None else min(group, tiles)))
         group = -(-tiles // groups)
         height, blocks = products.tile(group, outputs, lanes, most_blocks=MOST_BLOCKS)
         step = max(height * blocks, height + blocks, products.LATENCY) + 1
@@ -437,6 +486,11 @@ class Way:
         cost += groups * (READ if weights > 2 * CACHE else READ_NEAR) * weights / (4 * lanes)
         cost += tiles * (chosen.into_cost * -(-channels // lanes) + chosen.back_cost * -(-outputs // lanes))
         return cls(chosen, group, height, blocks, cost)
+
+    @classmethod
+    def named(cls, name: choices.Choice, batch: int, shape: Sequence[int], counts: Sequence[int]) -> Way | None:
+        """What `_name` calls so."""
+        return None if name == DEFINITION else cls.of(FILTERS[int(name[1])], batch, shape, counts, int(name[2]))
 
 
 def direct(batch: int, shape: Sequence[int], counts: Sequence[int]) -> float:

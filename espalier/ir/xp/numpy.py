@@ -331,7 +331,7 @@ def pad(array: Array, pads: Sequence[tuple[int, int]], mode: str = "constant", v
         inner, array = array, np.full(shape, value, array.dtype)  # much faster than numpy's own on small arrays
         array[tuple(slice(before, before + n) for (before, _), n in zip(grow, inner.shape, strict=True))] = inner
     elif any(map(any, grow)):
-        array = np.pad(array, grow, mode=mode)  # type: ignore[call-overload]
+        array = np.pad(array, grow, mode=mode)  # type: ignore[call-overload]  # stubs want a literal
     if any(before < 0 or after < 0 for before, after in pads):
         array = array[
             tuple(

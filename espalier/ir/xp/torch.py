@@ -329,7 +329,7 @@ def flip(array: Array, axis: Axes = None) -> Array:
 
 
 def roll(array: Array, shift: Any, axis: Axes = None) -> Array:
-    return torch.roll(array, shift, axis)  # type: ignore[arg-type]
+    return torch.roll(array, shift, axis)  # type: ignore[arg-type]  # stubs know no None  # its stub knows no None for axes
 
 
 def concat(arrays: Sequence[Array], axis: int = 0) -> Array:

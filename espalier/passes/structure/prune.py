@@ -186,7 +186,7 @@ class Prune(Pass):
             ratio = next((r for pattern, r in patterns if fnmatch.fnmatchcase(unit.name, pattern)), None)
             if ratio is not None:
                 own[unit] = ratio
-        selector = Selector(coupling, scores, self.scope, multiple, own)  # type: ignore[arg-type]
+        selector = Selector(coupling, scores, self.scope, multiple, own)  # type: ignore[arg-type]  # options are plain text, checked
         if self.macs is not None:
             return selector.by_cost(self.macs, costs.macs_with, "multiply–accumulates")
         if self.params is not None:
@@ -231,8 +231,8 @@ def score_units(
         except ImportError:
             message = f"the criterion {criterion.name} runs the model with torch"
             raise InputError("E205", message, hint="pip install 'espalier[torch]'") from None
-        training = criterion.training
-        evidence = gather(coupling, data, criterion.needs, samples=samples, training=training, made_up=made_up)  # type: ignore[arg-type]
+        needs: Any = criterion.needs  # `gather` says which there are; it is behind torch
+        evidence = gather(coupling, data, needs, samples=samples, training=criterion.training, made_up=made_up)
     found: dict[Unit, Scores] = {}
     for position, unit in enumerate(units):
         random = np.random.default_rng([seed, position])

@@ -377,7 +377,9 @@ def masked_fill(s: Scope, z: Pair, mask: Value, value: Any) -> Pair:
 def _equality(s: Scope, x: Any, y: Any) -> Value:
     a = x if isinstance(x, Pair) else None
     b = y if isinstance(y, Pair) else None
-    element = (a or b).element  # type: ignore[union-attr]
+    pair = a or b
+    assert pair is not None  # it is called for complex operands
+    element = pair.element
 
     def split(entry: Any) -> tuple[Value, Value]:
         if isinstance(entry, Pair):

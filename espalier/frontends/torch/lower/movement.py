@@ -77,7 +77,7 @@ def broadcast_in_axes(s: Scope, x: Value, shape: Sequence[Any], axes: Sequence[i
 def slice_(s: Scope, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
     rank = s.rank_of(x)
     start, end = s.dim(0 if start is None else start), s.dim(LAST if end is None else end)
-    return s.slice(x, s.axis(dim, rank), start, end, s.dim(step))  # type: ignore[arg-type]
+    return s.slice(x, s.axis(dim, rank), start, end, s.dim(step))  # type: ignore[arg-type]  # steps are static
 
 
 @lowers("aten.select.int", "aten.select_copy.int")

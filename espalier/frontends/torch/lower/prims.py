@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from espalier.frontends.torch.lower import activation, complex, convolution, creation, elementwise, indexing, movement  # noqa: F401
+from espalier.frontends.torch.lower import (  # noqa: F401  # imported so that they register what `_SAME` names
+    activation,
+    complex,
+    convolution,
+    creation,
+    elementwise,
+    indexing,
+    movement,
+)
 from espalier.frontends.torch.lower.reduction import reduce
 from espalier.frontends.torch.registry import COMPLEX, REAL, lowers, lowers_complex
 from espalier.frontends.torch.scope import Pair, Scope

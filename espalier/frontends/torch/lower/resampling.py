@@ -40,7 +40,8 @@ def resize(
             return found
         # a product that floating point rounds to another side of an integer: the ratio of sizes is as good
         if dims.is_static(shape) and found.shape is not None and dims.is_static(found.shape):
-            s.graph.erase(found.producer)  # type: ignore[arg-type]
+            assert found.producer is not None
+            s.graph.erase(found.producer)
             return s.b.resize(x, None, None, s.sizes(shape), **attributes)
         return s.typed(found, shape)
     return s.b.resize(x, None, None, s.sizes(shape), **attributes)
