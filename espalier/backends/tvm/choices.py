@@ -98,11 +98,12 @@ def pick(ruled: Choice, ask: Callable[[], Question | None]) -> Choice:
 def described(tensor: Tensor) -> list[Any]:
     """A tensor's element, shape and layout, as facts."""
     layout = tensor.layout
-    return [str(tensor.element), list(tensor.shape), None if layout is None else [layout.lanes, *map(list, layout.halo)]]
+    lies = None if layout is None else [layout.lanes, *map(list, layout.halo)]
+    return [str(tensor.element), list(tensor.shape), lies]
 
 
 def following(root: Tensor, product: Tensor, stored: Sequence[Tensor] | set[Tensor]) -> list[Any]:
-    """What a kernel computes from a product: costs and elements of the steps, and the tensors that they read besides."""
+    """What a kernel computes from a product: the steps' costs and elements, and the tensors that they read besides."""
     found: list[Any] = []
     seen: set[Tensor] = set()
     stack = [root]

@@ -79,7 +79,7 @@ class Plan:
 def _written(function: Function, product: Product, plan: Plan) -> Statement:
     shape = product.shape
     dtype, lanes = expression_type(product.element), plan.lanes
-    rows, columns = shape[plan.row_axis], shape[plan.lane_axis]
+    rows = shape[plan.row_axis]
     height, blocks, columns_first = _choice(function, product)
     left, right = (_reads(function, operand) for operand in product.operands)
     nest, place = _nest(function, product, height, blocks, columns_first)
