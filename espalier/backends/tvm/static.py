@@ -268,7 +268,10 @@ def _with_pointers(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[Own]]:
         pointers.append(_pointer(buffer, len(pointers)))
         return tirx.DeclBuffer(buffer, data=pointers[-1])
 
-    body = sequence([*declared, hoisted(function.body), tirx.Return(tirx.IntImm("int32", 0))])
+    # TVM tells LLVM that buffers of different names never overlap, which holds within one kernel; across kernels their
+    # places are used again. So none may become part of `main`, which is what this intrinsic prevents, and all it does.
+    apart = tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.localescape"))
+    body = sequence([apart, *declared, hoisted(function.body), tirx.Return(tirx.IntImm("int32", 0))])
     for key in ("device_type", "device_id"):  # what a thread's buffers are asked for with
         body = tirx.AttrStmt("default", key, tirx.IntImm("int32", CPU[key]), body)
     return tirx.PrimFunc(pointers, body, ret_type=INT32, attrs=_attributes()), own

@@ -157,6 +157,25 @@ def test_large_buffers_of_kernels_lie_in_the_arena() -> None:
     assert "TVMBackendAllocWorkspace" not in compiled.executable.inspect_source("ll")
 
 
+def test_small_kernels_are_not_taken_apart_by_the_optimizer() -> None:
+    """Places of the arena are used again: a kernel may not read one before another has written it there."""
+    rng = np.random.default_rng(0)
+
+    def scores(b: Builder, x: Value) -> Value:
+        q, k = (
+            b.transpose(
+                b.reshape(b.matmul(x, rng.normal(size=(5, 12)).astype("f4")), np.array([0, 6, 3, 4])), perm=perm
+            )
+            for perm in ([0, 2, 1, 3], [0, 2, 3, 1])
+        )
+        return b.softmax(b.matmul(q, k), axis=-1)
+
+    compiled = agree(scores, "f32[1, 6, 5]")
+    library = compiled.executable.inspect_source("ll")
+    calls = [line for line in library.splitlines() if " call " in line and "@_internal_kernel" in line]
+    assert len(calls) >= 5
+
+
 def test_inputs_need_no_alignment_beyond_their_elements() -> None:
     import tvm
     import tvm_ffi
