@@ -1,4 +1,4 @@
-"""Load and run artifacts. Needs numpy, safetensors and apache-tvm-ffi; neither the compiler nor torch nor onnx.
+"""Load and run artifacts. Needs numpy and apache-tvm-ffi; neither the compiler nor torch nor onnx.
 
     model = espalier.runtime.load("resnet.espalier")
     outputs = model({"input": images})        # arrays by name

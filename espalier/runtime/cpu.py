@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def check_device(device: DeviceSpec) -> None:
         raise ArtifactError(
             "E707", f"cannot tell whether this processor has {', '.join(device.instructions)}, which the artifact needs"
         )
-    missing = [name for name in device.instructions if not _has(name, present)]
+    missing = lacking(device.instructions)
     if missing:
         raise ArtifactError(
             "E707",
@@ -104,11 +105,12 @@ def check_device(device: DeviceSpec) -> None:
         )
 
 
-def _has(name: str, present: frozenset[str]) -> bool:
-    wanted = plain(name)
-    if wanted in present:
-        return True
-    return KERNEL_NAMES.get(wanted, wanted) in present
+def lacking(names: Iterable[str]) -> list[str]:
+    """Those of some instruction sets, by LLVM's names, that the kernel does not tell of; none if it tells nothing."""
+    present = instruction_sets()
+    if present is None:
+        return []
+    return [name for name in names if not {plain(name), KERNEL_NAMES.get(plain(name), "")} & present]
 
 
 def permit_tiles(instructions: tuple[str, ...]) -> None:

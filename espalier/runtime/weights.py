@@ -62,7 +62,8 @@ def load_weights(files: ArtifactFiles, section: WeightsSection) -> list[Array]:
 def load_block(files: ArtifactFiles, section: WeightsSection) -> tuple[Array, list[int]]:
     """The bytes of the weights in order, each at the next multiple of ALIGNMENT, and where each starts.
 
-    They are read straight to where they stay: nothing else of the weights' size is ever in memory.
+    They are read straight to where they stay, which the package safetensors has no way to do: nothing else of the
+    weights' size is ever in memory.
 
     Raises:
         ArtifactError: E711: a tensor is missing or differs from the manifest.

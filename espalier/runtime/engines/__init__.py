@@ -39,5 +39,5 @@ def load(files: ArtifactFiles, threads: int) -> Engine:
     return cast(Engine, module.load(files, threads))
 
 
-PACKAGES = {"tvm_ffi": "apache-tvm-ffi", "safetensors": "safetensors", "onnxruntime": "onnxruntime"}
+PACKAGES = {"tvm_ffi": "apache-tvm-ffi", "onnxruntime": "onnxruntime"}
 """The distribution that provides a module."""

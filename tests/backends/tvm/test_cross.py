@@ -381,3 +381,10 @@ def test_the_baseline_runs_on_an_old_processor(tmp_path: Path) -> None:
     check_emulated(artifacts, "x86_64", "Nehalem", tmp_path)
     done = run_emulated([compiled("convolutions", "x86-64-v3", tmp_path)], "x86_64", "Nehalem", tmp_path)
     assert done.returncode == -signal.SIGILL
+
+
+def test_the_host_has_no_instruction_set_that_its_system_hides(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = build.instruction_sets(build.host_target(1))
+    hidden = here[-1]
+    monkeypatch.setattr(build, "lacking", lambda names: [name for name in names if name == hidden])
+    assert build.instruction_sets(build.host_target.__wrapped__(1)) == here[:-1]
