@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import signal
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from numpy.typing import NDArray
 
 import espalier
 from espalier import frontends, runtime
-from espalier.backends.base import Emission
+from espalier.backends.base import Emission, Tunable, Tuning
 from espalier.backends.base import backend as find_backend
 from espalier.cost.device import Device
 from espalier.cost.device import device as find_device
@@ -42,6 +46,8 @@ class Artifact:
     score: Score | None = None
     agreement: str = "not checked"
     """How the artifact's outputs compare with the original model's."""
+    tuning: Mapping[str, Any] | None = None
+    """What was measured, if that was asked for."""
 
     @property
     def hash(self) -> str:
@@ -67,6 +73,7 @@ class Artifact:
             "device": self.manifest.device.name,
             "agreement": self.agreement,
             "score": None if self.score is None else {**self.score.__dict__, "drop": self.score.drop},
+            "tuning": self.tuning,
             "report": self.report.to_json(),
         }
 
@@ -81,6 +88,12 @@ class Artifact:
                 *(f"    {said}" for said in p.details.get("summary", ())),
             )
         ]
+        if self.tuning is not None:
+            t, changed = self.tuning, len(self.manifest.options.get("choices", ()))
+            lines.append(
+                f"tuning: {t['kernels']} kernels, {t['measured']} measured in {t['seconds']:.0f} s and {t['known']} "
+                f"before{', interrupted' * t['interrupted']}; {changed} are not as the rules choose"
+            )
         lines += [f"passes: the model {self.report.whole_model}", f"artifact: {self.agreement}"]
         if self.score is not None:
             s = self.score
@@ -111,6 +124,9 @@ def compile(
     printer: Callable[[str], None] = print,
     dump: Path | None = None,
     trust: bool = False,
+    tune: float | None = None,
+    choices: str | Path | None = None,
+    threads: int | None = None,
 ) -> Artifact:
     """Compile a model for a device, and write an artifact.
 
@@ -129,6 +145,11 @@ def compile(
         verify: how closely passes are checked, and (unless "none") that the artifact agrees with the model, if this
             machine can run it.
         seed: seed of everything random.
+        tune: seconds to measure how kernels are computed fastest on this machine; with 0, only what is known from
+            earlier is taken. None: the backend's rules choose. Ctrl-C ends the measuring, and a second one all.
+        choices: the database of what was measured; by default one in the user's cache, or the one that the
+            environment variable ESPALIER_CHOICES names.
+        threads: with how many threads kernels are measured; as many as there are cores by default.
 
     Raises:
         InputError: the model, the options or the data are wrong (exit code 2).
@@ -145,6 +166,9 @@ def compile(
     target = find_device(device)
     chosen = backend or target.backend
     emitter = find_backend(chosen)
+    asked = _tuning(tune, choices, threads, target)
+    if asked is not None and not isinstance(emitter, Tunable):
+        raise InputError("E201", f"the backend {chosen} has nothing to tune", hint="Leave --tune out.")
     sequence = [*find_pipeline(pipeline), *map(parse_spec, passes)]
 
     options = {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes, "trust": trust or None}
@@ -161,6 +185,10 @@ def compile(
     manager = PassManager(sequence, verify, seed, stop_after, print_after, printer, dump, dataset, target)
     report = manager.run(graph)
 
+    tuned = None
+    if asked is not None and isinstance(emitter, Tunable):
+        with _interruptible(printer) as stopped:
+            tuned = emitter.tune(clone(graph), target, replace(asked, stopped=stopped))
     with tempfile.TemporaryDirectory(prefix="espalier-") as work:
         emission = emitter.emit(clone(graph), target, Path(work))
         manifest = _manifest(original, emission, target, report, made_by)
@@ -183,7 +211,47 @@ def compile(
             score = gate.score(reference_runner(original), artifact_runner(staged), dataset)
             manifest = replace(manifest, evaluation={**score.__dict__})
         manifest = write_artifact(output, manifest, {name: staged / name for name in manifest.files})
-    return Artifact(Path(output), manifest, report, score, agreement)
+    return Artifact(Path(output), manifest, report, score, agreement, tuned)
+
+
+def _tuning(seconds: float | None, database: str | Path | None, threads: int | None, device: Device) -> Tuning | None:
+    """What to measure; None: nothing. Raises InputError E201 for wrong options, E234 for other machines' devices."""
+    if seconds is None:
+        for name, value in (("choices", database), ("threads", threads)):
+            if value is not None:
+                raise InputError("E201", f"{name} is about tuning, which `tune` (--tune) asks for")
+        return None
+    if not 0 <= seconds < math.inf:
+        raise InputError("E201", f"tuning takes a number of seconds from 0 on, not {seconds}")
+    if threads is not None and threads < 1:
+        raise InputError("E201", f"threads must be at least 1, not {threads}")
+    if (device.kind, device.architecture, device.instruction_sets) != ("cpu", "host", "host"):
+        raise InputError(
+            "E234", f"kernels for the device {device.name} cannot be measured on this machine",
+            hint="Leave --tune out, or compile for the device cpu where the artifact runs.",
+        )  # fmt: skip
+    return Tuning(float(seconds), None if database is None else Path(database), threads)
+
+
+@contextlib.contextmanager
+def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed inside. A second time it ends the program as usual."""
+    pressed: list[int] = []
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
+        yield lambda: False
+        return
+
+    def press(number: int, _: Any) -> None:
+        signal.signal(signal.SIGINT, usual)
+        pressed.append(number)
+        say("tuning ends here; compiling with what was measured (Ctrl-C again ends that, too)")
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _manifest(graph: Graph, emission: Emission, device: Device, report: Report, made_by: Mapping[str, Any]) -> Manifest:
@@ -205,7 +273,7 @@ def _manifest(graph: Graph, emission: Emission, device: Device, report: Report, 
         backend=dict(emission.section),
         passes=tuple(records),
         source={"graph": structural_hash(graph), "name": graph.name},
-        options=dict(made_by),
+        options={**made_by, **emission.options},
         seeds={"seed": made_by["seed"]},
         versions={"espalier": espalier.__version__, **emission.versions},
     )

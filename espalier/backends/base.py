@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from espalier import plugins
 from espalier.cost.device import Device
@@ -30,6 +30,8 @@ class Emission:
     """Whether it holds machine code."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Packages whose version the result depends on."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the result depends on besides graph and device, as plain JSON values."""
 
 
 class Backend(Protocol):
@@ -39,6 +41,32 @@ class Backend(Protocol):
         """Write what the artifact needs into `folder`. The graph is the backend's to change.
 
         Raises UnsupportedError, naming node and source, for what it can't emit.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How kernels are to be measured."""
+
+    seconds: float
+    """What that may take; with 0, what is known is taken, and nothing is measured."""
+    database: Path | None = None
+    """The file of what is known; None: the user's own."""
+    threads: int | None = None
+    """How many run a kernel; None: as many as the runtime takes by default."""
+    stopped: Callable[[], bool] = lambda: False
+    """Asked again and again: whether to end now, and keep what was measured."""
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """A backend that can choose by measurements."""
+
+    def tune(self, graph: Graph, device: Device, tuning: Tuning) -> Mapping[str, Any]:
+        """Measure, on this machine, what `emit` then goes by; tells what was done, as plain JSON values.
+
+        Raises InputError E235 if the database can't be used, UnsupportedError for what can't be emitted.
         """
         ...
 

@@ -20,7 +20,7 @@ from cyclopts import App, CycloptsError
 
 from espalier import __version__
 from espalier.cli.editing import grow, prune, recover
-from espalier.cli.options import Flag, Json, MaxDrop, Metric, Output, Seed, Several, Source, Trust
+from espalier.cli.options import Flag, Json, MaxDrop, Metric, Output, Seed, Several, Source, Trust, seconds
 from espalier.cli.output import plain, show, write
 from espalier.errors import InputError, InternalError, Interruption
 from espalier.runtime.errors import EspalierError
@@ -53,6 +53,9 @@ def compile_(
     stop_after: int | None = None,
     print_after: Several = (),
     dump: Path | None = None,
+    tune: str | None = None,
+    choices: Path | None = None,
+    threads: int | None = None,
     trust: Trust = False,
     json: Json = False,
 ) -> None:
@@ -82,6 +85,12 @@ def compile_(
         Print the graph after these passes.
     dump
         Folder for the graph when a pass fails.
+    tune
+        Measure for so long (60s, 2m) how kernels are computed fastest here; 0s takes what was measured before.
+    choices
+        The file of what was measured; one in the user's cache by default.
+    threads
+        Measure with so many threads; as many as there are cores by default.
     """
     from espalier.driver import compile as compile_model
 
@@ -89,6 +98,7 @@ def compile_(
         model, device=device, backend=backend, output=output, pipeline=pipeline, passes=passes, data=data,
         budget=budget, metric=metric, max_drop=max_drop, verify=verify, seed=seed, stop_after=stop_after,
         print_after=print_after, printer=lambda text: print(plain(text), file=sys.stderr), dump=dump, trust=trust,
+        tune=None if tune is None else seconds(tune), choices=choices, threads=threads,
     )  # fmt: skip
     show(artifact.to_json(), json, artifact.summary())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -31,6 +32,18 @@ Metric: TypeAlias = Annotated[
     str,
     Parameter(help="What is measured on the data: top-1, f1 or rmse with labels, or agreement with the original."),
 ]
+
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def seconds(text: str) -> float:
+    """Seconds of a duration such as 60s, 2m or 90. Raises InputError E201."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip())
+    if found is None or found[2] not in UNITS:
+        from espalier.errors import InputError
+
+        raise InputError("E201", f"{text!r} is no duration", hint="Write 60s, 2m or 0s, for example.")
+    return float(found[1]) * UNITS[found[2]]
 
 
 @Parameter(name="*")  # each field is an option of the verb itself

@@ -168,6 +168,20 @@ declare(
 )
 declare(
     InputError,
+    "E234",
+    "this device cannot be measured here",
+    "Choices are measured by running kernels, on the very machine that the artifact is for.",
+    "Leave `--tune` out, or compile for the device `cpu` on such a machine.",
+)
+declare(
+    InputError,
+    "E235",
+    "the database of measured choices cannot be used",
+    "The file is damaged, is something else, is not there, or cannot be read or written.",
+    "Remove it, which loses what was measured, or name another one with `--choices`.",
+)
+declare(
+    InputError,
     "E301",
     "the text form of a graph cannot be parsed",
     "The text is not what the printer writes.",

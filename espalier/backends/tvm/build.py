@@ -21,6 +21,7 @@ from espalier.errors import EspalierError, InputError, InternalError, Unsupporte
 from espalier.ir.execute import check_inputs
 from espalier.ir.graph import Graph, constant_value
 from espalier.ir.inference import infer_node
+from espalier.runtime.cpu import lacking
 
 Array = np.ndarray[Any, Any]
 _ = lowerings
@@ -113,9 +114,15 @@ def _viewed(tensor: Any, dtype: str) -> Any:
 
 @cache
 def host_target(threads: int) -> Any:
-    """The target for the machine that compiles, by the name that LLVM has for its processor."""
+    """The target for the machine that compiles, by the name that LLVM has for its processor.
+
+    Without what only the name stands for: some instruction sets are hidden by the system (amx-fp16, avxifma), and then
+    no artifact that needs them could be loaded.
+    """
     cpu = tvm.get_global_func("target.llvm_get_system_cpu")()
-    return tvm.target.Target({"kind": "llvm", "mcpu": str(cpu), "mtriple": cross.triple("host"), "num-cores": threads})
+    base = {"kind": "llvm", "mcpu": str(cpu), "mtriple": cross.triple("host"), "num-cores": threads}
+    hidden = lacking(instruction_sets(tvm.target.Target(base)))
+    return tvm.target.Target({**base, "mattr": [f"-{name}" for name in hidden]} if hidden else base)
 
 
 KNOWN_SETS = (
@@ -196,11 +203,8 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
     Raises UnsupportedError, naming node and source, for what can't be emitted.
     """
     chosen = tvm.target.Target(dict(target)) if target is not None else host_target(threads or os.cpu_count() or 1)
-    with machine.made_for(machine.of(instruction_sets(chosen))):
-        inputs, outputs = trace.trace(graph)
+    made = written(graph, chosen)
     try:
-        with machine.made_for(machine.of(instruction_sets(chosen))):
-            made = (static if _is_static(graph) else module).write(inputs, outputs)
         with chosen:
             if isinstance(made, static.StaticModule):
                 arena, executable = made.arena, tirx.build(made.functions, chosen, pipeline="espalier")
@@ -213,6 +217,21 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
         raise InternalError("E902", f"TVM failed on a module that we wrote: {error}") from error
     weights = [numbers.buffer_array(tensor.array, tensor.element) for tensor in made.weights]
     return Compiled(executable, chosen, weights, graph, arena)
+
+
+def written(graph: Graph, target: Any) -> static.StaticModule | module.Module:
+    """The functions of a graph, for a target, as TVM takes them.
+
+    Raises UnsupportedError, naming node and source, for what can't be emitted.
+    """
+    with machine.made_for(machine.of(instruction_sets(target))):
+        inputs, outputs = trace.trace(graph)
+        try:
+            return static.write(inputs, outputs) if _is_static(graph) else module.write(inputs, outputs)
+        except EspalierError:
+            raise
+        except Exception as error:
+            raise InternalError("E902", f"TVM failed on a module that we wrote: {error}") from error
 
 
 def _is_static(graph: Graph) -> bool:

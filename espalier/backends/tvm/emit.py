@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from espalier.backends.base import Emission
-from espalier.backends.tvm import build, cross
+from espalier.backends.base import Emission, Tuning
+from espalier.backends.tvm import build, choices, cross, tuning
 from espalier.cost.device import Device
+from espalier.cost.measured import Database, default_path
 from espalier.errors import UnsupportedError
 from espalier.ir import Graph
 from espalier.ir.elements import from_dtype
@@ -27,6 +30,32 @@ class TvmBackend:
     tuple of the outputs. Constants of at most `module.EMBEDDED_BYTES` lie in the library.
     """
 
+    def __init__(self) -> None:
+        self._choices: choices.Choices | None = None
+
+    def tune(self, graph: Graph, device: Device, asked: Tuning) -> Mapping[str, Any]:
+        """Measure the graph's kernels, and go by what is known of them from then on.
+
+        Raises InputError E235 if the database can't be used, UnsupportedError for what can't be emitted.
+        """
+        start, path = time.perf_counter(), asked.database or default_path()
+        threads = asked.threads or len(os.sched_getaffinity(0))
+        target = build.host_target(os.cpu_count() or 1)
+        if asked.seconds == 0 and asked.database is None and not path.exists():
+            found = tuning.Tuning()
+        else:
+            database = Database(path, create=asked.seconds > 0)
+            try:
+                found = tuning.tune(graph, target, threads, database, asked.seconds, asked.stopped)
+            finally:
+                database.close()
+        self._choices = choices.Choices(found.answers)
+        return {
+            "kernels": found.questions, "measured": found.measured, "known": found.known,
+            "interrupted": found.interrupted, "threads": threads, "database": str(path),
+            "seconds": round(time.perf_counter() - start, 1),
+        }  # fmt: skip
+
     def emit(self, graph: Graph, device: Device, folder: Path) -> Emission:
         """Write library, weights and runtime into `folder`.
 
@@ -39,7 +68,8 @@ class TvmBackend:
         target = None if device.instruction_sets == "host" else build.target_with(asked, device.architecture)
         cross.linker(cross.triple(device.architecture))  # what is missing is said before the work
         runtime = cross.runtime_library(device.machine, folder)
-        compiled = build.build(graph, target=target, threads=os.cpu_count())
+        with nullcontext() if self._choices is None else choices.using(self._choices):
+            compiled = build.build(graph, target=target, threads=os.cpu_count())
         compiled.save(folder / LIBRARY)
         files: dict[str, Path] = {LIBRARY: folder / LIBRARY, RUNTIME_LIBRARY: runtime}
         section: dict[str, Any] = {"library": LIBRARY, "runtime": RUNTIME_LIBRARY, "entry": "main", "weights": None}
@@ -56,6 +86,8 @@ class TvmBackend:
             section["arena"] = {"bytes": compiled.arena.bytes, "lower_bound": compiled.arena.lower_bound}
         versions = {package: importlib.metadata.version(package) for package in ("apache-tvm", "apache-tvm-ffi")}
         sets = tuple(dict.fromkeys([*build.instruction_sets(compiled.target), *asked]))
+        taken = {} if self._choices is None else {key: list(each) for key, each in sorted(self._choices.taken.items())}
         return Emission(
-            engine="tvm", files=files, section=section, instruction_sets=sets, native=True, versions=versions
-        )
+            engine="tvm", files=files, section=section, instruction_sets=sets, native=True, versions=versions,
+            options={"choices": taken} if taken else {},
+        )  # fmt: skip

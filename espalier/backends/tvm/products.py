@@ -33,8 +33,8 @@ FEW_ROWS = 4
 """Rows from which on it pays to pack the other matrix when the model runs."""
 LATENCY = 8
 """Vectors that must be accumulated at once to hide how long an addition takes."""
-TRIED = 6
-"""Tiles that are measured where choices are, besides those in the other order."""
+TRIED = 5
+"""Tiles that are measured where choices are, besides the first in the other order."""
 
 Load: TypeAlias = Callable[[Sequence[Expr]], Expr]
 """Reads an entry of an operand by its index, or some along the last axis of its buffer by a ramp."""
@@ -205,7 +205,7 @@ def _question(
     first = {blocks: k for k, (_, blocks) in reversed(list(enumerate(ranked)))}
     order_of = sorted(range(len(ranked)), key=lambda k: (k != 0, k not in first.values(), k))[:TRIED]
     candidates = [(*ranked[k], int(order)) for k in order_of]
-    candidates += [(height, blocks, int(not order)) for height, blocks, _ in candidates[:2]]
+    candidates.append((*ranked[0], int(not order)))
     facts = {
         "result": choices.described(product), "sum": list(plan.extents), "about": plan.about,
         "operands": [choices.described(operand) for operand in product.operands],

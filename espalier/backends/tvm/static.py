@@ -108,7 +108,7 @@ class Writer:
         over = self._in_place(number, root, function, operands)
         if over is not None:
             self.shares[root] = _base(operands[over])
-        function, own = _with_pointers(function)
+        function, own = with_pointers(function)
         touched = [*operands, *made, *own]
         self.steps.append(Step(self._added(function), touched, touched))
 
@@ -120,7 +120,7 @@ class Writer:
         source, target = (tirx.decl_buffer([count], dtype, name=name) for name in ("x", "y"))
         place = tirx.Var("i", "int64")
         body = loop(place, count, tirx.BufferStore(target, tirx.BufferLoad(source, [place]), [place]))
-        function, _ = _with_pointers(tirx.PrimFunc([source, target], body, attrs=_attributes()))
+        function, _ = with_pointers(tirx.PrimFunc([source, target], body, attrs=attributes()))
         self.steps.append(Step(self._added(function), [tensor, number], [tensor]))
 
     def _added(self, function: tirx.PrimFunc) -> Any:
@@ -166,21 +166,21 @@ class Writer:
         starts = list(accumulate((memory.rounded(_size(weight)) for weight in weights), initial=0))
         block = tirx.decl_buffer([integer(max(starts[-1], 1))], "uint8", name="weights")
         room = tirx.decl_buffer([integer(max(arena.bytes, 1))], "uint8", name="arena")
-        taken = [_buffer(tensor, f"input{k}") for k, tensor in enumerate(self.inputs)]
-        given = [_buffer(tensor, f"output{k}") for k, tensor in enumerate(self.results)]
-        places: dict[Any, Expr] = {tensor: _address(buffer) for tensor, buffer in zip(self.inputs, taken, strict=True)}
-        places.update((tensor, _address(given[number])) for tensor, number in self.given.items())
-        places.update((holder, _address(room, at)) for holder, at in zip(spans, arena.offsets, strict=True))
-        places.update((weight, _address(block, at)) for weight, at in zip(weights, starts, strict=False))
+        taken = [parameter(tensor, f"input{k}") for k, tensor in enumerate(self.inputs)]
+        given = [parameter(tensor, f"output{k}") for k, tensor in enumerate(self.results)]
+        places: dict[Any, Expr] = {tensor: address(buffer) for tensor, buffer in zip(self.inputs, taken, strict=True)}
+        places.update((tensor, address(given[number])) for tensor, number in self.given.items())
+        places.update((holder, address(room, at)) for holder, at in zip(spans, arena.offsets, strict=True))
+        places.update((weight, address(block, at)) for weight, at in zip(weights, starts, strict=False))
         calls = [
-            _call(step.callee, [
-                _address(given[argument]) if isinstance(argument, int) else places[self._holder(argument)]
+            called(step.callee, [
+                address(given[argument]) if isinstance(argument, int) else places[self._holder(argument)]
                 for argument in step.arguments
             ])
             for step in self.steps
         ]  # fmt: skip
         parameters = [*taken, *[block] * bool(weights), *[room] * bool(arena.bytes), *given]
-        main = tirx.PrimFunc(parameters, sequence([*calls, tirx.Evaluate(integer(0))]), attrs=_attributes("main"))
+        main = tirx.PrimFunc(parameters, sequence([*calls, tirx.Evaluate(integer(0))]), attrs=attributes("main"))
         functions = {**self.functions, tvm.ir.GlobalVar("main"): main}
         return StaticModule(tvm.IRModule(functions), weights, arena)
 
@@ -216,29 +216,29 @@ def _bytes(dtype: str) -> int:
     return 1 if dtype == "bool" else int(np.dtype(dtype).itemsize)
 
 
-def _buffer(tensor: Tensor, name: str) -> Expr:
+def parameter(tensor: Tensor, name: str) -> Expr:
     """A parameter of `main`, from which no alignment is asked beyond that of its entries."""
     dtype = numbers.buffer_type(tensor.element)
     return tirx.decl_buffer(list(map(integer, _extents(tensor))), dtype, name=name, data_alignment=_bytes(dtype))
 
 
-def _address(buffer: Expr, offset: int = 0) -> Expr:
+def address(buffer: Expr, offset: int = 0) -> Expr:
     rank = len(buffer.shape)
     return tirx.address_of(tirx.BufferLoad(buffer, [integer(0)] * (rank - 1) + [integer(offset)] * bool(rank)))
 
 
-def _attributes(symbol: str | None = None) -> Any:
+def attributes(symbol: str | None = None) -> Any:
     named = {} if symbol is None else {"global_symbol": symbol}
     return tvm.ir.make_node("ir.DictAttrs", **{"tirx.noalias": True, **named})
 
 
-def _call(callee: Any, arguments: Sequence[Expr]) -> Any:
+def called(callee: Any, arguments: Sequence[Expr]) -> Any:
     """A call, and the return if it fails."""
     failed = tvm.ir.Call(callee, list(arguments), ret_ty=INT32) != tirx.IntImm("int32", 0)
     return tirx.IfThenElse(failed, tirx.Evaluate(tirx.tvm_throw_last_error()), None)
 
 
-def _with_pointers(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[Own]]:
+def with_pointers(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[Own]]:
     """A function of pointers instead of buffers.
 
     Its own buffers that are too large for the stack become parameters, too, unless each thread needs one.
@@ -274,7 +274,7 @@ def _with_pointers(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[Own]]:
     body = sequence([apart, *declared, hoisted(function.body), tirx.Return(tirx.IntImm("int32", 0))])
     for key in ("device_type", "device_id"):  # what a thread's buffers are asked for with
         body = tirx.AttrStmt("default", key, tirx.IntImm("int32", CPU[key]), body)
-    return tirx.PrimFunc(pointers, body, ret_type=INT32, attrs=_attributes()), own
+    return tirx.PrimFunc(pointers, body, ret_type=INT32, attrs=attributes()), own
 
 
 def _pointer(buffer: Expr, number: int) -> Expr:

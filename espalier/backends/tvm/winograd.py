@@ -444,7 +444,9 @@ def _question(
     def kernel() -> choices.Kernel:
         source = Input(x.shape, elements.F32, 0)
         given = (source, w, counts, (1, 1), pads, (1, 1), 1, elements.F32)
-        product = convolution(*given) or products.convolution(*given)
+        product = convolution(*given)
+        if product is None:
+            product = products.convolution(*given)
         assert product is not None
         reach = product.plan.reach
         source.layout = Layout(reach.lanes, reach.pads, reach.fill)
