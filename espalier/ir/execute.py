@@ -24,11 +24,11 @@ def execute(
     inputs: Mapping[str, Any] | Sequence[Any],
     xp: Any = numpy_xp,
     *,
-    observe: Callable[[Node, Sequence[Any]], None] | None = None,
+    observe: Callable[[Node, Sequence[Any]], Sequence[Any] | None] | None = None,
 ) -> list[Any]:
     """Run a graph on arrays, by input name or in order, and return its outputs as arrays of `xp`.
 
-    `observe` is told the results of each node. Values are dropped after their last use. Raises InputError for inputs
+    `observe` is told the results of each node; what it returns, if anything, takes their place. Values are dropped after their last use. Raises InputError for inputs
     that don't fit the declared types, and EspalierError subclasses naming the node for what can't be run.
     """
     if isinstance(inputs, Mapping):
@@ -131,7 +131,7 @@ class Region:
 
     graph: Graph
     xp: Any
-    observe: Callable[[Node, Sequence[Any]], None] | None
+    observe: Callable[[Node, Sequence[Any]], Sequence[Any] | None] | None
     node: Node | None = None
     allowance: Allowance | None = None
 
@@ -150,7 +150,7 @@ def run(
     graph: Graph,
     arrays: Sequence[Any],
     xp: Any = numpy_xp,
-    observe: Callable[[Node, Sequence[Any]], None] | None = None,
+    observe: Callable[[Node, Sequence[Any]], Sequence[Any] | None] | None = None,
     allowance: Allowance | None = None,
 ) -> list[Any]:
     """`execute` without the checks of the inputs, within an allowance if one is given."""
@@ -162,7 +162,7 @@ def _run(
     graph: Graph,
     arrays: Sequence[Any],
     xp: Any,
-    observe: Callable[[Node, Sequence[Any]], None] | None,
+    observe: Callable[[Node, Sequence[Any]], Sequence[Any] | None] | None,
     allowance: Allowance | None,
 ) -> list[Any]:
     store: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
@@ -190,7 +190,8 @@ def _run(
             raise
         results = found if isinstance(found, tuple) else (found,)
         if observe is not None:
-            observe(node, results[: len(node.results)])
+            changed = observe(node, results[: len(node.results)])
+            results = results if changed is None else tuple(changed)
         for value, result in zip(node.results, results, strict=False):
             if value.uses:
                 store[value] = result

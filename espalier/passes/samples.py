@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from espalier.errors import EspalierError, InputError
-from espalier.ir import Graph, TensorType, Value
+from espalier.ir import Graph, Node, TensorType, Value
 from espalier.ir.dims import Dim, Dimension, substitute, symbols
 from espalier.ir.elements import Element
 from espalier.ir.execute import Allowance, run
@@ -270,19 +270,38 @@ def _extent(dim: Dimension, binding: Mapping[str, int]) -> int:
     return found if isinstance(found, int) else 1
 
 
+ROUNDING = 2.0**-22
+"""How far rounding may move a result, relative to the largest element: a few last bits of f32."""
+
+
 def sensitivity(
     graph: Graph, inputs: Sequence[Any], wanted: Sequence[Any], position: int, seed: int, change: float = 2.0**-16
 ) -> float:
-    """How far an output moves, relative to its largest element, when the inputs change by a few last bits.
+    """How far an output moves, relative to its largest element, when inputs and what is computed change by a few bits.
 
-    Where a model rounds, a sum in another order can land on the next step; the model itself does no better.
+    Where a model rounds, a sum in another order can land on the next step; the model itself does no better. Quantized
+    inputs hide their own changes, so that results change on the way, too, by what rounding them to f32 may change.
 
     Args:
         change: of the inputs: the standard deviation relative to each number.
     """
     rng, worst = np.random.default_rng(seed), 0.0
+
+    def rounded(node: Node, results: Sequence[Any]) -> Sequence[Any]:
+        return [
+            (a + ROUNDING * np.max(np.abs(a)) * rng.standard_normal(a.shape)).astype(a.dtype) if _real(a) else a
+            for a in results
+        ]
+
     for _ in range(3):
         noise = [1 + change * rng.standard_normal(a.shape) for a in inputs]
         moved = [a * e.astype(a.dtype) if a.dtype.kind == "f" else a for a, e in zip(inputs, noise, strict=True)]
         worst = max(worst, disagreement(wanted[position], run(graph, moved)[position])[0])
+        inner = disagreement(wanted[position], run(graph, inputs, observe=rounded)[position])[0]
+        worst = max(worst, inner if np.isfinite(inner) else 0.0)
     return worst
+
+
+def _real(a: Any) -> bool:
+    """Whether it holds data in 32 bits or more: numbers of rank below 2 may say shapes and scales."""
+    return isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.dtype.itemsize >= 4 and a.ndim > 1 and a.size > 0

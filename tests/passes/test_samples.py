@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from espalier.ir import Builder, Graph
+from espalier.ir.execute import execute
 from espalier.ir.types import parse
-from espalier.passes.samples import SAMPLES, NoSample, try_graph, try_sizes
+from espalier.passes.samples import SAMPLES, NoSample, sensitivity, try_graph, try_sizes
 from espalier.train.data import Data
 
 
@@ -77,3 +78,19 @@ def test_integers_that_divide_are_not_0() -> None:
     graph.set_outputs([builder.div(x, divisor)], ["y"])
     trial = try_graph(graph, seed=0)
     assert trial.inputs[1].min() == 1 and trial.outputs[0].tolist() == (trial.inputs[0] // trial.inputs[1]).tolist()
+
+
+def test_a_tie_behind_quantized_inputs_counts_as_sensitive() -> None:
+    """The mean of two neighbouring steps lies on the border between them, whatever the input's last bits are."""
+    graph = Graph()
+    b = Builder(graph)
+    x = b.input(parse("f32[2, 2]"), "x")
+    step, zero = np.float32(0.1), np.uint8(0)
+    quantized = b.dequantize(b.quantize(x, step, zero), step, zero)
+    mean = b.reduce_mean(quantized, np.array([1]), keepdims=1)
+    graph.set_outputs([b.dequantize(b.quantize(mean, step, zero), step, zero)])
+    inputs = [np.array([[0.3, 0.4], [0.7, 0.2]], np.float32)]
+    wanted = execute(graph, inputs)
+    assert sensitivity(graph, inputs, wanted, 0, seed=0) > 0.09 / 0.5
+    apart = [np.array([[0.3, 0.5], [0.7, 0.3]], np.float32)]  # whole steps: nothing is on a border
+    assert sensitivity(graph, apart, execute(graph, apart), 0, seed=0) < 1e-5

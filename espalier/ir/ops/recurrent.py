@@ -106,6 +106,8 @@ class Recurrent(Op):
     def named(self, ctx: TypeContext | None = None) -> list[list[tuple[str, float, float]]]:
         """The activations of each direction, with alpha and beta."""
         names = [name.lower() for name in self.activations or self.default_activations * self.directions]
+        if names == [name.lower() for name in self.default_activations] * 2:  # ONNX's defaults are for both directions
+            names = names[: len(self.default_activations) * self.directions]
         if len(names) != len(self.default_activations) * self.directions or any(n not in ACTIVATIONS for n in names):
             message = f"{self.name} in {self.directions} directions can't use the activations {list(self.activations)}"
             if ctx is not None:

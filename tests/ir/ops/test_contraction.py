@@ -147,6 +147,16 @@ def test_activations_with_their_own_parameters() -> None:
     close(Gru(**options).reference(xp, *operands)[0], by_onnxruntime(Gru(**options), *operands, **options), 1e-4)
 
 
+def test_defaults_for_both_directions_do_for_one() -> None:
+    """ONNX gives RNN two activations by default, in every direction; files that spell defaults out hold both."""
+    operands = layer(Rnn, 1, 1)
+    plain, spelt = Rnn(hidden_size=5), Rnn(hidden_size=5, activations=("Tanh", "Tanh"))
+    close(spelt.reference(xp, *operands)[0], plain.reference(xp, *operands)[0])
+    build, symbols = values("f32[7, 3, 4]", "f32[1, 5, 4]", "f32[1, 5, 5]")
+    with pytest.raises(TypeInferenceError, match="1 directions"):
+        build.rnn(*symbols, activations=["Tanh", "Relu"])
+
+
 def test_recurrent_layers_refuse_unknown_activations() -> None:
     build, operands = values("f32[7, 3, 4]", "f32[1, 5, 4]", "f32[1, 5, 5]")
     with pytest.raises(TypeInferenceError, match="Swish"):
