@@ -77,7 +77,7 @@ def open_runner(path: Path, *, threads: int | None = None, trust: bool = False) 
 
     Raises InputError or ArtifactError if the path can't be opened.
     """
-    _check_threads(threads)
+    check_threads(threads)
     if is_artifact(path):
         loaded = runtime.load(path, threads=threads)
         inputs = tuple(Value(type_of(spec), spec.name) for spec in loaded.inputs)
@@ -88,7 +88,8 @@ def open_runner(path: Path, *, threads: int | None = None, trust: bool = False) 
     return Runner(str(path), "reference", tuple(graph.inputs), partial(run_graph, graph), shapes_of(graph))
 
 
-def _check_threads(threads: int | None) -> None:
+def check_threads(threads: int | None) -> None:
+    """Raise InputError E201 for a number of threads that there can't be."""
     if threads is not None and threads < 1:
         raise InputError("E201", f"threads must be at least 1, not {threads}")
 
@@ -277,7 +278,7 @@ def bench(
     """
     if not paths or rounds < 1:
         raise InputError("E201", "bench needs at least one model or artifact, and one round")
-    _check_threads(threads)
+    check_threads(threads)
     contestants: list[tuple[Path, str | None]] = []
     for path in paths:
         contestants += [(path, engine) for engine in engines_for(path, engines)] or [(path, None)]
@@ -290,7 +291,7 @@ def bench(
                 runner = open_runner(path, threads=threads, trust=trust)
             else:
                 runner = open_native(path, engine, threads=threads, trust=trust)
-            arrays = _feed(runner, data, seed, fed)
+            arrays = feed(runner, data, seed, fed)
             start = time.perf_counter()
             runner(arrays)
             calls[k] = runner, arrays, max(1, min(1000, math.ceil(0.02 / max(1e-9, time.perf_counter() - start))))
@@ -322,7 +323,7 @@ def bench(
     ]
 
 
-def _feed(runner: Runner, data: str | None, seed: int, fed: list[Arrays]) -> Arrays:
+def feed(runner: Runner, data: str | None, seed: int, fed: list[Arrays]) -> Arrays:
     """Inputs that the runner takes, those of an earlier one if possible; it has been called with them once."""
     if data is not None:
         batch = next(iter(Data(data, runner.inputs, finite=False)))

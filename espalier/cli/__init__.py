@@ -145,7 +145,7 @@ def run(
 @app.command
 def bench(
     *models: Path, engines: Several = (), data: str | None = None, threads: int | None = None, rounds: int = 15,
-    seed: Seed = 0, trust: Trust = False, json: Json = False,
+    profile: Flag = False, seed: Seed = 0, trust: Trust = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Time artifacts and models side by side: interleaved rounds, medians, ratios to the first.
 
@@ -161,9 +161,20 @@ def bench(
         How many threads each engine may use.
     rounds
         Interleaved rounds that are timed.
+    profile
+        Tell of one artifact where the time goes instead: each kernel, the nodes that it computes, shares of the best.
     seed
         Seed of the inputs.
     """
+    if profile:
+        if len(models) != 1 or engines:
+            raise InputError("E201", "a profile is of one artifact, and of no engine of others")
+        from espalier.profile import profile as take
+        from espalier.profile import table
+
+        found = take(models[0], data=data, threads=threads, rounds=rounds, seed=seed)
+        show(found, json, table(found))
+        return
     from espalier.runners import bench as measure
 
     rows = measure(models, engines=engines, data=data, threads=threads, rounds=rounds, seed=seed, trust=trust)

@@ -208,3 +208,10 @@ declare(
     "The engine's library can be loaded once per process, and another version of it is there already.",
     "Run the artifact in a process of its own, or compile both models with one version.",
 )
+declare(
+    ArtifactError,
+    "E716",
+    "the artifact cannot be profiled",
+    "Only artifacts of the TVM backend whose shapes are numbers tell what each of their kernels takes and computes.",
+    "Fix the extents that vary in the model, and compile it with the TVM backend.",
+)

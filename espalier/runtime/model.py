@@ -66,6 +66,26 @@ class LoadedModel:
         Raises:
             ArtifactError: E709: an input does not fit; E712: the engine failed; E713: the model is closed.
         """
+        engine, raw = self._ready(inputs)
+        results = engine.run(raw)
+        return {spec.name: to_value(array, spec.element) for spec, array in zip(self.outputs, results, strict=True)}
+
+    def profile(self, *inputs: Mapping[str, Any] | Any) -> list[tuple[Any, float]]:
+        """Run the model once, and tell what each of its kernels computes and the seconds that it took, in order.
+
+        Args:
+            inputs: As for a call.
+
+        Raises:
+            ArtifactError: As a call does; E716: the artifact's engine can't tell.
+        """
+        engine, raw = self._ready(inputs)
+        if not isinstance(engine, engines.Profiling):
+            raise ArtifactError("E716", "only artifacts of the TVM backend whose shapes are numbers can be profiled")
+        return engine.profile(raw)
+
+    def _ready(self, inputs: tuple[Any, ...]) -> tuple[engines.Engine, list[Array]]:
+        """The engine, and the raw form of inputs that fit."""
         engine = self._engine
         if engine is None:
             raise ArtifactError("E713", "the model is closed")
@@ -76,9 +96,7 @@ class LoadedModel:
         else:
             raise ArtifactError("E709", f"the model has {len(self.inputs)} inputs; {len(inputs)} were given")
         extents: dict[str, int] = {}
-        raw = [_checked(array, spec, extents) for array, spec in zip(arrays, self.inputs, strict=True)]
-        results = engine.run(raw)
-        return {spec.name: to_value(array, spec.element) for spec, array in zip(self.outputs, results, strict=True)}
+        return engine, [_checked(array, spec, extents) for array, spec in zip(arrays, self.inputs, strict=True)]
 
     def close(self) -> None:
         """Let go of the engine, the weights and what was unpacked. Later calls are refused."""

@@ -144,14 +144,14 @@ def _size(spec: TensorSpec) -> int:
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An array of anything, at a multiple of ALIGNMENT."""
     memory = np.empty(math.prod(shape) * dtype.itemsize + ALIGNMENT, np.uint8)
-    return np.ndarray(shape, dtype, memory, -_address(memory) % ALIGNMENT)
+    return np.ndarray(shape, dtype, memory, -_address(memory) % ALIGNMENT, _compact_strides(shape, dtype.itemsize))
 
 
 def compact(array: Array) -> bool:
     """Whether compiled code that asks for no alignment beyond the elements' can take an array as it is."""
     # numpy calls arrays contiguous whatever the strides of axes of extent 0 or 1 are; compiled code checks them all.
     flags = array.flags
-    return bool(flags.writeable and flags.aligned and array.strides == _compact_strides(array))
+    return bool(flags.writeable and flags.aligned and array.strides == _compact_strides(array.shape, array.itemsize))
 
 
 def aligned(array: Array) -> Array:
@@ -163,11 +163,12 @@ def aligned(array: Array) -> Array:
     return copy
 
 
-def _compact_strides(array: Array) -> tuple[int, ...]:
-    strides, step = [], array.itemsize
-    for extent in reversed(array.shape):
+def _compact_strides(shape: tuple[int, ...], step: int) -> tuple[int, ...]:
+    """Bytes between neighbours along each axis, from a number's bytes on; compiled code counts extents of 0 as such."""
+    strides = []
+    for extent in reversed(shape):
         strides.append(step)
-        step *= max(extent, 1)
+        step *= extent
     return tuple(reversed(strides))
 
 

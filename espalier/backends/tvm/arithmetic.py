@@ -185,8 +185,14 @@ def _opaque(value: Expr) -> Expr:
     return negative if math.copysign(1, value.value) < 0 else negative * immediate(-1, dtype)
 
 
-_arithmetic("add", lambda a, b: a + b)
-_arithmetic("subtract", lambda a, b: a - b)
+def _unless(neutral: float, value: Expr) -> Expr:
+    """`_opaque`, except of a zero that changes no operand: TVM would also drop the other one, which turns −0 into 0."""
+    alike = isinstance(value, tirx.FloatImm) and math.copysign(1, value.value) == math.copysign(1, neutral)
+    return value if alike else _opaque(value)
+
+
+_arithmetic("add", lambda a, b: _unless(-0.0, a) + _unless(-0.0, b))
+_arithmetic("subtract", lambda a, b: _opaque(a) - _unless(0.0, b))
 _arithmetic("multiply", lambda a, b: _opaque(a) * _opaque(b))
 add: Any
 subtract: Any

@@ -32,7 +32,8 @@ class Compiled:
     """A graph's code.
 
     With an arena, `main` is a function of the library that takes the inputs, the block of weights, the arena and the
-    tensors to write the outputs to (`static`), all as buffers hold them. Without, it is a function of TVM's virtual
+    tensors to write the outputs to (`static`), all as buffers hold them; `profile` takes the times of kernels, too.
+    Without, it is a function of TVM's virtual
     machine that takes the inputs and then the weights.
     """
 
@@ -42,6 +43,8 @@ class Compiled:
     """As buffers hold them: raw bits where TVM has no type."""
     graph: Graph
     arena: memory.Arena | None = None
+    kernels: list[dict[str, Any]] | None = None
+    """What each call of a kernel computes (`origins.describe`); known with an arena only."""
 
     def __call__(self, inputs: Sequence[Any] | Mapping[str, Any]) -> list[Array]:
         """Run in this process: arrays in, by name or in order, arrays out."""
@@ -216,7 +219,8 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
     except Exception as error:
         raise InternalError("E902", f"TVM failed on a module that we wrote: {error}") from error
     weights = [numbers.buffer_array(tensor.array, tensor.element) for tensor in made.weights]
-    return Compiled(executable, chosen, weights, graph, arena)
+    told = made.kernels if isinstance(made, static.StaticModule) else None
+    return Compiled(executable, chosen, weights, graph, arena, told)
 
 
 def written(graph: Graph, target: Any) -> static.StaticModule | module.Module:

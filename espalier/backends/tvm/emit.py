@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from espalier.ir.elements import from_dtype
 from espalier.runtime.engines.tvm import RUNTIME_LIBRARY
 from espalier.runtime.weights import save_weights
 
-LIBRARY, WEIGHTS = "model.so", "weights.safetensors"
+LIBRARY, WEIGHTS, KERNELS = "model.so", "weights.safetensors", "kernels.json"
 
 
 class TvmBackend:
@@ -83,6 +84,9 @@ class TvmBackend:
             ]
             section["weights"] = {"file": WEIGHTS, "tensors": tensors}
         if compiled.arena is not None:
+            (folder / KERNELS).write_text(json.dumps(compiled.kernels, indent=1) + "\n", encoding="utf-8")
+            files[KERNELS] = folder / KERNELS
+            section["kernels"] = KERNELS
             section["arena"] = {"bytes": compiled.arena.bytes, "lower_bound": compiled.arena.lower_bound}
         versions = {package: importlib.metadata.version(package) for package in ("apache-tvm", "apache-tvm-ffi")}
         sets = tuple(dict.fromkeys([*build.instruction_sets(compiled.target), *asked]))

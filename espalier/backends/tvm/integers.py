@@ -95,7 +95,7 @@ def convolution(
     vector = _vectors(extents, lanes, 4, 1)
     plan = Plan(
         1 + spatial, 1, lanes, extents, numbers, vector, each if groups > 1 else 0, reach,
-        vector_type=f"int8x{4 * lanes}", combine=_dot, about=about,
+        vector_type=f"int8x{4 * lanes}", combine=dot, about=about,
     )  # fmt: skip
     product = Product(shape, elements.I32, [a.stored, _flat(packed)], plan)
     return _scaled(_centred(product, a, weights.reshape(outputs, -1).sum(1), spatial), scale, spatial)
@@ -123,7 +123,7 @@ def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dim
     rank = len(shape)
     plan = Plan(
         rank - 2, rank - 1, lanes, (count // 4,), numbers, _vectors((count // 4,), lanes, 4, rank - 1),
-        vector_type=f"int8x{4 * lanes}", combine=_dot, about=("integer matrices", _shift(a)),
+        vector_type=f"int8x{4 * lanes}", combine=dot, about=("integer matrices", _shift(a)),
     )  # fmt: skip
     product = Product(tuple(shape), elements.I32, [a.stored, _flat(packed)], plan)
     return _scaled(_centred(product, a, weights.sum(0, dtype=np.int64), 0), scale, 0)
@@ -178,12 +178,12 @@ def _four(loaded: Expr, a: Affine) -> Expr:
     return tirx.bitwise_xor(number, tirx.const(-2139062144, "int32")) if _shift(a) else number  # 0x80 in every byte
 
 
-def _dot(old: Expr, factor: Expr, vector: Expr) -> Expr:
+def dot(old: Expr, factor: Expr, vector: Expr) -> Expr:
     """Each lane's four products of a broadcast number's bytes and the lane's, added up."""
-    dot, lanes = machine.current().dot, machine.current().lanes
-    assert dot is not None
-    bytes_ = tirx.reinterpret(f"{'int8' if dot.signed else 'uint8'}x{4 * lanes}", factor)
-    return _dots(dot, lanes, old, bytes_, vector)
+    one, lanes = machine.current().dot, machine.current().lanes
+    assert one is not None
+    bytes_ = tirx.reinterpret(f"{'int8' if one.signed else 'uint8'}x{4 * lanes}", factor)
+    return _dots(one, lanes, old, bytes_, vector)
 
 
 def _dots(dot: machine.Dot, lanes: int, old: Expr, left: Expr, right: Expr) -> Expr:

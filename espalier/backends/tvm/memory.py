@@ -18,8 +18,13 @@ ALIGNMENT = 64
 """Bytes: every place starts at a multiple, so that vectors of any width may be loaded and lines are not shared."""
 CLOSE = 1.01
 """Times the lower bound: an arena that needs no search."""
-ATTEMPTS, PLACINGS = 3000, 200_000
-"""Orders that a search tries, and how often it places something in all of them: what ends it first."""
+FEW = 64
+"""Neighbours that are looked at one by one rather than as arrays."""
+ATTEMPTS, PLACINGS, LOOKS = 3000, 200_000, 64
+"""Orders that a search tries, and how often it places something in all of them: what ends it first.
+
+Looking at so many others that share a step counts as one more placing.
+"""
 
 
 @dataclass(frozen=True)
@@ -88,55 +93,73 @@ def plan(lifetimes: Sequence[Lifetime]) -> Arena:
     return Arena(tuple(offsets), size, bound)
 
 
-def _neighbours(lifetimes: Sequence[Lifetime]) -> list[list[int]]:
+def _neighbours(lifetimes: Sequence[Lifetime]) -> list[np.ndarray[Any, Any]]:
     """For each lifetime, the others that share a step with it."""
-    found: list[list[int]] = [[] for _ in lifetimes]
-    live: list[int] = []
-    for k in sorted(range(len(lifetimes)), key=lambda k: lifetimes[k].first):
-        live = [other for other in live if lifetimes[other].last >= lifetimes[k].first]
-        for other in live:
-            found[k].append(other)
-            found[other].append(k)
-        live.append(k)
+    first = np.array([lifetime.first for lifetime in lifetimes], np.int64)
+    last = np.array([lifetime.last for lifetime in lifetimes], np.int64)
+    order = np.argsort(first, kind="stable")
+    ends = np.searchsorted(first[order], last, side="right")  # those before it in the order begin early enough
+    found = []
+    for k in range(len(lifetimes)):
+        early = order[: ends[k]]
+        near = early[last[early] >= first[k]]
+        found.append(near[near != k])
     return found
 
 
 def _widest_first(lifetimes: Sequence[Lifetime]) -> list[int]:
     """By the largest live set that each is part of, then by size."""
     steps = max((lifetime.last for lifetime in lifetimes), default=-1) + 1
-    live = [0] * steps
+    change = np.zeros(steps + 1, np.int64)
     for lifetime in lifetimes:
-        for step in range(lifetime.first, lifetime.last + 1):
-            live[step] += rounded(lifetime.size)
-    widest = [max(live[each.first : each.last + 1]) for each in lifetimes]
+        change[lifetime.first] += rounded(lifetime.size)
+        change[lifetime.last + 1] -= rounded(lifetime.size)
+    live = np.cumsum(change)
+    widest = [int(live[each.first : each.last + 1].max()) for each in lifetimes]
     return sorted(range(len(lifetimes)), key=lambda k: (-widest[k], -lifetimes[k].size, lifetimes[k].first))
 
 
 def _placed(
-    lifetimes: Sequence[Lifetime], neighbours: Sequence[Sequence[int]], order: Sequence[int]
+    lifetimes: Sequence[Lifetime], neighbours: Sequence[np.ndarray[Any, Any]], order: Sequence[int]
 ) -> tuple[list[int], int]:
     """First fit: each in turn goes to the lowest gap, between those placed before, that is large enough."""
+    sizes = [rounded(lifetime.size) for lifetime in lifetimes]
     offsets = [-1] * len(lifetimes)
+    known, lengths = np.array(offsets, np.int64), np.array(sizes, np.int64)  # the same, to look at many at a time
     size = 0
     for k in order:
-        wanted, start = rounded(lifetimes[k].size), 0
-        taken = [(offsets[other], rounded(lifetimes[other].size)) for other in neighbours[k] if offsets[other] >= 0]
-        for offset, length in sorted(taken):
-            if offset - start >= wanted:
-                break
-            start = max(start, offset + length)
-        offsets[k] = start
-        size = max(size, start + wanted)
+        near = neighbours[k]
+        if len(near) <= FEW:
+            start = _lowest_gap(sorted((offsets[n], sizes[n]) for n in near.tolist() if offsets[n] >= 0), sizes[k])
+        else:
+            placed = near[known[near] >= 0]
+            placed = placed[np.argsort(known[placed], kind="stable")]
+            ends = np.concatenate(([0], np.maximum.accumulate(known[placed] + lengths[placed])))
+            wide = np.flatnonzero(known[placed] - ends[:-1] >= sizes[k])
+            start = int(ends[wide[0] if len(wide) else -1])
+        offsets[k] = known[k] = start
+        size = max(size, start + sizes[k])
     return offsets, size
 
 
+def _lowest_gap(taken: Sequence[tuple[int, int]], wanted: int) -> int:
+    """Where so many bytes fit between places (offset and bytes, sorted), or after them."""
+    start = 0
+    for offset, length in taken:
+        if offset - start >= wanted:
+            break
+        start = max(start, offset + length)
+    return start
+
+
 def _searched(
-    lifetimes: Sequence[Lifetime], neighbours: Sequence[Sequence[int]], order: list[int], bound: int
+    lifetimes: Sequence[Lifetime], neighbours: Sequence[np.ndarray[Any, Any]], order: list[int], bound: int
 ) -> tuple[list[int], int]:
     """The best of many orders, each made from the best so far by placing earlier what lies highest, or at random."""
     chance = random.Random(0)
     best, size = _placed(lifetimes, neighbours, order)
-    for attempt in range(min(ATTEMPTS, PLACINGS // max(len(order), 1))):
+    looks = max(len(order), sum(map(len, neighbours)) // LOOKS)
+    for attempt in range(min(ATTEMPTS, PLACINGS // max(looks, 1))):
         if size <= CLOSE * bound or len(order) < 2:
             break
         top = [k for k in order if best[k] + rounded(lifetimes[k].size) == size]

@@ -18,7 +18,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from espalier.backends.tvm import fuse, kernels, memory, numbers
+from espalier.backends.tvm import fuse, kernels, memory, numbers, origins
 from espalier.backends.tvm.frames import integer, loop, sequence
 from espalier.backends.tvm.module import unknown_extent
 from espalier.backends.tvm.tensor import Alias, Constant, Expr, Map, Product, Program, Tensor
@@ -37,6 +37,8 @@ class StaticModule:
     functions: tvm.IRModule
     weights: list[Constant]
     arena: memory.Arena
+    kernels: list[dict[str, Any]]
+    """What each of the calls computes, in order, as plain JSON values (`origins`)."""
 
 
 @dataclass
@@ -48,6 +50,8 @@ class Step:
     """Tensors, own buffers, and numbers of outputs."""
     touched: list[Any]
     """Tensors and own buffers whose bytes the kernel reads or writes."""
+    computed: list[Tensor]
+    """Tensors that it computes, those without bytes of their own included."""
 
 
 @dataclass(eq=False)
@@ -110,7 +114,8 @@ class Writer:
             self.shares[root] = _base(operands[over])
         function, own = with_pointers(function)
         touched = [*operands, *made, *own]
-        self.steps.append(Step(self._added(function), touched, touched))
+        computed = origins.computed(made, self.plan.stored)
+        self.steps.append(Step(self._added(function), touched, touched, computed))
 
     def _copy(self, number: int) -> None:
         """A step that writes an output which has bytes elsewhere: an input, a constant, or another output."""
@@ -121,7 +126,7 @@ class Writer:
         place = tirx.Var("i", "int64")
         body = loop(place, count, tirx.BufferStore(target, tirx.BufferLoad(source, [place]), [place]))
         function, _ = with_pointers(tirx.PrimFunc([source, target], body, attrs=attributes()))
-        self.steps.append(Step(self._added(function), [tensor, number], [tensor]))
+        self.steps.append(Step(self._added(function), [tensor, number], [tensor], []))
 
     def _added(self, function: tirx.PrimFunc) -> Any:
         """The function's name in the module; equal functions are one."""
@@ -181,8 +186,12 @@ class Writer:
         ]  # fmt: skip
         parameters = [*taken, *[block] * bool(weights), *[room] * bool(arena.bytes), *given]
         main = tirx.PrimFunc(parameters, sequence([*calls, tirx.Evaluate(integer(0))]), attrs=attributes("main"))
-        functions = {**self.functions, tvm.ir.GlobalVar("main"): main}
-        return StaticModule(tvm.IRModule(functions), weights, arena)
+        functions = {**self.functions, tvm.ir.GlobalVar("main"): main, tvm.ir.GlobalVar("profile"): _profile(
+            calls, parameters
+        )}  # fmt: skip
+        sizes = [sum(_size(each) for each in step.touched if isinstance(each, Tensor)) for step in self.steps]
+        told = origins.describe([step.computed for step in self.steps], sizes)
+        return StaticModule(tvm.IRModule(functions), weights, arena, told)
 
     def _holder(self, tensor: Any) -> Any:
         """The tensor whose bytes a tensor lies in."""
@@ -191,6 +200,23 @@ class Writer:
             while tensor in self.shares:
                 tensor = self.shares[tensor]
         return tensor
+
+
+MONOTONIC = 1
+"""Linux's number of a clock that only goes forward."""
+
+
+def _profile(calls: Sequence[Any], parameters: Sequence[Expr]) -> tirx.PrimFunc:
+    """`main`, with a last parameter for the clock before the first call and after each: seconds and nanoseconds."""
+    times = tirx.decl_buffer([integer(len(calls) + 1), integer(2)], "int64", name="times")
+
+    def clock(row: int) -> Any:
+        place = tirx.address_of(tirx.BufferLoad(times, [integer(row), integer(0)]))
+        return tirx.Evaluate(tirx.call_extern("int32", "clock_gettime", tirx.IntImm("int32", MONOTONIC), place))
+
+    timed = [statement for row, each in enumerate(calls, 1) for statement in (each, clock(row))]
+    body = sequence([clock(0), *timed, tirx.Evaluate(integer(0))])
+    return tirx.PrimFunc([*parameters, times], body, attrs=attributes("profile"))
 
 
 def _base(tensor: Tensor) -> Tensor:

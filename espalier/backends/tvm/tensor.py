@@ -7,7 +7,9 @@ tensors get a buffer, and `kernels` writes the loops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -89,6 +91,19 @@ class Affine:
     """The axis along which scale and zero point vary; None: they are numbers."""
 
 
+_MAKER: ContextVar[Any] = ContextVar("maker", default=None)
+
+
+@contextlib.contextmanager
+def made_by(node: Any) -> Iterator[None]:
+    """Tensors that are made inside are a node's."""
+    token = _MAKER.set(node)
+    try:
+        yield
+    finally:
+        _MAKER.reset(token)
+
+
 class Tensor:
     """One tensor of the DAG. `access[k]` says how operand k is read."""
 
@@ -109,6 +124,8 @@ class Tensor:
         self.shape: Any = tuple(shape)
         self.element = element.storage
         self.operands, self.access, self.cost = tuple(operands), tuple(access), cost
+        self.node = _MAKER.get()
+        """The node of the graph whose lowering made it; None for inputs and copies."""
 
     @property
     def ndim(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from espalier.backends.tvm import fuse, xp
 from espalier.backends.tvm.arithmetic import as_tensor, to_element
-from espalier.backends.tvm.tensor import Constant, Input, Tensor, Untraceable
+from espalier.backends.tvm.tensor import Constant, Input, Tensor, Untraceable, made_by
 from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
 from espalier.ir import elements
 from espalier.ir.dims import Dim, NotANumberError
@@ -118,7 +118,8 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
     ):
         return tuple(contents)
     try:
-        results = _results(node, operands)
+        with made_by(node):
+            results = _results(node, operands)
     except (UnsupportedError, InputError) as error:  # the latter of constants
         raise _named(node, error) from error
     except REFUSALS as error:

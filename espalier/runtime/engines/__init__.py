@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from espalier.runtime.elements import Array
 from espalier.runtime.errors import ArtifactError
@@ -18,6 +18,14 @@ class Engine(Protocol):
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs in the manifest's order, in raw form and memory that nobody else holds, for inputs in raw form."""
+
+
+@runtime_checkable
+class Profiling(Protocol):
+    """An engine that can tell where its time goes."""
+
+    def profile(self, inputs: Sequence[Array]) -> list[tuple[Any, float]]:
+        """What each kernel computes, as plain JSON values, and the seconds that it took in one call, in order."""
 
 
 def load(files: ArtifactFiles, threads: int) -> Engine:

@@ -4,13 +4,15 @@ The manifest's backend section is a `TvmSection`:
 
     {"library": "model.so", "runtime": "libtvm_runtime.so", "entry": "main",
      "weights": {"file": "weights.safetensors", "tensors": [{"name": …, "element": …, "shape": […]}, …]},
-     "arena": {"bytes": …, "lower_bound": …}}
+     "arena": {"bytes": …, "lower_bound": …}, "kernels": "kernels.json"}
 
 With an arena, all shapes are numbers, and `entry` is a function of the library. It takes the inputs in the manifest's
 order, the bytes of the weights (if there are any; in the section's order, each at the next multiple of 64), an arena
 of so many bytes (if there are any), and the tensors to write the outputs to: everything in raw form
 (`espalier.runtime.elements`). It allocates nothing and keeps nothing, so calls at once only need an arena each. Inputs
-need no alignment beyond their elements', and outputs are computed where the caller gets them.
+need no alignment beyond their elements', and outputs are computed where the caller gets them. `kernels` names a file
+that says what each call of a kernel computes, in order; the library's function `profile` does what `entry` does, and
+has a last parameter, 64-bit integers (calls + 1, 2), for a clock's seconds and nanoseconds before and after each.
 
 With `arena` null, `entry` is a function of a Relax VM. It takes the inputs in the manifest's order and then the weights
 in the section's order, and returns a tensor, or a tuple with the outputs in the manifest's order. Constants may also be
@@ -26,6 +28,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -73,6 +76,7 @@ class TvmSection:
     weights: WeightsSection | None = None
     entry: str = "main"
     arena: ArenaSection | None = None
+    kernels: str | None = None
 
 
 class StaticEngine:
@@ -89,15 +93,35 @@ class StaticEngine:
         _prepare(files, section)
         weights = None if section.weights is None else load_block(files, section.weights)[0]
         try:
-            self._entry = _load_library(files.path(section.library))[section.entry]
+            self._library = _load_library(files.path(section.library))
+            self._entry = self._library[section.entry]
         except Exception as error:
             raise ArtifactError("E712", f"TVM cannot load {section.library!r}: {error}") from error
         self._weights = () if weights is None else (tvm_ffi.from_dlpack(weights),)
         self._bytes, self._threads = arena.bytes, threads
+        self._kernels = None if section.kernels is None else files.path(section.kernels)
         self._arenas: list[tuple[Any, ...]] = []
         """Those that no call uses at the moment."""
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
+        return self._call(self._entry, inputs)
+
+    def profile(self, inputs: Sequence[Array]) -> list[tuple[Any, float]]:
+        """What each kernel computes, in order, and the seconds that it took in one call."""
+        if self._kernels is None:
+            raise ArtifactError("E716", "the artifact does not tell what its kernels compute")
+        try:
+            told = json.loads(self._kernels.read_bytes())
+        except ValueError as error:
+            raise ArtifactError("E702", f"{self._kernels.name} is not valid JSON: {error}") from None
+        if not isinstance(told, list):
+            raise ArtifactError("E702", f"{self._kernels.name} is not a list")
+        times = np.zeros((len(told) + 1, 2), np.int64)
+        self._call(self._library["profile"], inputs, tvm_ffi.from_dlpack(times))
+        seconds = np.diff(times[:, 0]) + 1e-9 * np.diff(times[:, 1])
+        return list(zip(told, seconds.tolist(), strict=True))
+
+    def _call(self, entry: Any, inputs: Sequence[Array], *last: Any) -> list[Array]:
         given = [aligned_empty(cast("tuple[int, ...]", spec.shape), raw_dtype(spec.element)) for spec in self._outputs]
         tensors = [tvm_ffi.from_dlpack(array if compact(array) else aligned(array)) for array in inputs]
         results = [tvm_ffi.from_dlpack(array) for array in given]
@@ -107,7 +131,7 @@ class StaticEngine:
         except IndexError:
             arena = self._arena()
         try:
-            self._entry(*tensors, *self._weights, *arena, *results)
+            entry(*tensors, *self._weights, *arena, *results, *last)
         except IndexError as error:
             raise ArtifactError("E709", f"the model failed on these inputs: {error}") from error
         except Exception as error:

@@ -1,0 +1,94 @@
+"""How fast this machine multiplies and reads at best: what a profile's shares are shares of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+
+from espalier.backends.tvm import build, integers, machine
+from espalier.backends.tvm.frames import integer, loop, sequence
+from espalier.backends.tvm.numbers import immediate
+from espalier.backends.tvm.static import attributes
+from espalier.backends.tvm.tensor import Expr
+
+STEPS = 100_000
+"""Steps of a thread in a run."""
+CHAINS = 12
+"""Registers that each step changes: enough to hide how long an instruction takes."""
+READ = 128 << 20
+"""Bytes that are read in a run: more than caches hold."""
+RUNS = 9
+
+
+def peaks(threads: int) -> dict[str, float]:
+    """Multiply–accumulates in a second by element ("f32", and "i8" where there are dot products), and "bytes" read.
+
+    Each is the best of some runs, so one of this machine as it is at the moment.
+    """
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    target = build.host_target(threads)
+    current = machine.of(build.instruction_sets(target))
+    lanes = current.lanes
+    with machine.made_for(current):
+        half = tirx.Broadcast(immediate(0.5, "float32"), lanes)
+        seconds = _run(target, threads, "float32", STEPS, lambda total, place: total * half + half)
+        found = {"f32": threads * STEPS * CHAINS * lanes / seconds}
+        if current.dot is not None:
+            ones = tirx.Broadcast(immediate(0x01010101, "int32"), lanes)
+            whole = f"int8x{4 * lanes}"
+            seconds = _run(
+                target, threads, "int32", STEPS,
+                lambda total, place: integers.dot(total, ones, tirx.reinterpret(whole, total)),
+            )  # fmt: skip
+            found["i8"] = threads * STEPS * CHAINS * lanes * 4 / seconds
+    steps = READ // (4 * threads * CHAINS * lanes)
+    source = tirx.decl_buffer([integer(threads * steps * CHAINS * lanes)], "float32", name="x")
+
+    def added(total: Expr, place: Expr) -> Expr:
+        return total + tirx.BufferLoad(source, [tirx.Ramp(place * integer(lanes), integer(1), lanes)])
+
+    array = tvm.runtime.tensor(np.ones(threads * steps * CHAINS * lanes, np.float32))
+    seconds = _run(target, threads, "float32", steps, added, [(source, array)])
+    return {**found, "bytes": threads * steps * CHAINS * lanes * 4 / seconds}
+
+
+def _run(
+    target: Any, threads: int, dtype: str, steps: int, step: Callable[[Expr, Expr], Expr],
+    given: Sequence[tuple[Expr, Any]] = (),
+) -> float:  # fmt: skip
+    """Seconds in which every thread does so many steps on each of its registers; `step(register, number)`."""
+    lanes = machine.of(build.instruction_sets(target)).lanes
+    out = tirx.decl_buffer([integer(threads * lanes)], dtype, name="y")
+    cells = [tirx.decl_buffer([integer(1)], f"{dtype}x{lanes}", name=f"s{k}") for k in range(CHAINS)]
+    whole = [integer(0)]
+    held = [tirx.BufferLoad(cell, whole) for cell in cells]
+    thread, number = (tirx.Var(name, "int64") for name in "ti")
+    first = (thread * integer(steps) + number) * integer(CHAINS)
+    inner = sequence([
+        tirx.BufferStore(cell, step(old, first + integer(k)), whole)
+        for k, (cell, old) in enumerate(zip(cells, held, strict=True))
+    ])  # fmt: skip
+    total = held[0]
+    for each in held[1:]:
+        total = total + each
+    start = tirx.Broadcast(immediate(0, dtype), lanes)
+    ramp = tirx.Ramp(thread * integer(lanes), integer(1), lanes)
+    body = loop(thread, integer(threads), sequence([
+        *map(tirx.AllocBuffer, cells), *(tirx.BufferStore(cell, start, whole) for cell in cells),
+        loop(number, integer(steps), inner), tirx.BufferStore(out, total, [ramp]),
+    ]), "parallel" if threads > 1 else "serial")  # fmt: skip
+    main = tirx.PrimFunc([*(buffer for buffer, _ in given), out], body, attrs=attributes("main"))
+    with target:
+        entry = tirx.build(tvm.IRModule({tvm.ir.GlobalVar("main"): main}), target, pipeline="espalier")["main"]
+    arguments = [*(array for _, array in given), tvm.runtime.empty((threads * lanes,), dtype)]
+    times = []
+    for _ in range(RUNS):
+        begin = time.perf_counter()
+        entry(*arguments)
+        times.append(time.perf_counter() - begin)
+    return min(times)
