@@ -16,10 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Benchmark, data_folder
-from benchmarks.cpu_bars import INSTRUCTIONS, Bars, answer_bars, compile_bars, memory_bars, speed_bars, table
+from benchmarks.cpu_bars import (
+    INSTRUCTIONS,
+    Bars,
+    answer_bars,
+    compile_bars,
+    memory_bars,
+    random_bars,
+    speed_bars,
+    table,
+)
 from benchmarks.cpu_bars import lacks_bf16 as no_bf16
 from benchmarks.cpu_models import DEPLOYED, REAL, Prepared, available, prepare
 from benchmarks.cpu_quantize import QUANTIZERS, quantized
+from benchmarks.cpu_random import COUNT, PATIENCE, QUICK_COUNT, check_all, key
+from benchmarks.cpu_random import PRECISIONS as RANDOM_PRECISIONS
 from benchmarks.cpu_runs import Case, Compiled, Runs, compile_artifact
 from benchmarks.cpu_turns import OURS, PEERS, ROOT, interpreter_with
 from espalier.runtime.cpu import instruction_sets, plain
@@ -84,6 +95,22 @@ class Measurements:
         self.crowds: dict[str, dict[str, Any]] = {}
         self.arenas: dict[str, Any] = {}
         self.left_out: dict[str, str] = {}
+        self.random: list[dict[str, Any]] = []
+
+    def random_networks(self, count: int) -> None:
+        """So many random networks, each at both precisions."""
+        seed, known = self.benchmark.arguments.seed, self.progress.known
+        jobs = [(seed + k, precision) for k in range(count) for precision in RANDOM_PRECISIONS]
+        keys = {job: key(*job) for job in jobs}
+
+        def told(job: tuple[int, str], row: dict[str, Any]) -> None:
+            self.progress.keep(keys[job], row)
+            if not row["agrees"]:
+                said = row.get("failed") or f"differs by {row['difference']:.2g}"
+                self.benchmark.say(f"random network {job[0]}, {job[1]}: {said}")
+
+        check_all((job for job in jobs if keys[job] not in known), PATIENCE, told)
+        self.random = [known[keys[job]] for job in jobs]
 
     def model(self, name: str, threads: list[int], precisions: list[str], batches: tuple[int, ...]) -> None:
         """All cases of a model."""
@@ -185,6 +212,8 @@ def main() -> None:
     add("--without", nargs="+", choices=PEERS, default=[], metavar="ENGINE", help="leave peers out")
     add("--rounds", type=int, help=f"default: {ROUNDS}; quick: {QUICK_ROUNDS}")
     add("--no-batches", action="store_true", help="batch 1 only")
+    add("--only", choices=("models", "random"), help="only the models, or only the random networks")
+    add("--networks", type=int, metavar="N", help=f"random networks, default: {COUNT}; quick: {QUICK_COUNT}")
     add("--fresh", action="store_true", help="measure again what is kept in build/cpu")
     arguments = benchmark.parse()
     quick = arguments.quick
@@ -195,7 +224,10 @@ def main() -> None:
     rounds = arguments.rounds or (QUICK_ROUNDS if quick else ROUNDS)
     runs = Runs(FOLDER, rounds, 1 if quick else 3, arguments.seed, benchmark.say, without)
     found = Measurements(benchmark, runs, Progress(FOLDER / "progress.json", arguments.fresh or quick))
-    for name in names:
+    if arguments.only != "models":
+        given = arguments.networks
+        found.random_networks(given if given is not None else QUICK_COUNT if quick else COUNT)
+    for name in names if arguments.only != "random" else ():
         batches = BATCHES if name in BATCHED and not quick and not arguments.no_batches else ()
         found.model(name, threads, arguments.precisions, batches)
     report(benchmark, found, threads)
@@ -205,6 +237,7 @@ def report(benchmark: CpuBenchmark, found: Measurements, threads: list[int]) -> 
     """The bars, and everything behind them."""
     benchmark.details.update({
         "rows": found.rows, "compiled": found.compiled, "memory": found.memory, "threads": found.crowds,
+        "random": found.random,
         "left out": {**found.runs.missing, **found.left_out}, "rounds": found.runs.rounds,
         "tables": {"Times": table(found.rows, (OURS, *PEERS))},
     })  # fmt: skip
@@ -216,6 +249,7 @@ def report(benchmark: CpuBenchmark, found: Measurements, threads: list[int]) -> 
     compile_bars(bars, found.compiled)
     memory_bars(bars, found.memory, found.arenas)
     answer_bars(bars, found.crowds)
+    random_bars(benchmark, found.random)
     benchmark.finish()
 
 

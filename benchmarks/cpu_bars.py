@@ -18,6 +18,8 @@ COMPILE_RESNET50, COMPILE_ANY, COMPILE_WARM = 30.0, 60.0, 15.0
 ARENA = 1.03
 TOLERANCE, SIGNAL = 1e-4, 30.0
 """Largest relative difference in fp32; least signal-to-noise ratio in dB in bf16 and int8."""
+NETWORKS = 200
+"""How many random networks the bar is about."""
 FAST = 0.8
 """OpenVINO's bf16 must take at most this share of its fp32 time for bf16 to count as fast on a CPU."""
 INSTRUCTIONS = (
@@ -269,6 +271,27 @@ def answer_bars(bars: Bars, crowds: Mapping[str, Mapping[str, Any]]) -> None:
             "threads", f"{calls - wrong_calls} of {calls} calls", words, not wrong_calls and not failed and calls > 0,
             f"failed: {', '.join(failed)}" if failed else None,
         )  # fmt: skip
+
+
+def random_bars(benchmark: Benchmark, rows: Sequence[Row]) -> None:
+    """Bar 7, too: random networks, as `cpu_random.check` tells of each at each precision."""
+    words = f"{NETWORKS} random networks agree with onnxruntime: fp32 within {TOLERANCE:g}, int8 but for proven ties"
+    if not rows:
+        benchmark.bar("random_graphs", None, words, None, "not in this run")
+        return
+    said, good, fewest = [], [], NETWORKS
+    for precision in sorted({row["precision"] for row in rows}):
+        every = [row for row in rows if row["precision"] == precision]
+        right = sum(bool(row["agrees"]) for row in every)
+        ties = sum(bool(row["agrees"]) and "because" in row for row in every)
+        fewest = min(fewest, len(every))
+        good.append(f"{precision}: {right} of {len(every)}{f' ({ties} but for proven ties)' if ties else ''}")
+        wrong = [row for row in every if not row["agrees"]]
+        said += [f"{precision} {row['network']} ({row.get('failed', 'differs')[:80]})" for row in wrong]
+    wrong_ones = f"wrong: {', '.join(said)}" if said else None
+    few = f"{fewest} networks only" if fewest < NETWORKS else None
+    reason = "; ".join(filter(None, (wrong_ones, few))) or None
+    benchmark.bar("random_graphs", ", ".join(good), words, not said, reason)
 
 
 def _close(entry: Mapping[str, Any]) -> bool:

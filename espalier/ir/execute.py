@@ -15,6 +15,7 @@ from espalier.ir import elements
 from espalier.ir.dims import Dim, Dimension, substitute, symbol_name
 from espalier.ir.elements import Element
 from espalier.ir.graph import Graph, Node, Value
+from espalier.ir.operands import OutsideError
 from espalier.ir.types import TensorType, Type
 from espalier.ir.xp import numpy as numpy_xp
 
@@ -28,8 +29,8 @@ def execute(
 ) -> list[Any]:
     """Run a graph on arrays, by input name or in order, and return its outputs as arrays of `xp`.
 
-    `observe` is told the results of each node; what it returns, if anything, takes their place. Values are dropped after their last use. Raises InputError for inputs
-    that don't fit the declared types, and EspalierError subclasses naming the node for what can't be run.
+    `observe` is told the results of each node; what it returns, if anything, takes their place. Values are dropped
+    after their last use. Raises InputError for inputs that don't fit the declared types, and EspalierError subclasses naming the node for what can't be run.
     """
     if isinstance(inputs, Mapping):
         missing = [value.name for value in graph.inputs if value.name not in inputs]
@@ -184,10 +185,9 @@ def _run(
             keywords["regions"] = [Region(region, xp, observe, node, allowance) for region in node.regions]
         try:
             found = node.op.reference(xp, *operands, **keywords)
-        except InputError as error:
-            if error.node is None:
-                error.node, error.source = node.results[0].name or node.op.name, str(node.location)
-            raise
+        except OutsideError as error:
+            name = node.results[0].name or node.op.name
+            raise InputError("E207", str(error), node=name, source=node.location) from error
         results = found if isinstance(found, tuple) else (found,)
         if observe is not None:
             changed = observe(node, results[: len(node.results)])

@@ -263,3 +263,89 @@ def test_a_run_that_measured_nothing_says_so() -> None:
     cpu_bars.memory_bars(bars, {}, {})
     cpu_bars.answer_bars(bars, {})
     assert all(entry["holds"] is None and entry["reason"] for entry in benchmark.bars.values())
+
+
+# ---- random networks -------------------------------------------------------------------------------------------
+
+
+def random_row(network: int, precision: str, **more: Any) -> dict[str, Any]:
+    return {"network": network, "precision": precision, "agrees": True, "difference": 0.0, **more}
+
+
+def test_one_network_that_disagrees_breaks_the_bar() -> None:
+    rows = [random_row(k, precision) for k in range(cpu_bars.NETWORKS) for precision in ("fp32", "int8")]
+    rows[1] = random_row(0, "int8", because="agrees but for proven ties")
+    benchmark = Benchmark("example")
+    cpu_bars.random_bars(benchmark, rows)
+    bar = benchmark.bars["random_graphs"]
+    assert bar["holds"] is True and "reason" not in bar
+    assert bar["value"] == "fp32: 200 of 200, int8: 200 of 200 (1 but for proven ties)"
+    for broken in (
+        random_row(7, "fp32", agrees=False, difference=0.1),
+        random_row(7, "fp32", agrees=False, failed="E4"),
+    ):
+        benchmark = Benchmark("example")
+        cpu_bars.random_bars(benchmark, [*rows[:14], broken, *rows[15:]])
+        assert benchmark.bars["random_graphs"]["holds"] is False
+        assert "fp32 7" in benchmark.bars["random_graphs"]["reason"]
+    benchmark = Benchmark("example")
+    cpu_bars.random_bars(benchmark, rows[:4])
+    assert benchmark.bars["random_graphs"]["reason"] == "2 networks only"
+    benchmark = Benchmark("example")
+    cpu_bars.random_bars(benchmark, [])
+    assert benchmark.bars["random_graphs"]["holds"] is None
+
+
+def test_random_networks_follow_from_their_seed_and_use_every_piece() -> None:
+    from benchmarks.zoo.random_networks import OF_MAPS, OF_TOKENS, network
+    from espalier.ir.hashing import structural_hash
+
+    made = [network(seed)[0] for seed in range(150)]
+    used = {name for each in made for name in each.made_of}
+    assert {piece.__name__ for piece in [*OF_MAPS, *OF_TOKENS]} <= used
+    assert any(each.batch is None for each in made) and {value.rank for each in made for value in each.maps} >= {
+        3,
+        4,
+        5,
+    }
+    again, feeds = network(7)
+    assert structural_hash(again.graph) == structural_hash(made[7].graph)
+    (first, second) = (next(iter(each[0].values())) for each in (feeds, network(7)[1]))
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_random_network_agrees_with_onnxruntime(precision: str) -> None:
+    from benchmarks.cpu_random import check
+
+    found = check(6, precision)
+    assert found["agrees"] and found["difference"] <= 1e-4
+
+
+def test_a_wrong_artifact_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    import espalier
+    from benchmarks.cpu_random import check
+
+    plain = espalier.compile
+
+    def compile_wrongly(*given: Any, **options: Any) -> Any:
+        artifact = plain(*given, **options)
+
+        class Wrong:
+            def load(self) -> Any:
+                run = artifact.load()
+                return lambda feed: {name: array * np.float32(1.001) for name, array in run(feed).items()}
+
+        return Wrong()
+
+    monkeypatch.setattr(espalier, "compile", compile_wrongly)
+    for precision in ("fp32", "int8"):
+        assert not check(6, precision)["agrees"]
+
+
+def test_a_process_that_dies_is_a_result() -> None:
+    from benchmarks import cpu_random
+
+    rows: dict[Any, Any] = {}
+    cpu_random.check_all([(0, "no precision"), (2, "fp32")], 0.001, lambda job, found: rows.update({job: found}))
+    assert all("no answer" in found["failed"] and not found["agrees"] for found in rows.values()) and len(rows) == 2
