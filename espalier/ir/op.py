@@ -26,6 +26,7 @@ from espalier.ir.axes import DeclarationError, Equation, declare, shape_of, unde
 from espalier.ir.constants import SMALL
 from espalier.ir.dims import Dim, Dimension, Shape, product, symbol
 from espalier.ir.elements import Element
+from espalier.ir.operands import OperandError as OperandError
 from espalier.ir.types import TensorType, Type
 
 
@@ -57,10 +58,6 @@ class Port:
     position: int
     optional: bool
     variadic: bool
-
-
-class OperandError(ValueError):
-    """Operands that an operator's reference refuses; the text says why."""
 
 
 class TypeInferenceError(OperandError):
@@ -475,6 +472,6 @@ def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -
             found = np.asarray(found[0] if isinstance(found, tuple) else found)
             if found.dtype == object and result.element.is_integer:
                 found = xp.astype(found, result.element)  # Python's integers don't wrap by themselves
-    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError):  # a symbol where a number is needed
-        return None
+    except (TypeError, ValueError, ArithmeticError):
+        return None  # a number is needed (NotANumberError is a TypeError), or a run that gets here fails (OperandError)
     return found if found.shape == result.shape else None

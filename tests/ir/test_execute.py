@@ -75,3 +75,40 @@ def test_what_runs_within_an_allowance_is_no_larger() -> None:
     graph.set_outputs([b.reduce_sum(b.expand(x, np.array([1 << 40])), keepdims=False)])
     with pytest.raises(UnsupportedError, match=r"f32\[1099511627776\], more than 8 GiB"):
         run(graph, [np.zeros(1, np.float32)], allowance=Allowance())
+
+
+def choosing() -> Graph:
+    """y = x's extent 5 (which it lacks) where the condition holds, else its first."""
+    number = (TensorProto.INT64, [])
+    branches = [
+        helper.make_graph(
+            [helper.make_node("Shape", ["x"], [f"s{at}"]), helper.make_node("Gather", [f"s{at}", at], [f"{at}th"])],
+            at, [], [helper.make_tensor_value_info(f"{at}th", *number)],
+        )
+        for at in ("five", "zero")
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1])],
+        "choosing",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3]),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", *number)],
+        [helper.make_tensor(name, TensorProto.INT64, [], [n]) for name, n in (("five", 5), ("zero", 0))],
+    )
+    return espalier.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+
+
+def test_an_index_outside_of_known_contents_fails_where_it_is_reached() -> None:
+    graph, x = choosing(), np.ones((2, 3), np.float32)
+    assert execute(graph, [x, np.array(False)])[0] == 2
+    with pytest.raises(InputError, match=r"E207: index 5 lies outside of an axis of 2") as caught:
+        execute(graph, [x, np.array(True)])
+    assert caught.value.node == "fiveth"
+
+
+def test_arithmetic_on_an_extent_without_axes_is_known() -> None:
+    b = Builder(Graph())
+    extent = b.gather(b.shape(b.input(parse("f32[n]"), "x")), np.array(0))
+    assert str(b.neg(extent).known) == "-n"

@@ -17,9 +17,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from espalier.errors import InputError
 from espalier.ir import dims, elements
 from espalier.ir.elements import Element
+from espalier.ir.operands import OutsideError
 from espalier.ir.xp.formulas import FORMULAS
 
 Array = NDArray[Any]
@@ -68,6 +68,7 @@ def zeros(shape: Sequence[int], kind: Element) -> Array:
 
 def astype(array: Array, kind: Element) -> Array:
     """Convert; floats go to integers by truncation, to narrower floats by rounding to even, to bool by ≠ 0."""
+    array = np.asarray(array)  # arithmetic on a dimension without axes gives no array
     if array.dtype == object and kind.is_integer:
         return _wrapped(array, kind)
     if array.dtype == kind.dtype:
@@ -402,11 +403,11 @@ def conv(
 
 
 def positions(indices: Array, extent: Any) -> Array:
-    """Indices of an axis that come from data. Raises InputError E207 if one lies outside."""
+    """Indices of an axis that come from data. Raises OutsideError if one lies outside."""
     if indices.size and isinstance(extent, int):
         low, high = int(indices.min()), int(indices.max())
         if low < -extent or high >= extent:
-            raise InputError("E207", f"index {high if high >= extent else low} lies outside of an axis of {extent}")
+            raise OutsideError(f"index {high if high >= extent else low} lies outside of an axis of {extent}")
     return indices
 
 
