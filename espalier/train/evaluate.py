@@ -309,6 +309,13 @@ class Gate:
             what = "max_drop" if self.max_drop is not None else "a metric"
             raise InputError("E212", f"{what} needs data to measure the accuracy on", hint="Give some with --data.")
 
+    def require_measurable(self, elsewhere: str) -> None:
+        """Raise InputError E201 if something is asked for; `elsewhere`: why it cannot be measured on this machine."""
+        if self.max_drop is not None or self.measure != "auto":
+            what = "max_drop" if self.max_drop is not None else "a metric"
+            message = f"{what} needs the artifact's accuracy, which cannot be measured here: {elsewhere}"
+            raise InputError("E201", message, hint="Leave it out, or compile on such a machine.")
+
     def score(self, original: Runner, changed: Runner, data: Data) -> Score:
         """Both models' figures. Raises VerificationError E604 if more was lost; else as `compare`."""
         found = compare(original, changed, data, self.measure)
