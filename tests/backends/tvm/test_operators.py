@@ -53,6 +53,20 @@ def test_integers_wrap_around_and_truncate(dtype: Any) -> None:
     agree(lambda b, x, y: (b.add(x, y), b.mul(x, y), b.div(x, y), b.mod(x, y)), x, y)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_zeros_that_are_added_keep_signs_right(dtype: Any) -> None:
+    positive, negative, one = np.array(0.0, dtype), np.array(-0.0, dtype), np.array(1.0, dtype)
+
+    def model(b: Any, x: Any) -> Any:
+        sums = [
+            b.add(x, positive), b.add(positive, x), b.add(x, negative), b.add(negative, x),
+            b.sub(x, positive), b.sub(positive, x), b.sub(x, negative), b.sub(negative, x),
+        ]  # fmt: skip
+        return tuple(b.div(one, each) for each in sums)
+
+    agree(model, np.array([-0.0, 0.0, 1.0, -2.0], dtype))
+
+
 def test_logic_and_bits() -> None:
     x, y = RANDOM.integers(0, 2, (2, 3, 4)).astype(bool)
     agree(lambda b, x, y: (b.logical_and(x, y), b.logical_or(x, y), b.logical_xor(x, y), b.logical_not(x)), x, y)
