@@ -101,14 +101,46 @@ class ScaledLayer:
         """
         dtype = self.old.element.dtype
         with np.errstate(all="ignore"):
-            exact, rounded, bias = self.exact_weight().astype(np.float64), self.weight(), self.moved_bias()
-            if not (np.all(np.isfinite(rounded)) and np.all(np.isfinite(bias))):
+            bias = self.moved_bias()
+            if not np.all(np.isfinite(bias)):
+                return False
+            if self.old.element.bits >= 32:  # most weights are: by the largest alone, without making the new ones
+                old, least = self._largest(), float(ml_dtypes.finfo(dtype).smallest_normal)
+                new = old * np.abs(self.affine()[0])
+                dead = (old < least) | (np.abs(bias) >= np.sqrt(least))  # digits of channels that are off say nothing
+                return stays_normal(np.where(dead & (new < least), 0, new), dtype)
+            exact, rounded = self.exact_weight().astype(np.float64), self.weight()
+            if not np.all(np.isfinite(rounded)):
                 return False
             rest = tuple(axis for axis in range(exact.ndim) if axis != self.axis)
             lost, largest = (
                 np.max(np.abs(each), axis=rest, initial=0) for each in (rounded.astype(np.float64) - exact, exact)
             )
         return bool(np.all(lost <= float(ml_dtypes.finfo(dtype).eps) * largest))
+
+    def _largest(self) -> NDArray[Any]:
+        """The largest magnitude of the old weight in each output channel, in f64."""
+        shape = self.old.shape
+        parts = self.old.array.reshape(self.groups, -1, *shape[1:])
+        rest = tuple(axis for axis in range(1, parts.ndim) if axis != self.axis + 1)
+        low, high = (function(parts, axis=rest, initial=0) for function in (np.min, np.max))
+        return np.maximum(-low, high).astype(np.float64).reshape(-1)
+
+
+def stays_normal(magnitudes: NDArray[Any], dtype: Any) -> bool:
+    """Whether numbers given in f64 are zero or normal numbers of a type."""
+    limits = ml_dtypes.finfo(dtype)
+    fits = (magnitudes >= float(limits.smallest_normal)) & (magnitudes <= float(limits.max))
+    return bool(np.all(fits | (magnitudes == 0)))
+
+
+def scales(array: NDArray[Any], scale: float) -> bool:
+    """Whether no product of the floats with a number is infinite, and no normal one becomes subnormal or zero."""
+    magnitudes, least = np.abs(array), ml_dtypes.finfo(array.dtype).smallest_normal
+    largest = float(np.max(magnitudes, initial=0))
+    smallest = float(np.min(magnitudes, initial=np.inf, where=magnitudes >= least))
+    ends = np.array([largest, largest if smallest == np.inf else smallest])
+    return stays_normal(ends * abs(scale), array.dtype) and (scale == 0 or stays_normal(np.abs(scale), array.dtype))
 
 
 def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
@@ -125,7 +157,7 @@ def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
     groups = getattr(layer.op, "group", 1) if axis == 1 else 1  # a transposed convolution has (g i) o K
     channels = shape[axis] * groups
     made = ScaledLayer(weight.constant, None if bias is None else bias.constant, affine, axis, groups)
-    rewriter.require(element.bits >= 32 or made.fits(), f"the scaled weights are out of the range of {element.name}")
+    rewriter.require(made.fits(), f"the scaled weights are out of the range of {element.name}")
     new_weight, new_bias = Value(weight.type), Value(vector_type(element, channels))
     new_weight.constant = computed(made.weight, element, shape)
     new_bias.constant = computed(made.moved_bias, element, (channels,))
@@ -198,6 +230,9 @@ def scaled_copy(value: Value, scale: float, rewriter: Rewriter, depth: int = NEA
     node = value.producer
     if value.constant is not None:
         source, factor = value.constant, value.element.dtype.type(scale)
+        rewriter.require(
+            scales(source.array, scale), f"the scaled numbers are out of the range of {value.element.name}"
+        )
         return constant_value(computed(lambda: source.array * factor, value.element, value.shape))
     if node is None or not value.has_one_use or len(node.results) != 1:
         rewriter.why("it is no product with constants behind movements")
