@@ -140,10 +140,20 @@ def _combine(*weighted: tuple[Dimension, int]) -> Dimension:
     return _canonical(total)
 
 
+TERMS = 1 << 12
+"""Of a product of sums, before equal ones are added up; products of products of sums grow without end."""
+TERMS_READ = 64
+"""The same where a dimension is read from text."""
+
+
 def _multiply(a: Dimension, b: Dimension) -> Dimension:
+    """a·b. Raises OverflowError where both are sums and the product would have more than `TERMS` terms."""
+    lefts, rights = _terms(a), _terms(b)
+    if len(lefts) > 1 and len(rights) > 1 and len(lefts) * len(rights) > TERMS:
+        raise OverflowError(f"the product of sums of {len(lefts)} and {len(rights)} extents has too many terms")
     total: dict[Monomial, int] = {}
-    for left, x in _terms(a):
-        for right, y in _terms(b):
+    for left, x in lefts:
+        for right, y in rights:
             powers = dict(left)
             for atom, power in right:
                 powers[atom] = powers.get(atom, 0) + power
@@ -338,10 +348,10 @@ def symbol_name(dim: Dimension) -> str | None:
 
 
 def parse(text: str) -> Dimension:
-    """A dimension from its printed form. Raises ValueError on anything else."""
+    """A dimension from its printed form. Raises ValueError on anything else, and on products of many sums."""
     try:
         return _from_syntax(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (SyntaxError, KeyError, TypeError, ArithmeticError) as error:
         raise ValueError(f"not a dimension: {text!r}") from error
 
 
@@ -360,7 +370,7 @@ def _from_syntax(node: ast.expr) -> Dimension:
             return left + right
         if isinstance(node.op, ast.Sub):
             return left - right
-        if isinstance(node.op, ast.Mult):
+        if isinstance(node.op, ast.Mult) and len(_terms(left)) * len(_terms(right)) <= TERMS_READ:
             return left * right
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return FUNCTIONS[node.func.id](*(_from_syntax(argument) for argument in node.args))
@@ -377,17 +387,17 @@ def common_factor(a: Dimension, b: Dimension) -> Dimension:
     return 1
 
 
-def reach(dim: Dimension, extent: int) -> int:
-    """A number that |dim| does not exceed where each product of symbols is at most `extent`."""
+def reach(dim: Dimension, extent: int, most: int) -> int:
+    """A number that |dim| does not exceed where symbols are at most `extent`, and products of them at most `most`."""
     if isinstance(dim, int):
         return abs(dim)
     total = 0
     for monomial, coefficient in dim.terms:
-        bound = abs(coefficient) * (extent if monomial else 1)
+        bound = abs(coefficient) * min(extent ** sum(power for _, power in monomial), most)
         for atom, power in monomial:
             if atom.kind != "symbol":
                 of = {"mod": atom.operands[1:], "floordiv": atom.operands[:1]}.get(atom.kind, atom.operands)
-                bound *= max(1, -(-max(reach(operand, extent) for operand in of) // extent)) ** power
+                bound *= max(1, -(-max(reach(operand, extent, most) for operand in of) // extent)) ** power
         total += bound
     return total
 

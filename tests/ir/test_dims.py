@@ -133,6 +133,24 @@ def test_undecided_questions_are_errors() -> None:
         n < 3  # type: ignore[operator]  # noqa: B015
 
 
+def test_products_of_many_sums_are_refused() -> None:
+    sums = ["(" + "+".join(f"{letter}{k}" for k in range(8)) + ")" for letter in "abcdef"]
+    assert dims.parse("*".join(sums[:2])) == dims.parse(sums[0]) * dims.parse(sums[1])
+    with pytest.raises(ValueError, match="not a dimension"):
+        dims.parse("*".join(sums[:3]))
+    with pytest.raises(OverflowError, match="sums of 4096 and 8 extents"):
+        dims.product(dims.parse(text) for text in sums)
+
+
+def test_how_far_dimensions_reach() -> None:
+    n, m = dims.symbol("n"), dims.symbol("m")
+    for dim, wanted in (
+        (7, 7), (n, 10), (3 * n - 2, 32), (n * m, 100), (n * n * m * m, 500), (n // 2 * m, 100), (n % 4, 10),
+        (dims.maximum(n, 30) * 2, 60),
+    ):  # fmt: skip
+        assert dims.reach(dim, 10, 500) == wanted
+
+
 def test_symbols() -> None:
     n = dims.symbol("n")
     assert dims.symbols(dims.maximum(n * 2, dims.symbol("batch size")) // 3) == {"n", "batch size"}

@@ -13,7 +13,7 @@ from espalier.errors import InternalError
 from espalier.ir import Builder, Graph, Node, Value
 from espalier.ir.clone import clone
 from espalier.ir.dims import symbol
-from espalier.ir.elements import F8E4M3FN, F16, F32, I64, U8
+from espalier.ir.elements import F8E4M3FN, F16, F32, I32, I64, U8
 from espalier.ir.execute import execute
 from espalier.ir.ops import LayerNorm, Relu, Split
 from espalier.ir.types import parse as type_of
@@ -161,6 +161,10 @@ def test_a_factor_that_broadcasts_the_channels_stays(m: Model) -> None:
         ("f16", 1, 2, ["conv"]),
         ("bf16", 300, 300, ["conv"]),
         ("f32", 1e-3, 1e-4, ["conv"]),
+        ("f32", 1e30, 1e10, ["conv", "batch_norm"]),
+        ("f32", 1e-30, 1e-10, ["conv", "batch_norm"]),
+        ("f32", 1e-40, 1e-3, ["conv"]),
+        ("f64", 1e30, 1e10, ["conv"]),
     ],
 )
 def test_a_norm_stays_where_the_scaled_weights_would_be_out_of_range(
@@ -176,6 +180,33 @@ def test_a_norm_stays_where_the_scaled_weights_would_be_out_of_range(
     assert [node.op.name for node in m.graph] == left
     assert all(np.isfinite(value.array).all() for value in m.graph.constants())
     assert (f"out of the range of {element}" in str(report)) == (len(left) == 2)
+
+
+def test_a_norm_of_a_channel_that_is_off_is_folded(m: Model) -> None:
+    ones, weight = np.ones(3, np.float32), m.c(3, 2, 1, 1)
+    weight[1] = 1e-37
+    y = m.build.batch_norm(m.build.conv(m.x("f32[1, 2, 4, 4]"), weight), 0.01 * ones, ones, ones, ones)
+    assert m.same(y) == ["conv"]
+
+
+@pytest.mark.parametrize(
+    ("element", "x", "weight", "scale", "left"),
+    [
+        ("f32", 1e-30, 1e30, 1e30, 2), ("f32", 1e30, 1e-30, 1e-30, 2), ("f32", 1e30, 1e-30, 4.0, 1),
+        ("f32", 1.0, 1e-45, 0.5, 2), ("f64", 1e-30, 1e30, 1e30, 1), ("f32", 1.0, 0.0, 0.5, 1),
+    ],
+)  # fmt: skip
+def test_a_scale_stays_where_the_scaled_matrix_would_be_out_of_range(
+    m: Model, element: str, x: float, weight: float, scale: float, left: int
+) -> None:
+    made = m.x(f"{element}[2, 4]", np.full((2, 4), x))
+    dtype = made.element.dtype
+    m.graph.set_outputs([m.build.mul(m.build.matmul(made, np.full((4, 3), weight, dtype)), dtype.type(scale))], ["y"])
+    (wanted,) = execute(m.graph, m.feeds)
+    report = PassManager(pipeline("exact")).run(m.graph)
+    assert len(m.graph) == left
+    np.testing.assert_allclose(execute(m.graph, m.feeds)[0], wanted, rtol=1e-5)
+    assert (f"out of the range of {element}" in str(report)) == (left == 2)
 
 
 def test_one_weight_that_a_scale_makes_tiny_holds_nothing_up(m: Model) -> None:
@@ -235,6 +266,11 @@ def test_shape_arithmetic_wraps(m: Model) -> None:
     m = Model()
     large = m.build.mul(m.build.shape(m.x("f32[n, 4]")), np.array(2**62))
     assert m.same(m.build.gather(large, np.array(1)))  # n · 2^62 may wrap: nothing is known of the whole before it runs
+    m = Model()
+    image = m.build.size(m.x("f32[n, 3, h, w]"))
+    narrow = m.build.mul(m.build.cast(image, to=I32), np.array(2048, np.int32))
+    assert narrow.known is None  # one picture of 1080 by 1920 is enough
+    assert str(m.build.mul(image, np.array(2048)).known) == "6144*h*n*w"
 
 
 @pytest.mark.parametrize("operator", ["constant_of_shape", "expand"])

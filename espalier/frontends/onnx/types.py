@@ -15,7 +15,7 @@ from espalier.ir.graph import Graph
 from espalier.ir.types import OptionalType, SequenceType, TensorType, Type
 
 EXPRESSION = 100
-"""Letters of an extent's name beyond which it is not read as an expression: products of sums grow without end."""
+"""Letters of an extent's name beyond which it is not read as an expression."""
 _UNNAMED = {"", "?", "None", "-1", "*"}
 """What exporters write for a dimension of which they know nothing; two of them need not be equal."""
 

@@ -80,21 +80,24 @@ def astype(array: Array, kind: Element) -> Array:
 
 
 EXTENT = 1 << 16
-"""What extents and their products are taken not to exceed when asking whether integers made of them may wrap around."""
+"""What an extent is taken not to exceed when asking whether integers made of extents may wrap around."""
+ELEMENTS = 1 << 40
+"""What a product of extents is taken not to exceed: more elements than any memory holds."""
 
 
 def _wrapped(array: Array, kind: Element) -> Array:
     """Dimensions as integers of that kind: numbers wrap around.
 
-    Raises dims.NotANumberError for symbolic ones that may not fit where products of extents are up to `EXTENT`, and in
-    kinds without a sign.
+    Raises dims.NotANumberError for symbolic ones that may not fit where extents are up to `EXTENT` and products of them
+    up to `ELEMENTS`, and in kinds without a sign.
     """
     low, span = kind.range[0], 1 << kind.bits
     found = [
         entry if isinstance(entry, dims.Dim) else (int(entry) - low) % span + low
         for entry in array.reshape(-1).tolist()
     ]
-    if any(isinstance(entry, dims.Dim) and (low == 0 or dims.reach(entry, EXTENT) > kind.range[1]) for entry in found):
+    symbolic = [entry for entry in found if isinstance(entry, dims.Dim)]
+    if any(low == 0 or dims.reach(entry, EXTENT, ELEMENTS) > kind.range[1] for entry in symbolic):
         raise dims.NotANumberError(f"a dimension may not fit {kind}")
     made = np.empty(len(found), object)
     made[:] = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import string
 from collections.abc import Callable
 from pathlib import Path
 
@@ -309,11 +310,16 @@ def test_errors_are_input_errors() -> None:
         load(object())
 
 
+FACTORS = "*".join(f"({'+'.join('abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN'[k : k + 5])})" for k in range(0, 40, 5))
+"""95 letters that are the product of 8 sums of 5 symbols: 390,625 terms."""
+
+
 @pytest.mark.parametrize(
-    "text", ["*".join(["(a+b+c+d+e+f+g+h)"] * 14), "-" * 100000 + "n", "(" * 3000 + "n" + ")" * 3000]
+    "text",
+    ["*".join(["(a+b+c+d+e+f+g+h)"] * 14), "-" * 100000 + "n", "(" * 3000 + "n" + ")" * 3000, FACTORS],
 )
 def test_an_extent_named_by_an_endless_expression_is_one_symbol(text: str) -> None:
-    shape = [*"abcdefghn", text]
+    shape = [*string.ascii_letters, text]
     infos = [onnx.helper.make_tensor_value_info(name, 1, shape) for name in "xy"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", infos[:1], infos[1:])
     loaded = load(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9))
