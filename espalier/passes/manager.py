@@ -15,11 +15,10 @@ from espalier import plugins
 from espalier.errors import EspalierError, InputError, VerificationError
 from espalier.ir import Graph, to_text, verify
 from espalier.ir.clone import Snapshot, clone
-from espalier.ir.execute import run
 from espalier.ir.garbage import few_collections
 from espalier.passes.base import Context, Pass, order
 from espalier.passes.replay import Replayer
-from espalier.passes.samples import NoSample, sensitivity, try_graph
+from espalier.passes.samples import NoSample, Trial, run_within, sensitivity, try_graph
 from espalier.train.agreement import TOLERANCE, disagreement
 from espalier.train.measure import in_words, measure
 
@@ -270,12 +269,21 @@ def compare_models(original: Graph, changed: Graph, seed: int = 0, data: Any = N
     if not original.is_deterministic:
         return "not compared: the model holds random or unknown operators"
     try:
-        inputs, wanted = trial = try_graph(original, seed, data)
+        trial = try_graph(original, seed, data)
     except NoSample as error:
         return f"not compared: {error}"
     if trial.is_empty:
         return "not compared: all outputs are empty"
-    found = run(changed, inputs)
+    try:
+        return _compare_on(trial, original, changed, seed, bound)
+    except NoSample as error:
+        return f"not compared: {error}"
+
+
+def _compare_on(trial: Trial, original: Graph, changed: Graph, seed: int, bound: float | None) -> str:
+    """`compare_models` on inputs with the original's outputs. Raises NoSample if that is too much to run."""
+    inputs, wanted = trial
+    found = run_within(changed, inputs)
     worst = 0.0
     for position, (name, a, b) in enumerate(zip(original.output_names, wanted, found, strict=True)):
         if not isinstance(a, np.ndarray) or a.dtype == object:

@@ -144,13 +144,9 @@ def try_graph(graph: Graph, seed: int, data: Any = None) -> Trial:
         return run(graph, list(arrays), allowance=Allowance())
 
     if isinstance(data, Data):
-        inputs = _first_samples(data)
+        inputs, within = _first_samples(data), functools.partial(run_within, graph)
         try:
-            return Trial(inputs, list(in_batches(call, [value.shape for value in graph.inputs])(inputs)))
-        except EspalierError as error:
-            if error.code == "E411":
-                raise NoSample(_in_words(error)) from error
-            raise
+            return Trial(inputs, list(in_batches(within, [value.shape for value in graph.inputs])(inputs)))
         except (ValueError, LookupError, ArithmeticError, TypeError) as error:
             raise InputError("E207", f"the model does not run on the data: {error}") from error
     return try_sizes(graph.inputs, call, seed, shapes_of(graph))
@@ -274,6 +270,16 @@ ROUNDING = 2.0**-22
 """How far rounding may move a result, relative to the largest element: a few last bits of f32."""
 
 
+def run_within(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
+    """Run a graph for a check. Raises NoSample if that is more than a check may cost; the text says why."""
+    try:
+        return run(graph, inputs, allowance=Allowance())
+    except EspalierError as error:
+        if error.code == "E411":
+            raise NoSample(_in_words(error)) from error
+        raise
+
+
 def sensitivity(
     graph: Graph, inputs: Sequence[Any], wanted: Sequence[Any], position: int, seed: int, change: float = 2.0**-16
 ) -> float:
@@ -284,6 +290,9 @@ def sensitivity(
 
     Args:
         change: of the inputs: the standard deviation relative to each number.
+
+    Raises:
+        NoSample: that is too much to run; the text says why.
     """
     rng, worst = np.random.default_rng(seed), 0.0
 
@@ -296,7 +305,7 @@ def sensitivity(
     for _ in range(3):
         noise = [1 + change * rng.standard_normal(a.shape) for a in inputs]
         moved = [a * e.astype(a.dtype) if a.dtype.kind == "f" else a for a, e in zip(inputs, noise, strict=True)]
-        worst = max(worst, disagreement(wanted[position], run(graph, moved)[position])[0])
+        worst = max(worst, disagreement(wanted[position], run_within(graph, moved)[position])[0])
         inner = disagreement(wanted[position], run(graph, inputs, observe=rounded)[position])[0]
         worst = max(worst, inner if np.isfinite(inner) else 0.0)
     return worst

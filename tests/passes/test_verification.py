@@ -7,14 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from espalier.errors import VerificationError
+from espalier.errors import UnsupportedError, VerificationError
 from espalier.ir import Builder, Graph, Node
+from espalier.ir.execute import Allowance
 from espalier.ir.ops import Add, Mul, Neg, Relu
 from espalier.ir.types import parse as type_of
-from espalier.passes import BITEXACT, PassManager, parse_spec
+from espalier.passes import BITEXACT, PassManager, manager, parse_spec, samples
 from espalier.passes.base import PASSES, Context, Pass, Predicate, graph_pass, load_passes
+from espalier.passes.manager import compare_models
 from espalier.passes.rewrite import RULES, Replacement, Rewriter, rewrite
 from espalier.passes.rules.matching import splat
+from espalier.passes.samples import NoSample, sensitivity, try_graph
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +126,49 @@ def test_a_rule_that_is_not_bit_exact_at_minus_zero_is_caught() -> None:
     graph.set_outputs([builder.add(x, np.zeros(8, np.float32))], ["y"])
     with pytest.raises(VerificationError, match="special inputs"):
         PassManager([parse_spec("drop_zeros")]).run(graph)
+
+
+class Costly(Relu):
+    """A stand-in for an operator whose reference takes longer than a check may."""
+
+    def reference(self, xp, x):
+        raise UnsupportedError("E411", "that takes too long")
+
+
+def test_a_new_region_that_takes_too_long_is_not_replayed() -> None:
+    @rewrite(Relu, semantics=BITEXACT)
+    def relu_at_length(node: Node, rewriter: Rewriter) -> Replacement:
+        """Right as far as anybody can tell in time."""
+        rewriter.require(not isinstance(node.op, Costly), "done")
+        return rewriter.node(Costly(), node.operands).results[0]
+
+    report = PassManager([parse_spec("relu_at_length")]).run(products(1.25))
+    assert report.replayed == 0
+    assert report.unreplayed == {"relu_at_length": "the new region: that takes too long"}
+    assert report.whole_model == "not compared: E411: that takes too long"
+
+
+def test_a_new_region_that_fails_is_refused() -> None:
+    class Failing(Relu):
+        def reference(self, xp, x):
+            raise ValueError("no")
+
+    @rewrite(Relu, semantics=BITEXACT)
+    def relu_that_fails(node: Node, rewriter: Rewriter) -> Replacement:
+        """Wrong."""
+        return rewriter.node(Failing(), node.operands).results[0]
+
+    with pytest.raises(VerificationError, match="fails on special inputs: no"):
+        PassManager([parse_spec("relu_that_fails")]).run(products(1.25))
+
+
+def test_what_moves_the_outputs_is_asked_within_an_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, changed = products(1.0), products(1.01)
+    with pytest.raises(VerificationError, match="E602"):
+        compare_models(original, changed)
+    trial = try_graph(original, 0)
+    monkeypatch.setattr(samples, "Allowance", lambda: Allowance(seconds=-1.0))
+    with pytest.raises(NoSample, match="E411: reference execution has taken -1 s"):
+        sensitivity(original, trial.inputs, trial.outputs, 0, 0)
+    monkeypatch.setattr(manager, "try_graph", lambda *_: trial)
+    assert compare_models(original, changed).startswith("not compared: E411")
