@@ -39,6 +39,8 @@ FOLDER = ROOT / "build" / "cpu"
 ROUNDS, QUICK_ROUNDS = 15, 5
 COMPILE_LIMIT, QUICK_COMPILE_LIMIT = 900.0, 20.0
 """Seconds after which our compiler counts as failed."""
+TUNE = 60
+"""Seconds in which each model is tuned before it is compiled with what is known then."""
 PRECISIONS = ("fp32", "bf16", "int8")
 BATCHED = ("resnet18", "mobilenet_v2", "minilm", "resnet20")
 BATCHES = (8, 32)
@@ -126,6 +128,9 @@ class Measurements:
             self.compiled[name] = {
                 "seconds": compiled.seconds, "cpu_seconds": compiled.cpu_seconds, "failed": compiled.failed,
             }  # fmt: skip
+            if not self.benchmark.arguments.quick:
+                warm = self._compile_warm(prepared)
+                self.compiled[name] |= {"warm_seconds": warm.seconds, "warm_failed": warm.failed}
             self.arenas[name] = arena(compiled.path)
             for count in threads:
                 self._row(Case(name, "fp32", 1, count), prepared, prepared.model, prepared.wanted, compiled)
@@ -166,6 +171,17 @@ class Measurements:
         took = compiled.failed or f"{compiled.seconds} s ({compiled.cpu_seconds} s of CPU)"
         self.benchmark.say(f"{model.stem}, {precision}: compiled: {took}")
         return compiled
+
+    def _compile_warm(self, prepared: Prepared) -> Compiled:
+        """Compiled with a database that knows the model's kernels, or those that TUNE seconds are enough for."""
+        database = ["--choices", str(FOLDER / "choices.sqlite")]
+        for name, seconds in (("-tuned", TUNE), ("-warm", 0)):
+            more = ["--tune", f"{seconds}s", *database]
+            made = compile_artifact(prepared.model, "fp32", FOLDER, COMPILE_LIMIT + seconds, more, name)
+            self.benchmark.say(f"{prepared.model.stem}{name}: compiled: {made.failed or f'{made.seconds} s'}")
+            if made.failed:
+                break
+        return made
 
     def _row(self, case: Case, prepared: Prepared, model: Path, wanted: Path, compiled: Compiled) -> None:
         key = self.runs.key(case, prepared, model, compiled)

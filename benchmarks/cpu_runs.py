@@ -83,16 +83,19 @@ def compiler_key() -> str:
     return digest.hexdigest()
 
 
-def compile_artifact(model: Path, precision: str, folder: Path, limit: float) -> Compiled:
+def compile_artifact(
+    model: Path, precision: str, folder: Path, limit: float, more: Sequence[str] = (), name: str = ""
+) -> Compiled:
     """The artifact of a model file, as `espalier compile MODEL -o ARTIFACT` makes it in a process of its own.
 
     One that the same sources made of the same file before is taken again, with the times that it took then. After
-    `limit` seconds it counts as failed.
+    `limit` seconds it counts as failed. `more` are further options, and `name` what the artifact's name ends in then.
     """
     digest = hashlib.sha256(model.read_bytes())
-    digest.update(f"{compiler_key()} {precision}".encode())
+    digest.update(" ".join([compiler_key(), precision, *more]).encode())
     key = digest.hexdigest()
-    path = folder / "artifacts" / (model.stem if precision.startswith("int8") else f"{model.stem}-{precision}")
+    stem = model.stem if precision.startswith("int8") else f"{model.stem}-{precision}"
+    path = folder / "artifacts" / f"{stem}{name}"
     record = path.with_suffix(".json")
     if record.exists():
         known = json.loads(record.read_text())
@@ -105,7 +108,7 @@ def compile_artifact(model: Path, precision: str, folder: Path, limit: float) ->
         return Compiled(path, key, failed=f"espalier compiles no model to {precision}")
     path.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    command = [sys.executable, "-m", "espalier", "compile", str(model), "-o", str(path), "--json", *options]
+    command = [sys.executable, "-m", "espalier", "compile", str(model), "-o", str(path), "--json", *options, *more]
     with open(path.with_suffix(".log"), "w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log, text=True)
         code, cpu_seconds = _wait(process, limit)

@@ -195,6 +195,10 @@ def test_compile_time_memory_and_arena() -> None:
     assert bars["memory"]["holds"] is True and bars["arena"]["holds"] is True
     broken = others([], compiled={"lstm": {"seconds": None, "failed": "refused"}}, arenas={"lstm": None})
     assert broken["compile_each"]["holds"] is False and broken["arena"]["holds"] is None
+    assert bars["compile_warm"]["holds"] is None
+    for seconds, failed, holds in ((14.0, None, True), (16.0, None, False), (None, "refused", False)):
+        again = {"seconds": 2.0, "failed": None, "warm_seconds": seconds, "warm_failed": failed}
+        assert others([], compiled={"lstm": again})["compile_warm"]["holds"] is holds
 
 
 def test_a_wrong_answer_at_any_number_of_threads_counts() -> None:
