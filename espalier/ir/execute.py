@@ -30,7 +30,8 @@ def execute(
     """Run a graph on arrays, by input name or in order, and return its outputs as arrays of `xp`.
 
     `observe` is told the results of each node; what it returns, if anything, takes their place. Values are dropped
-    after their last use. Raises InputError for inputs that don't fit the declared types, and EspalierError subclasses naming the node for what can't be run.
+    after their last use. Raises InputError for inputs that don't fit the declared types, and EspalierError subclasses
+    naming the node for what can't be run.
     """
     if isinstance(inputs, Mapping):
         missing = [value.name for value in graph.inputs if value.name not in inputs]

@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from espalier.analysis.coupling import couple
 from espalier.errors import InputError
+from espalier.ir import Builder, Graph
+from espalier.ir.types import parse as type_of
 from espalier.passes.structure.criteria import CRITERIA, Criterion, criterion, load_criteria, parse_criterion
-from espalier.passes.structure.importance import NORMALISERS, parts_of
+from espalier.passes.structure.importance import NORMALISERS, multiplies, parts_of
 from espalier.passes.structure.prune import score_units
 from espalier.train.weights import looks_learned
 from tests.passes.structure.pruning import coupled, data_of, images, net
@@ -215,3 +218,18 @@ def test_others_can_add_criteria_and_names_are_checked(monkeypatch: pytest.Monke
         with pytest.raises(InputError) as caught:
             parse_criterion(text)
         assert caught.value.code == code
+
+
+def test_whether_a_table_that_indices_miss_multiplies_is_not_known() -> None:
+    graph = Graph()
+    build = Builder(graph)
+    rows = build.gather(np.ones((1, 4), np.float32), build.input(type_of("i64[3]"), "i"), axis=0)
+    graph.set_outputs([build.matmul(build.matmul(rows, np.ones((4, 5), np.float32)), np.ones((5, 2), np.float32))])
+    coupling = couple(graph)
+    found = {
+        (use.node.op.name, multiplies(use))
+        for unit in coupling.units
+        for member in unit.weights
+        for use in coupling.uses(member, unit)
+    }
+    assert found == {("gather", False), ("matmul", True)}
