@@ -22,7 +22,7 @@ FORMAT = 1
 WAIT = 60.0
 """Seconds to wait for another process that is writing."""
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS choices (
+CREATE TABLE choices (
     device TEXT NOT NULL, threads INTEGER NOT NULL, compiler TEXT NOT NULL, question TEXT NOT NULL,
     kind TEXT NOT NULL, facts TEXT NOT NULL, choice TEXT NOT NULL, seconds TEXT NOT NULL,
     PRIMARY KEY (device, threads, compiler, question)
@@ -72,20 +72,27 @@ class Database:
             if create:
                 path.parent.mkdir(parents=True, exist_ok=True)
             mode = "rwc" if create else "ro"
-            self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", timeout=WAIT, uri=True)
-            self._prepare(create)
+            name = f"{path.absolute().as_uri()}?mode={mode}"
+            self._connection = sqlite3.connect(name, timeout=WAIT, isolation_level=None, uri=True)
         except (sqlite3.Error, OSError) as error:
+            raise self._refused(error) from error
+        try:
+            self._prepare(create)
+        except sqlite3.Error as error:
+            self._connection.close()
             raise self._refused(error) from error
 
     def _prepare(self, create: bool) -> None:
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        run = self._connection.execute
+        run("BEGIN IMMEDIATE" if create else "BEGIN")  # nobody sees a file that is half prepared
+        version = run("PRAGMA user_version").fetchone()[0]
+        tables = run("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version not in (0, FORMAT) or (version == 0 and tables):
             raise sqlite3.DatabaseError("it is a database of something else, or of another version of espalier")
         if version == 0 and create:
-            with self._connection:
-                self._connection.execute(SCHEMA)
-                self._connection.execute(f"PRAGMA user_version = {FORMAT}")
+            run(SCHEMA)
+            run(f"PRAGMA user_version = {FORMAT}")
+        run("COMMIT")
 
     def choices(self, place: Place) -> dict[str, Choice]:
         """What is known of a place: question → choice. Raises InputError E235."""
@@ -103,8 +110,7 @@ class Database:
         texts = (json.dumps(each, default=str) for each in (answer.facts, answer.choice, answer.seconds))
         row = (place.device, place.threads, place.compiler, answer.question, answer.kind, *texts)
         try:
-            with self._connection:
-                self._connection.execute("INSERT OR REPLACE INTO choices VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            self._connection.execute("INSERT OR REPLACE INTO choices VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise self._refused(error) from error
 
