@@ -131,3 +131,36 @@ def test_external_data_survive(tmp_path: Path) -> None:
     (tmp_path / "w.bin").unlink()
     found = made.load()({"x": np.eye(64, dtype=np.float32)})["y"]
     np.testing.assert_allclose(found, weight, rtol=1e-6)
+
+
+def quantized_per_channel(x: str, scale: str, zero: str, y: str, axis: int) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("QuantizeLinear", [x, scale, zero], [f"{y}_stored"], axis=axis),
+        helper.make_node("DequantizeLinear", [f"{y}_stored", scale, zero], [y], axis=axis),
+    ]
+
+
+def test_what_onnxruntime_optimizes_wrongly_runs_with_its_basic_optimizations(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    held = {
+        "s": np.float32(0.05), "z": np.uint8(128), "each": np.array([0.1, 0.2, 0.3], np.float32),
+        "zeros": np.array([120, 128, 130], np.uint8), "ws": np.array([0.01, 0.02, 0.03], np.float32),
+        "wz": np.zeros(3, np.int8), "w": random.integers(-90, 90, (3, 2, 3, 3)).astype(np.int8),
+    }  # fmt: skip
+    nodes = [
+        *quantized_per_channel("x", "s", "z", "xq", 1),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wq"], axis=0),
+        helper.make_node("Conv", ["xq", "wq"], ["c"], kernel_shape=[3, 3]),
+        *quantized_per_channel("c", "each", "zeros", "y", 1),
+    ]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 2, 6, 6])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3, 4, 4])
+    weights = [numpy_helper.from_array(np.asarray(array), name) for name, array in held.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    made = build(model, tmp_path / "artifact")
+    assert made.manifest.backend["optimizations"] == "basic"
+    assert made.agreement.startswith("agrees") and "only with the engine's basic optimizations (E712" in made.agreement
+    image = random.normal(size=(1, 2, 6, 6)).astype(np.float32)
+    (wanted,) = execute(espalier.load(model), [image])
+    np.testing.assert_allclose(made.load()({"x": image})["y"], wanted, atol=1e-6)

@@ -24,6 +24,8 @@ class Emission:
     """Name within the artifact → file that was written."""
     section: Mapping[str, Any] = field(default_factory=dict)
     """What the engine needs to know, as plain JSON values."""
+    cautious: Mapping[str, Any] | None = None
+    """The section of an engine that takes fewer liberties: for where it fails otherwise, or computes something else."""
     instruction_sets: tuple[str, ...] = ()
     """Extensions without which the code does not run."""
     native: bool = False

@@ -43,6 +43,11 @@ class Device(BaseModel):
         return platform.machine() if self.architecture == "host" else self.architecture
 
     @property
+    def is_host(self) -> bool:
+        """Whether it is the machine that compiles, with all that it can do."""
+        return self.architecture == "host" and self.instruction_sets == "host"
+
+    @property
     def system(self) -> str:
         """The operating system, as `platform.system()` gives it."""
         return platform.system() if self.architecture == "host" else "Linux"

@@ -26,10 +26,12 @@ class OnnxBackend:
         _refuse_foreign(graph)
         save(graph, folder / MODEL)
         data = sorted(path.name for path in folder.glob(f"{MODEL}*.data"))
+        section = {"model": MODEL, "external_data": data}
         return Emission(
             engine="onnx",
             files={name: folder / name for name in (MODEL, *data)},
-            section={"model": MODEL, "external_data": data},
+            section=section,
+            cautious={**section, "optimizations": "basic"},
             versions={"onnx": onnx.__version__},
         )
 

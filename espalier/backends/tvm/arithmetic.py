@@ -34,14 +34,17 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {}
 
 
 def primitive(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Register a primitive; without a tensor among its arguments it is numpy's."""
+    """Register a primitive; without a tensor, or an array and an unknown extent, among its arguments it is numpy's."""
     name = function.__name__
 
     @functools.wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
-        if not any(map(_traced, arguments)) and not any(map(_traced, keywords.values())):
-            return getattr(numpy_xp, name)(*arguments, **keywords)
-        return function(*arguments, **keywords)
+        everything = (*arguments, *keywords.values())
+        if any(map(_traced, everything)):
+            return function(*arguments, **keywords)
+        if any(map(_is_unknown_shape, everything)) and any(map(_is_content, arguments)):
+            return function(*(as_tensor(a) if _is_content(a) else a for a in arguments), **keywords)
+        return getattr(numpy_xp, name)(*arguments, **keywords)
 
     PRIMITIVES[name] = call
     return call
@@ -49,6 +52,14 @@ def primitive(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _traced(argument: Any) -> bool:
     return isinstance(argument, Tensor) or (isinstance(argument, list | tuple) and any(map(_traced, argument)))
+
+
+def _is_unknown_shape(argument: Any) -> bool:
+    return isinstance(argument, list | tuple) and any(isinstance(entry, Dim) for entry in argument)
+
+
+def _is_content(argument: Any) -> bool:
+    return isinstance(argument, np.ndarray) and argument.dtype != object
 
 
 def as_tensor(value: Any, element: Element | None = None) -> Tensor:

@@ -133,7 +133,14 @@ class Layer:
             self.operands["lengths"] = as_tensor(xp.astype(given.lengths, elements.I64))
         for name, state in self.initial.items():
             if state is not None and not (isinstance(state, np.ndarray) and not state.any()):
-                self.operands[f"initial {name}"] = as_tensor(xp.wide(state))
+                self.operands[f"initial {name}"] = as_tensor(self.started(given.lengths, xp.wide(state)))
+
+    def started(self, lengths: Any, state: Any) -> Any:
+        """An initial state, but zeros for sequences of length 0."""
+        if lengths is None:
+            return state
+        live = xp.reshape(xp.astype(lengths, elements.I64) > 0, (-1, 1, 1) if self.batch_first else (1, -1, 1))
+        return xp.where(live, state, xp.zeros_like(state))
 
     def packed(self, rows: Any, count: int) -> Any:
         """(directions, gates·hidden, …) as (directions, blocks, gates, lanes, count), with zeros beyond the units."""

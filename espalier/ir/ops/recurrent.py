@@ -153,7 +153,8 @@ class Recurrent(Op):
     ) -> tuple[Any, ...]:
         """All directions over time. `states(direction)` are the initial ones, hidden first; cells make the next.
 
-        After the end of a sequence, outputs are zero and states stay. x is (time, batch, input).
+        After the end of a sequence, outputs are zero and states stay; sequences of length 0 leave states of zero, as
+        onnxruntime has it (ONNX does not say). x is (time, batch, input).
         """
         kind, length = xp.element(x), x.shape[0]
         inner = xp.wide(x)
@@ -161,6 +162,8 @@ class Recurrent(Op):
         outputs, finals = [], []
         for direction in range(self.directions):
             current = tuple(xp.wide(state) for state in states(direction))
+            if ends is not None:
+                current = tuple(xp.where(ends > 0, state, xp.zeros_like(state)) for state in current)
             step, backwards = cell(direction), direction == 1 or self.direction == "reverse"
             steps: dict[int, Any] = {}
             for time in reversed(range(length)) if backwards else range(length):

@@ -211,8 +211,8 @@ def given(ctx: TypeContext, operand: str) -> bool:
 
 
 def scaled_extent(extent: int, scale: float) -> int:
-    """⌊extent · scale⌋ in f32, as ONNX computes it."""
-    return int(np.floor(np.float32(extent) * np.float32(scale)))
+    """⌊extent · scale⌋ in f32, as ONNX computes it; an extent that is not known may stay as it is."""
+    return extent if scale == 1 else int(np.floor(np.float32(extent) * np.float32(scale)))
 
 
 def _align_corners(x: Any, scale: Any, extent: int, width: float, count: int, region: Any) -> Any:

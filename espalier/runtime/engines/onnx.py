@@ -1,6 +1,7 @@
 """Runs an ONNX artifact with onnxruntime, where that is installed.
 
-The manifest's backend section is an `OnnxSection`: the model's file, and the files of its external data.
+The manifest's backend section is an `OnnxSection`: the model's file, the files of its external data, and whether
+onnxruntime does all its optimizations, or only the basic ones, which compute the same.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ ONNX_TYPES = {
     "f8e5m2": 19,
     "f8e5m2fnuz": 20,
 }
+LEVELS = {
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+}
+"""By what the manifest calls them."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class OnnxSection:
 
     model: str
     external_data: tuple[str, ...] = ()
+    optimizations: str = "all"
 
 
 class OnnxEngine:
@@ -54,6 +61,9 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what fails is raised
+        if section.optimizations not in LEVELS:
+            raise ArtifactError("E702", f"optimizations are {' or '.join(LEVELS)}, not {section.optimizations!r}")
+        options.graph_optimization_level = LEVELS[section.optimizations]
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from espalier.backends.onnx import to_model
 from espalier.backends.tvm import build, fuse, trace
 from espalier.backends.tvm.tensor import Program
 from espalier.frontends import onnx as frontend
@@ -79,6 +81,20 @@ def test_directions_and_layouts(kind: str, direction: str, layout: int) -> None:
 @pytest.mark.parametrize("layout", [0, 1])
 def test_sequences_that_end_early(kind: str, direction: str, layout: int) -> None:
     check(Layer(kind, direction=direction, layout=layout, lengths=True, batch=6, time=4))
+
+
+@pytest.mark.parametrize("kind", GATES)
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_sequences_without_a_step_end_as_in_onnxruntime(kind: str, direction: str) -> None:
+    layer = Layer(kind, direction=direction, lengths=True, batch=3, time=4)
+    layer.lengths = np.array([2, 0, 4], np.int32)
+    check(layer)
+    graph = graph_of(layer.function, [layer.x], [])
+    session = onnxruntime.InferenceSession(to_model(graph).SerializeToString())
+    for wanted, found in zip(
+        session.run(None, {graph.inputs[0].name: layer.x}), execute(graph, [layer.x]), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", GATES)

@@ -142,6 +142,24 @@ def test_same_padding_of_unknown_extents(mode: str, stride: int) -> None:
     )
 
 
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_resizing_leaves_an_unknown_batch_as_it_is(mode: str) -> None:
+    def model(b: Any, x: Any) -> Any:
+        return b.resize(x, None, np.array([1, 1, 2, 1.5], np.float32), None, mode=mode)
+
+    agree(model, counted(2, 3, 4, 6), types=["f32[N, C, 4, 6]"], more=[[counted(5, 1, 4, 6)]])
+
+
+def test_constants_are_repeated_along_an_extent() -> None:
+    def model(b: Any, x: Any) -> Any:
+        n = b.shape(x, start=0, end=1)
+        shape = b.concat(n, np.array([3, 2], np.int64), axis=0)
+        times = b.concat(n, np.array([2], np.int64), axis=0)
+        return b.expand(counted(1, 3, 1), shape), b.tile(counted(2, 3), times)
+
+    agree(model, ones(3, 4), types=["f32[N, 4]"], more=[[ones(1, 4)], [ones(7, 4)]])
+
+
 def test_what_needs_an_extent_as_a_number_is_refused() -> None:
     def split(b: Any, x: Any) -> Any:
         return b.sequence_at(b.split_to_sequence(x, None, axis=0), np.array(0, np.int64))
