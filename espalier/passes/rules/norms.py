@@ -105,8 +105,12 @@ class ScaledLayer:
             if not np.all(np.isfinite(bias)):
                 return False
             if self.old.element.bits >= 32:  # most weights are: by the largest alone, without making the new ones
-                old, least = self._largest(), float(ml_dtypes.finfo(dtype).smallest_normal)
-                new = old * np.abs(self.affine()[0])
+                scale, least = np.abs(self.affine()[0]), float(ml_dtypes.finfo(dtype).smallest_normal)
+                first = self._first() * scale
+                if np.all(first) and stays_normal(first, dtype) and at_most(self.old.array, float(np.max(scale))):
+                    return True  # as nearly always, and much sooner known
+                old = self._largest()
+                new = old * scale
                 dead = (old < least) | (np.abs(bias) >= np.sqrt(least))  # digits of channels that are off say nothing
                 return stays_normal(np.where(dead & (new < least), 0, new), dtype)
             exact, rounded = self.exact_weight().astype(np.float64), self.weight()
@@ -118,10 +122,21 @@ class ScaledLayer:
             )
         return bool(np.all(lost <= float(ml_dtypes.finfo(dtype).eps) * largest))
 
+    def _parts(self) -> NDArray[Any]:
+        """The old weight by groups."""
+        return self.old.array.reshape(self.groups, self.old.shape[0] // self.groups, *self.old.shape[1:])
+
+    def _first(self) -> NDArray[Any]:
+        """The magnitude of one number of the old weight in each output channel, in f64; 0 if there is none."""
+        parts = self._parts()
+        if not parts.size:
+            return np.zeros(())
+        chosen = tuple(slice(None) if axis in (0, self.axis + 1) else 0 for axis in range(parts.ndim))
+        return np.abs(parts[chosen].astype(np.float64)).reshape(-1)
+
     def _largest(self) -> NDArray[Any]:
         """The largest magnitude of the old weight in each output channel, in f64."""
-        shape = self.old.shape
-        parts = self.old.array.reshape(self.groups, -1, *shape[1:])
+        parts = self._parts()
         rest = tuple(axis for axis in range(1, parts.ndim) if axis != self.axis + 1)
         low, high = (function(parts, axis=rest, initial=0) for function in (np.min, np.max))
         return np.maximum(-low, high).astype(np.float64).reshape(-1)
@@ -134,13 +149,26 @@ def stays_normal(magnitudes: NDArray[Any], dtype: Any) -> bool:
     return bool(np.all(fits | (magnitudes == 0)))
 
 
+def at_most(array: NDArray[Any], scale: float) -> bool:
+    """Whether no product of an array of floats with a positive number is infinite, as far as one fast sum tells."""
+    flat = array.reshape(-1)
+    return 2 * float(np.vdot(flat, flat)) ** 0.5 * scale <= float(ml_dtypes.finfo(array.dtype).max)
+
+
 def scales(array: NDArray[Any], scale: float) -> bool:
-    """Whether no product of the floats with a number is infinite, and no normal one becomes subnormal or zero."""
+    """Whether no product of the floats with a number is infinite, and no slice of normal ones loses its largest."""
+    if not stays_normal(np.abs(scale), array.dtype):
+        return False
+    lines = [(0,) * axis + (slice(None),) + (0,) * (array.ndim - axis - 1) for axis in range(array.ndim)]
+    if array.size and at_most(array, abs(scale)):  # if a number of every slice stays normal, the rest is soon told
+        first = [np.abs(array[line].astype(np.float64)) * abs(scale) for line in lines or [()]]
+        if all(stays_normal(line, array.dtype) and np.all(line) for line in first):
+            return True
     magnitudes, least = np.abs(array), ml_dtypes.finfo(array.dtype).smallest_normal
     largest = float(np.max(magnitudes, initial=0))
     smallest = float(np.min(magnitudes, initial=np.inf, where=magnitudes >= least))
     ends = np.array([largest, largest if smallest == np.inf else smallest])
-    return stays_normal(ends * abs(scale), array.dtype) and (scale == 0 or stays_normal(np.abs(scale), array.dtype))
+    return stays_normal(ends * abs(scale), array.dtype)
 
 
 def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
