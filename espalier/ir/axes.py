@@ -43,6 +43,8 @@ class Equation:
     """The variables by letter; a run has several."""
     equal: list[tuple[Term, Term]] = field(default_factory=list)
     """Further terms that are the same."""
+    ordered: list[tuple[Dimension, Dimension]] = field(default_factory=list)
+    """Extents that are at most others, which are not known yet."""
     bound: dict[str, Binding] = field(default_factory=dict)
     """Attribute or operand name → the terms whose extents it holds."""
     normalized: list[Term] = field(default_factory=list)
@@ -77,6 +79,7 @@ class Equation:
             [None if terms is None else [*map(again, terms)] for terms in self.results],
             {letter: variables(held) for letter, held in self.letters.items()},
             [(again(a), again(b)) for a, b in self.equal],
+            list(self.ordered),
             {name: bound(binding) for name, binding in self.bound.items()},
             [*map(again, self.normalized)],
             variables(self.windows),

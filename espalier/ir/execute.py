@@ -12,9 +12,11 @@ import numpy as np
 
 from espalier.errors import InputError, UnsupportedError
 from espalier.ir import elements
+from espalier.ir.agreement import requirements
 from espalier.ir.dims import Dim, Dimension, substitute, symbol_name
 from espalier.ir.elements import Element
 from espalier.ir.graph import Graph, Node, Value
+from espalier.ir.op import TypeContext, TypeInferenceError
 from espalier.ir.operands import OutsideError
 from espalier.ir.types import TensorType, Type
 from espalier.ir.xp import numpy as numpy_xp
@@ -127,6 +129,41 @@ class Allowance:
         return UnsupportedError("E411", why, node=node, source=node.location)
 
 
+def _check_extents(node: Node, operands: Sequence[Any], xp: Any) -> bool:
+    """Whether extents of a node's operands vary; if so, let its operator see them, which refuses what doesn't fit.
+
+    Of fixed extents it has, before. Raises InputError E207, naming the node.
+    """
+    kinds = [None if value is None else value.type for value in node.operands]
+    if all(not isinstance(kind, TensorType) or kind.is_static for kind in kinds):
+        return False
+    types = [
+        TensorType(kind.element, tuple(array.shape)) if isinstance(kind, TensorType) and array is not None else kind
+        for kind, array in zip(kinds, operands, strict=True)
+    ]
+    shapes = [type.shape if isinstance(type, TensorType) else None for type in types]
+    if any(0 in shape for shape in shapes if shape is not None):
+        return True  # inference can't divide by them
+    context = TypeContext(
+        node.op, types, lambda position: xp.to_numpy(operands[position]), result_count=len(node.results),
+        region_results=[[output.type for output in region.outputs] for region in node.regions],
+    )  # fmt: skip
+    try:
+        node.op.infer(context)
+        equation = node.op.equation(context)
+    except TypeInferenceError as error:
+        raise _misfit(node, f"{node.op.name}: {error}") from error
+    for requirement in () if equation is None else requirements(equation, shapes):
+        if not requirement.symbols:
+            raise _misfit(node, f"{node.op.name}: extents do not fit: {requirement}")
+    return True
+
+
+def _misfit(node: Node, message: str) -> InputError:
+    name = node.results[0].name if node.results else ""
+    return InputError("E207", message, node=name or node.op.name, source=node.location)
+
+
 @dataclass(frozen=True)
 class Region:
     """A region as the reference of its operator sees it: call it with arrays, get a list of arrays."""
@@ -184,11 +221,16 @@ def _run(
         keywords: dict[str, Any] = {}
         if node.regions:
             keywords["regions"] = [Region(region, xp, observe, node, allowance) for region in node.regions]
+        varies = _check_extents(node, operands, xp)
         try:
             found = node.op.reference(xp, *operands, **keywords)
         except OutsideError as error:
             name = node.results[0].name or node.op.name
             raise InputError("E207", str(error), node=name, source=node.location) from error
+        except (ValueError, IndexError) as error:
+            if not varies:
+                raise
+            raise _misfit(node, f"{node.op.name} does not take these extents: {error}") from error
         results = found if isinstance(found, tuple) else (found,)
         if observe is not None:
             changed = observe(node, results[: len(node.results)])

@@ -102,6 +102,9 @@ class ArtifactError(EspalierError):
     exit_code = 2
 
 
+REFUSAL = "the input is refused: "
+"""How what compiled code says begins where it refuses an input; whatever else it says is a failure."""
+
 declare(
     ArtifactError,
     "E701",
@@ -163,7 +166,8 @@ declare(
     ArtifactError,
     "E709",
     "an input does not fit the model",
-    "An input is missing, unknown, or has another shape or element type than the manifest says.",
+    "An input is missing, unknown, or has another shape or element type than the manifest says, or extents or indices "
+    "with which an operator of the model, which the message then names, cannot compute.",
     "Compare with `model.inputs`, or `espalier explain ARTIFACT`; cast explicitly where the element type differs.",
 )
 declare(

@@ -7,8 +7,10 @@ from typing import Protocol
 from tvm import tirx
 
 from espalier.backends.tvm.numbers import immediate
+from espalier.backends.tvm.requirements import require
 from espalier.backends.tvm.tensor import Expr, Index, Untraceable
 from espalier.ir import dims
+from espalier.ir.agreement import Requirement
 from espalier.ir.dims import Dimension, Shape
 
 
@@ -17,11 +19,9 @@ class Extents(Protocol):
 
     def dim(self, dimension: Dimension) -> Expr: ...
 
-    def require(self, extent: Dimension, whole: Dimension) -> None: ...
-
 
 def broadcast_shapes(*shapes: Shape) -> Shape:
-    """The shape that shapes broadcast to. Dimensions not known to agree must at run time."""
+    """The shape that shapes broadcast to. Dimensions not known to agree are required to."""
     rank = max(map(len, shapes), default=0)
     result: list[Dimension] = []
     for axis in range(-rank, 0):
@@ -34,6 +34,10 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
                 raise Untraceable(f"shapes {shapes} don't broadcast")
             found = dims.broadcast(found, extent)
         result.append(found)
+    for shape in shapes:
+        for extent, whole in zip(reversed(shape), reversed(result), strict=False):
+            if extent not in (1, whole):
+                require(Requirement(extent, "be 1 or", whole))
     return tuple(result)
 
 
@@ -48,6 +52,5 @@ def broadcast_index(at: Extents, index: Index, shape: Shape, result: Shape) -> l
         elif extent == 1:
             found.append(immediate(0, "int64"))
         else:  # 1 or the whole extent, known only at run time
-            at.require(extent, whole)
             found.append(tirx.min(entry, at.dim(extent) - 1))
     return found

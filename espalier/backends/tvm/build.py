@@ -229,9 +229,9 @@ def written(graph: Graph, target: Any) -> static.StaticModule | module.Module:
     Raises UnsupportedError, naming node and source, for what can't be emitted.
     """
     with machine.made_for(machine.of(instruction_sets(target))):
-        inputs, outputs = trace.trace(graph)
+        inputs, outputs, required = trace.checked(graph)
         try:
-            return static.write(inputs, outputs) if _is_static(graph) else module.write(inputs, outputs)
+            return static.write(inputs, outputs) if _is_static(graph) else module.write(inputs, outputs, required)
         except EspalierError:
             raise
         except Exception as error:

@@ -62,8 +62,6 @@ class Kernel:
         """Folds whose state is at hand → a function that gives their entry."""
         self.splits: dict[int, tuple[Expr, Expr, Expr]] = {}
         """Indices that were composed of a block and a lane, by identity, and the two."""
-        self.requirements: dict[tuple[Dimension, Dimension], None] = {}
-        """Extents that must be the other one or 1, which only a run can tell."""
         self.analyzer = tvm.sym.Analyzer()
 
     def symbol(self, name: str) -> Expr:
@@ -128,6 +126,8 @@ def dimension_expression(dimension: Dimension, symbol: Callable[[str], Expr]) ->
 
 def _atom(atom: dims.Atom, symbol: Callable[[str], Expr]) -> Expr:
     a, b = (dimension_expression(operand, symbol) for operand in atom.operands)
+    if atom.kind in ("floordiv", "mod") and isinstance(atom.operands[1], Dim):
+        b = tirx.max(b, integer(1))  # a division by 0 would end the process
     functions = {"floordiv": tirx.floordiv, "mod": tirx.floormod, "min": tirx.min, "max": tirx.max}
     return functions[atom.kind](a, b)
 
@@ -159,10 +159,6 @@ class Scope:
 
     def dim(self, dimension: Dimension) -> Expr:
         return self.kernel.dim(dimension)
-
-    def require(self, extent: Dimension, whole: Dimension) -> None:
-        """Let the kernel fail where an extent is neither the other one nor 1."""
-        self.kernel.requirements[extent, whole] = None
 
     def bind(self, value: Expr) -> Expr:
         if isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm) or id(value) in self.kernel.cells:
@@ -251,9 +247,6 @@ class Reader:
 
     def bind(self, value: Expr) -> Expr:
         return self.scope.bind(value)
-
-    def require(self, extent: Dimension, whole: Dimension) -> None:
-        self.scope.require(extent, whole)
 
     def guard(self, condition: Expr, yes: Callable[[], Expr], no: Expr) -> Expr:
         return self.choose(condition, yes, lambda: no)

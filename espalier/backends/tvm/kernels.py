@@ -7,7 +7,6 @@ from typing import Any
 
 import tvm
 from tvm import tirx
-from tvm.ir import StringImm
 
 from espalier.backends.tvm import numbers
 from espalier.backends.tvm.frames import Kernel, Scope, Statement, integer, loop, sequence
@@ -47,20 +46,9 @@ class Function(Kernel):
         return found
 
     def finished(self, body: Statement) -> tvm.tirx.PrimFunc:
-        for pair in self.requirements:
-            for extent in pair:
-                self.dim(extent)  # declares its symbols
         parameters = [*(self.buffers[tensor] for tensor in self.inputs), *self.symbols.values(), *self.out_buffers]
         attributes = tvm.ir.make_node("ir.DictAttrs", **{"tirx.noalias": True})
-        checks = [
-            tirx.AssertStmt(
-                tirx.Or(tirx.EQ(self.dim(extent), integer(1)), tirx.EQ(self.dim(extent), self.dim(whole))),
-                StringImm("ValueError"),
-                [StringImm("the extents of some axes do not fit: they must agree, or be 1")],
-            )
-            for extent, whole in self.requirements
-        ]
-        return tirx.PrimFunc(parameters, sequence([*checks, body]), attrs=attributes)
+        return tirx.PrimFunc(parameters, body, attrs=attributes)
 
 
 class _Buffers(dict[Tensor, Expr]):

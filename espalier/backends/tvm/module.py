@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from espalier.backends.tvm import fuse, kernels, numbers
-from espalier.backends.tvm.frames import dimension_expression
+from espalier.backends.tvm import fuse, kernels, numbers, requirements
+from espalier.backends.tvm.frames import dimension_expression, integer, sequence
 from espalier.backends.tvm.tensor import Alias, Constant, Program, Tensor
 from espalier.errors import UnsupportedError
-from espalier.ir.dims import symbol_name
+from espalier.ir.agreement import Requirement
+from espalier.ir.dims import Dimension, symbol_name
 from espalier.ir.elements import Element
 
 EMBEDDED_BYTES = 1024
@@ -48,15 +50,18 @@ def unknown_extent(name: str) -> UnsupportedError:
 class Writer:
     """Builds `main`."""
 
-    def __init__(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        self.inputs, self.outputs = inputs, outputs
+    def __init__(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], required: Mapping[Requirement, str]
+    ) -> None:
+        self.inputs, self.outputs, self.required = inputs, outputs, dict(required)
         self.plan = fuse.plan(outputs)
         self.results = list(outputs)
         self.builder = relax.BlockBuilder()
         self.symbols: dict[str, Any] = {}
         self.values: dict[Tensor, Any] = {}
         self.weights: list[Constant] = []
-        self.given = 0
+        self.given: list[tuple[Any, Dimension, int]] = []
+        """Extents of inputs that are derived: the symbol for what is given, what it must be, the input's number."""
 
     def symbol(self, name: str) -> Any:
         if name not in self.symbols:
@@ -75,7 +80,7 @@ class Writer:
                 name = symbol_name(extent) if not isinstance(extent, int) else None
                 if name is not None and name not in self.symbols:
                     self.symbols[name] = tirx.Var(f"n{len(self.symbols)}", "int64")
-        parameters = [relax.Var(f"input{k}", self._parameter(tensor)) for k, tensor in enumerate(self.inputs)]
+        parameters = [relax.Var(f"input{k}", self._parameter(k, tensor)) for k, tensor in enumerate(self.inputs)]
         for tensor in fuse.in_order(self.results):
             if (
                 isinstance(tensor, Constant)
@@ -85,6 +90,7 @@ class Writer:
                 self.weights.append(tensor)
         weights = [relax.Var(f"weight{k}", self.type(tensor)) for k, tensor in enumerate(self.weights)]
         with self.builder.function("main", [*parameters, *weights]):
+            self._check()
             for tensor, parameter in zip(self.inputs, parameters, strict=True):
                 self.values[tensor] = self._raw(tensor, self._matched(tensor, parameter))
             self.values.update(zip(self.weights, weights, strict=True))
@@ -94,13 +100,38 @@ class Writer:
             self.builder.emit_func_output(relax.Tuple(found))
         return Module(self.builder.get(), self.weights)
 
-    def _parameter(self, tensor: Tensor) -> Any:
+    def _check(self) -> None:
+        """Let a call fail at its start whose inputs' extents don't fit."""
+        if not self.required and not self.given:
+            return
+        known: dict[str, Any] = {}
+
+        def dim(extent: Dimension) -> Any:
+            return dimension_expression(
+                extent, lambda name: known.setdefault(name, tirx.Var(f"d{len(known)}", "int64"))
+            )
+
+        done = tirx.decl_buffer([integer(1)], "bool", name="y")
+        given = [tirx.Var(f"g{k}", "int64") for k in range(len(self.given))]
+        statements = [
+            requirements.check(tirx.EQ(variable, dim(extent)), f"an extent of input {number} must be {extent}")
+            for variable, (_, extent, number) in zip(given, self.given, strict=True)
+        ]
+        statements += requirements.checks(dim, self.required)
+        statements.append(tirx.BufferStore(done, tirx.IntImm("bool", 1), [integer(0)]))
+        attributes = tvm.ir.make_node("ir.DictAttrs", **{"tirx.noalias": True})
+        function = tirx.PrimFunc([*known.values(), *given, done], sequence(statements), attrs=attributes)
+        arguments = relax.Tuple([*(self.symbol(name) for name in known), *(symbol for symbol, _, _ in self.given)])
+        type = relax.TensorType([integer(1)], "bool")
+        self.builder.emit(relax.call_tir(self.builder.add_func(function, "check"), arguments, type))
+
+    def _parameter(self, number: int, tensor: Tensor) -> Any:
         """The type of an input, in which each extent is a number, or a symbol of its own where it is derived."""
         extents = self.shape(tensor)
         for axis, extent in enumerate(tensor.shape):
             if not isinstance(extent, int) and symbol_name(extent) is None:
-                self.given += 1
-                extents[axis] = tirx.Var(f"given{self.given}", "int64")
+                extents[axis] = tirx.Var(f"given{len(self.given) + 1}", "int64")
+                self.given.append((extents[axis], extent, number))
         return relax.TensorType(extents, foreign_type(tensor.element) or numbers.buffer_type(tensor.element))
 
     def _matched(self, tensor: Tensor, value: Any) -> Any:
@@ -145,6 +176,11 @@ def _aligned(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(array).reshape(array.shape)
 
 
-def write(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Module:
-    """The Relax module that computes outputs from inputs. Raises UnsupportedError for symbols that no input gives."""
-    return Writer(inputs, outputs).write()
+def write(
+    inputs: Sequence[Tensor], outputs: Sequence[Tensor], required: Mapping[Requirement, str] = MappingProxyType({})
+) -> Module:
+    """The Relax module that computes outputs from inputs of which something is required.
+
+    Raises UnsupportedError for symbols that no input gives.
+    """
+    return Writer(inputs, outputs, required).write()

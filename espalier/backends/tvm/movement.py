@@ -17,9 +17,11 @@ from espalier.backends.tvm.arithmetic import (
     to_element,
 )  # fmt: skip
 from espalier.backends.tvm.numbers import expression_type, immediate, select
+from espalier.backends.tvm.requirements import path, require
 from espalier.backends.tvm.selection import getitem, take, view, zero
 from espalier.backends.tvm.tensor import Affine, Alias, At, Constant, Expr, Index, Map, Tensor, Untraceable
 from espalier.ir import dims, elements
+from espalier.ir.agreement import Requirement
 from espalier.ir.dims import Dim, Dimension
 from espalier.ir.elements import Element
 from espalier.ir.xp import numpy as numpy_xp
@@ -68,6 +70,8 @@ def reshape(array: Any, shape: Any) -> Tensor:
         return _unit_axes(array, target)
     if size == 0:
         return filled(target, 0, array.element)
+    if path() and size != wanted:
+        array = resized(Alias(array, (size,)), (wanted,))
     return Alias(array, tuple(target))
 
 
@@ -90,13 +94,12 @@ def squeeze(array: Any, axis: Any = None) -> Tensor:
     for a in dropped:
         if isinstance(array.shape[a], int) and array.shape[a] != 1:
             raise Untraceable(f"axis {a} of {array.shape} can't be dropped")
+        if array.shape[a] != 1:
+            require(Requirement(array.shape[a], "be", 1))
     target = [extent for a, extent in enumerate(array.shape) if a not in dropped]
     kept = [a for a in range(array.ndim) if a not in dropped]
 
     def position(at: At, index: Index) -> list[Expr]:
-        for a in dropped:
-            if array.shape[a] != 1:
-                at.require(array.shape[a], 1)
         return [index[kept.index(a)] if a in kept else zero() for a in range(array.ndim)]
 
     return view(array, target, position, "same")
@@ -262,7 +265,7 @@ def _pad_by_index(source: Tensor, pads: Sequence[tuple[Any, Any]], shape: Sequen
         if mode == "edge":
             found = tirx.max(tirx.min(here, span - 1), zero())
         elif mode == "wrap":
-            found = tirx.floormod(here, span)
+            found = tirx.floormod(here, tirx.max(span, immediate(1, "int64")))
         elif mode == "reflect":
             period = tirx.max(2 * (span - 1), immediate(1, "int64"))
             folded = tirx.floormod(here, period)
@@ -276,6 +279,14 @@ def _pad_by_index(source: Tensor, pads: Sequence[tuple[Any, Any]], shape: Sequen
         return [place(at, entry, extent, *pair) for entry, extent, pair in zip(index, source.shape, pads, strict=True)]
 
     return view(source, shape, position, "many", cost=2)
+
+
+def resized(array: Any, shape: Sequence[Dimension]) -> Tensor:
+    """The array with positions cut off or added at the end of each axis, so that nothing outside of it is read."""
+    found: Tensor = PRIMITIVES["pad"](
+        as_tensor(array), [(0, extent - old) for extent, old in zip(shape, array.shape, strict=True)]
+    )
+    return found
 
 
 @primitive

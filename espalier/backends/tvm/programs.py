@@ -9,7 +9,7 @@ import numpy as np
 from tvm import tirx
 from tvm.ir import StringImm
 
-from espalier.backends.tvm import numbers
+from espalier.backends.tvm import numbers, requirements
 from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, astype, primitive, promoted, to_element
 from espalier.backends.tvm.broadcasting import broadcast_index, broadcast_shapes
 from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
@@ -21,6 +21,7 @@ from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
 from espalier.ir.xp import numpy as numpy_xp
+from espalier.runtime.errors import REFUSAL
 
 
 def local(scope: Scope, extent: Expr, dtype: str) -> Expr:
@@ -174,30 +175,39 @@ def positions(indices: Any, extent: Dimension) -> Any:
     They are a tensor of their own, since only statements can fail, and not the expressions that read there.
     """
     known = indices.array if isinstance(indices, Constant) else None if isinstance(indices, Tensor) else indices
+    path = requirements.path()
     if known is not None:
         least = dims.lower_bound(extent)
-        numpy_xp.positions(known, extent)
+        if not path:
+            numpy_xp.positions(known, extent)
         if not known.size or (least is not None and -least <= known.min() and known.max() < least):
             return indices
     source = as_tensor(indices)
 
     def write(scope: Scope, inputs: Sequence[Expr], outputs: Sequence[Expr]) -> Statement:
         size = scope.dim(extent)
+        taken = requirements.is_taken(path, [
+            tirx.BufferLoad(buffer, [zero()] * len(buffer.shape)) for buffer in inputs[1:]
+        ])  # fmt: skip
 
         def one(index: list[Expr]) -> Statement:
             inner = scope.inner()
             entry = numbers.load(source.element, tirx.BufferLoad(inputs[0], index), inner.bind)
             position = inner.bind(entry if dtype_of(entry) == "int64" else tirx.Cast("int64", entry))
-            inside, message = tirx.And(position + size >= zero(), position < size), "an index lies outside of its axis"
+            inside = inner.bind(tirx.And(position + size >= zero(), position < size))
+            message = StringImm(f"{REFUSAL}an index lies outside of its axis")
             counted = select(position < zero(), position + size, position)
+            if taken is not None:
+                counted = select(inside, counted, zero())
+            holds = inside if taken is None else tirx.Or(tirx.Not(taken), inside)
             return inner.as_statements(
-                tirx.AssertStmt(inside, StringImm("IndexError"), [StringImm(message)]),
+                tirx.AssertStmt(holds, StringImm("IndexError"), [message]),
                 tirx.BufferStore(outputs[0], counted, index),
             )
 
         return around(scope, source.shape, one)
 
-    return Program([(source.shape, elements.I64)], [source], write)
+    return Program([(source.shape, elements.I64)], [source, *(condition for condition, _ in path)], write)
 
 
 PRIMITIVES["positions"] = positions  # arrays too: whether they lie inside of an axis may depend on its extent
@@ -224,6 +234,7 @@ def scatter(array: Any, index: tuple[Any, ...], updates: Any, reduction: str = "
     lead = broadcast_shapes(*(place.shape for place in places))
     rest = data.shape[len(places) :]
     whole = (*lead, *rest)
+    broadcast_shapes(new.shape, whole)
     distinct = list(dict.fromkeys([data, new, *places]))
 
     def write(scope: Scope, inputs: Sequence[Expr], outputs: Sequence[Expr]) -> Statement:
@@ -269,9 +280,6 @@ class _At:
 
     def __call__(self, operand: int, index: Any) -> Expr:
         raise AssertionError("a program reads its buffers itself")
-
-    def require(self, extent: Dimension, whole: Dimension) -> None:
-        self.scope.require(extent, whole)
 
     def guard(self, condition: Expr, yes: Callable[[], Expr], no: Expr) -> Expr:
         raise AssertionError("a program branches itself")

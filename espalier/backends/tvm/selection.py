@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from tvm import tirx
 
 from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, primitive
 from espalier.backends.tvm.broadcasting import broadcast_index, broadcast_shapes
-from espalier.backends.tvm.numbers import immediate, select
+from espalier.backends.tvm.numbers import expression_type, immediate, select
+from espalier.backends.tvm.requirements import path
 from espalier.backends.tvm.tensor import Access, At, Expr, Index, Map, Tensor, Untraceable
 from espalier.ir import dims
 from espalier.ir.dims import Dim, Dimension
@@ -56,10 +58,11 @@ def take_along_axis(array: Any, indices: Any, axis: int) -> Tensor:
         place[axis] = safe_position(at, chosen, source.shape[axis])
         return place
 
+    read = _reader(source)
     own: Access = "same" if positions.shape == tuple(shape) else "many"
     return Map(
-        tuple(shape), source.element, [source, positions], ["many", own], lambda at, index: at(0, position(at, index)),
-        cost=2,
+        tuple(shape), source.element, [source, positions], ["many", own],
+        lambda at, index: read(at, position(at, index)), cost=2,
     )  # fmt: skip
 
 
@@ -69,6 +72,23 @@ def safe_position(at: At, position: Expr, extent: Dimension) -> Expr:
     position = at.bind(position if str(position.ty.dtype) == "int64" else tirx.Cast("int64", position))
     counted = select(position < zero(), position + size, position)
     return tirx.max(tirx.min(counted, size - 1), zero())
+
+
+def _reader(source: Tensor) -> Callable[[At, Index], Expr]:
+    """How operand 0, which is the source, is read at positions that come from data: nothing is read of empty tensors.
+
+    Only regions that are not taken ask for that.
+    """
+    empty = [extent for extent in source.shape if (least := dims.lower_bound(extent)) is None or least < 1]
+    if not empty or not path():
+        return lambda at, place: at(0, place)
+    neutral = immediate(0, expression_type(source.element))
+
+    def read(at: At, place: Index) -> Expr:
+        filled = functools.reduce(tirx.And, (at.dim(extent) > zero() for extent in empty))
+        return at.guard(filled, lambda: at(0, place), neutral)
+
+    return read
 
 
 def getitem(array: Tensor, key: Any) -> Any:
@@ -192,6 +212,7 @@ def _gather(
     result = [shape[a] for a in kept]
     target = (*result[:before], *inner, *result[before:])
     where = {a: (k if k < before else k + len(inner)) for k, a in enumerate(kept)}
+    read = _reader(array)
 
     def body(at: At, index: Index) -> Expr:
         chosen = index[before : before + len(inner)]
@@ -204,7 +225,7 @@ def _gather(
                 found.append(at.dim(step[1]))
             else:
                 found.append(_place(at, index, (where[step[0]], *step[1:])))
-        return at(0, found)
+        return read(at, found)
 
     access: list[Access] = ["many"] * (1 + len(positions))
     return Map(target, array.element, [array, *positions], access, body, cost=2)

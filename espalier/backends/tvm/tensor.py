@@ -50,9 +50,6 @@ class At(Protocol):
     def dim(self, dimension: Dimension) -> Expr:
         """A dimension as an expression."""
 
-    def require(self, extent: Dimension, whole: Dimension) -> None:
-        """Let the compiled model fail with a ValueError where an extent is neither the other one nor 1."""
-
     def guard(self, condition: Expr, yes: Callable[[], Expr], no: Expr) -> Expr:
         """`yes`, which may be computed only if the condition holds; else `no`."""
 
@@ -102,6 +99,11 @@ def made_by(node: Any) -> Iterator[None]:
         yield
     finally:
         _MAKER.reset(token)
+
+
+def maker() -> Any:
+    """The node that is being lowered; None outside of nodes."""
+    return _MAKER.get()
 
 
 class Tensor:

@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from espalier.backends.tvm import fuse, xp
+from espalier.backends.tvm import fuse, requirements, xp
 from espalier.backends.tvm.arithmetic import as_tensor, to_element
+from espalier.backends.tvm.movement import resized
 from espalier.backends.tvm.tensor import Constant, Input, Tensor, Untraceable, made_by
 from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
-from espalier.ir import elements
-from espalier.ir.dims import Dim, NotANumberError
+from espalier.ir import agreement, elements
+from espalier.ir.axes import shape_of
+from espalier.ir.dims import Dim, NotANumberError, Shape, is_static, symbol_name
 from espalier.ir.elements import Element
 from espalier.ir.graph import Graph, Node, Value
-from espalier.ir.op import Op, OperandError, lookup
+from espalier.ir.op import Op, OperandError, TypeContext, lookup
 from espalier.ir.types import TensorType
 
 Lowering = Callable[..., Any]
@@ -42,6 +44,11 @@ def lowers(*names: str) -> Callable[[Lowering], Lowering]:
 
 def trace(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
     """The tensors of a graph's inputs and outputs."""
+    return checked(graph)[:2]
+
+
+def checked(graph: Graph) -> tuple[list[Tensor], list[Tensor], requirements.Found]:
+    """The tensors of a graph's inputs and outputs, and what must hold of the inputs' extents."""
     inputs: list[Tensor] = []
     for position, value in enumerate(graph.inputs):
         kind = value.type
@@ -55,8 +62,11 @@ def trace(graph: Graph) -> tuple[list[Tensor], list[Tensor]]:
     for value in graph.outputs:
         if not isinstance(value.type, TensorType):
             raise UnsupportedError("E410", f"output {value.name!r} is a {value.type}, not a tensor")
-    outputs = run(graph, inputs)
-    return inputs, [as_tensor(_typed(found, value)) for found, value in zip(outputs, graph.outputs, strict=True)]
+    symbols = {symbol_name(extent) for tensor in inputs for extent in tensor.shape if isinstance(extent, Dim)}
+    with requirements.collected(name for name in symbols if name is not None) as found:
+        results = run(graph, inputs)
+        outputs = [as_tensor(_typed(each, value)) for each, value in zip(results, graph.outputs, strict=True)]
+    return inputs, outputs, found
 
 
 class Region:
@@ -119,7 +129,7 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
         return tuple(contents)
     try:
         with made_by(node):
-            results = _results(node, operands)
+            results = _results(node, _required(node, operands))
     except (UnsupportedError, InputError) as error:  # the latter of constants
         raise _named(node, error) from error
     except REFUSALS as error:
@@ -143,6 +153,41 @@ def lower(node: Node, operands: Sequence[Any], inside: bool = False) -> tuple[An
     return tuple(_checked(node, value, result) for value, result in zip(node.results, results, strict=False))
 
 
+def _required(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    """The operands, of which as much is required as the node's axes say and inference could not decide.
+
+    In a region that may not be taken, operands get the extents that their axes say, so that nothing outside is read.
+    """
+    shapes = [None if operand is None or isinstance(operand, list) else np.shape(operand) for operand in operands]
+    if all(shape is None or is_static(shape) for shape in shapes):
+        return operands
+    equation = node.op.equation(_context(node, operands, shapes))
+    if equation is None:
+        return operands
+    for requirement in agreement.requirements(equation, shapes):
+        requirements.require(requirement)
+    if not requirements.path():
+        return operands
+    return [
+        operand if terms is None or shape is None or shape_of(terms) == shape else resized(operand, shape_of(terms))
+        for operand, terms, shape in zip(operands, equation.operands, shapes, strict=False)
+    ]
+
+
+def _context(node: Node, operands: Sequence[Any], shapes: Sequence[Shape | None]) -> TypeContext:
+    """What the node's operator may know of operands as they are traced."""
+    types: list[Any] = []
+    for value, shape in zip(node.operands, shapes, strict=True):
+        kind = None if value is None else value.type
+        types.append(TensorType(kind.element, shape) if isinstance(kind, TensorType) and shape is not None else kind)
+
+    def content(position: int) -> Any:
+        operand, value = operands[position], node.operands[position]
+        return operand if isinstance(operand, np.ndarray) else None if value is None else value.known
+
+    return TypeContext(node.op, types, content, result_count=len(node.results), fresh=lambda: "unknown")
+
+
 def _results(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
     """A node's results: from symbolic contents as they are, or else as the tensors that hold them."""
     plain = [_plain(operand, value) for operand, value in zip(operands, node.operands, strict=True)]
@@ -150,7 +195,8 @@ def _results(node: Node, operands: Sequence[Any]) -> tuple[Any, ...]:
         return _attempt(node, plain)
     refused: Exception | None = None
     try:
-        results = _attempt(node, plain)
+        with requirements.attempt():
+            results = _attempt(node, plain)
         if all(_fits(value, result) for value, result in zip(node.results, results, strict=False)):
             return results
     except (Untraceable, TypeError) as error:  # numpy's functions refuse a symbol by TypeError

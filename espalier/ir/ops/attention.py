@@ -10,6 +10,7 @@ from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension, Shape
 from espalier.ir.elements import Element
 from espalier.ir.op import In, Op, Out, TypeContext, op
+from espalier.ir.ops.contraction import beside, unknown_broadcasts
 from espalier.ir.terms import pin, product
 
 
@@ -76,6 +77,7 @@ class Attention(Op):
         found = self.declared(ctx, f"{', '.join(parts)} -> {', '.join(results)}", known)
         if found is None:
             return None
+        unknown_broadcasts(found)
         if 0 in (found.letters["g"][0].extent, found.letters["r"][0].extent):
             ctx.fail("there are no heads")
         if self.is_causal or self.left_window_size >= 0 or self.right_window_size >= 0 or ctx.has("nonpad_kv_seqlen"):
@@ -100,7 +102,10 @@ class Attention(Op):
             ctx.fail(f"the mask has rank {len(shape)}")
         whole = _key_count(ctx, len(ctx.shape("q") or ()))
         axes = ["b", "(g r)", "s"][4 - len(shape) :]
-        axes = ["1" if extent == 1 else axis for axis, extent in zip(axes, shape, strict=False)]
+        q = ctx.shape("q") or ()
+        heads = q[1] if len(q) == 4 else self.q_num_heads or 1
+        wide = (*q[:1], heads, *q[-2 if len(q) == 4 else 1 :][:1])[4 - len(shape) :]
+        axes = [beside(axis, extent, full) for axis, extent, full in zip(axes, shape, wide, strict=False)]
         return " ".join([*axes, keys if shape[-1] == whole else "m"])
 
     def macs(self, ctx: TypeContext) -> Dimension | None:

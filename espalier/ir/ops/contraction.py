@@ -7,7 +7,7 @@ from typing import Any
 
 from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation
-from espalier.ir.dims import Dimension
+from espalier.ir.dims import Dim, Dimension
 from espalier.ir.elements import Element
 from espalier.ir.op import In, Ins, Op, TypeContext, op
 from espalier.ir.terms import pin
@@ -46,6 +46,27 @@ def product_equation(operator: Op, ctx: TypeContext, further: str = "") -> Equat
     return operator.declared(ctx, f"{a}, {b}{further} -> {lead} {rows} {columns}")
 
 
+def beside(letter: str, extent: Dimension, whole: Dimension) -> str:
+    """How a declaration names an axis that broadcasts to a letter's of the extent `whole`."""
+    if extent == 1:
+        return "1"
+    unknown = isinstance(extent, Dim) and extent != whole
+    return re.sub(r"\W", "", letter) + BROADCAST if unknown else letter
+
+
+BROADCAST = "_once"
+"""What `beside` puts after the letters of axes that may turn out to be of extent 1."""
+
+
+def unknown_broadcasts(equation: Equation) -> Equation:
+    """The equation, in which axes that `beside` could not tell to be a letter's are pinned."""
+    for letter, variables in equation.letters.items():
+        if letter.endswith(BROADCAST):
+            for variable in variables:
+                pin(variable, "broadcast that is not known before run time")
+    return equation
+
+
 @op("gemm", onnx="Gemm")
 class Gemm(Op):
     """alpha · a·b + beta · c of matrices, a and b transposed if asked, c broadcast to the result; ONNX Gemm."""
@@ -70,9 +91,12 @@ class Gemm(Op):
                 return self.declared(ctx, f"{text}, _ -> m n")
             if len(shape) > 2:
                 ctx.fail(f"the summand of a matrix product has rank {len(shape)}")
-            axes = zip(("m", "n")[2 - len(shape) :], shape, strict=True)
-            text += ", " + " ".join("1" if extent == 1 else letter for letter, extent in axes)
-        return self.declared(ctx, f"{text} -> m n")
+            a, b = ctx.shape("a") or (), ctx.shape("b") or ()
+            whole = (*a[1 - self.transA :][:1], *b[self.transB == 0 :][:1])[2 - len(shape) :]
+            axes = zip(("m", "n")[2 - len(shape) :], shape, whole, strict=False)
+            text += ", " + " ".join(beside(letter, extent, wide) for letter, extent, wide in axes)
+        found = self.declared(ctx, f"{text} -> m n")
+        return None if found is None else unknown_broadcasts(found)
 
     def reference(self, xp: Any, a: Any, b: Any, c: Any = None) -> Any:
         kind = xp.element(a)

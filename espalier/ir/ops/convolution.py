@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from espalier.ir import elements, zeros
-from espalier.ir.axes import Equation
+from espalier.ir.axes import DeclarationError, Equation
 from espalier.ir.dims import Dimension, Shape, floor_divide, is_static, maximum
 from espalier.ir.elements import Element
 from espalier.ir.op import In, Op, TypeContext, op
@@ -71,7 +71,14 @@ def window_count(operator: Any, axis: int, extent: Dimension, kernel: Dimension)
         return floor_divide(extent + stride - 1, stride)
     pads = operator.pads[axis] + operator.pads[axis + len(operator.pads) // 2] if operator.pads else 0
     count = floor_divide(extent + pads - dilation * (kernel - 1) - 1, stride) + 1
-    return max(count, 0) if isinstance(count, int) else count
+    return counted(count, extent, kernel)
+
+
+def counted(count: Dimension, extent: Dimension, kernel: Dimension) -> Dimension:
+    """The result positions of a window, if there can be as many."""
+    if isinstance(count, int) and count < 0:
+        raise DeclarationError(f"a window of {kernel} positions is larger than an axis of {extent} with its padding")
+    return count
 
 
 def convolve(operator: Any, xp: Any, x: Any, w: Any) -> Any:

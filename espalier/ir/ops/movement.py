@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from espalier.ir import zeros
+from espalier.ir import dims, zeros
 from espalier.ir.axes import Binding, Equation, broadcast_extent
 from espalier.ir.dims import Dimension, Shape, floor_divide
 from espalier.ir.dims import product as extent_product
@@ -52,6 +52,16 @@ def described(
     padded = [*operands, *[None] * len(ctx.types)]
     present = [None if type is None else axes for axes, type in zip(padded, ctx.types, strict=False)]
     return Equation(present, list(results), equal=list(equal), bound=dict(bound or {}))
+
+
+def at_most(ctx: TypeContext, equation: Equation, small: Dimension, large: Dimension, message: str) -> None:
+    """Say that an extent is at most another one; fail with the message if it is known not to be."""
+    spare = large - small
+    least = dims.lower_bound(spare)
+    if isinstance(spare, int) and spare < 0:
+        ctx.fail(message)
+    if least is None or least < 0:
+        equation.ordered.append((small, large))
 
 
 def length(ctx: TypeContext, operand: str) -> int | None:

@@ -12,7 +12,7 @@ from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension, Shape, ceil_divide, floor_divide, minimum
 from espalier.ir.op import In, Op, Out, TypeContext, op
-from espalier.ir.ops.convolution import check_window, pairs, same_pads
+from espalier.ir.ops.convolution import check_window, counted, pairs, same_pads
 from espalier.ir.terms import Term, Variable, pin
 from espalier.ir.types import TensorType, Type
 
@@ -48,7 +48,7 @@ class WindowPool(Op):
         count = floor_divide(span, stride) + 1
         if self.ceil_mode:  # windows that would start in the right padding don't count
             count = minimum(ceil_divide(span, stride) + 1, floor_divide(extent + before - 1, stride) + 1)
-        return max(count, 0) if isinstance(count, int) else count
+        return counted(count, extent, kernel)
 
     def padding(self, extents: Shape) -> Sequence[tuple[Dimension, Dimension]]:
         """Positions added before and after each spatial axis."""

@@ -11,6 +11,7 @@ from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element, Quantized
 from espalier.ir.op import In, Op, TypeContext, op
 from espalier.ir.ops.elementwise import arithmetic_element
+from espalier.ir.ops.movement import at_most
 from espalier.ir.types import TensorType, Type
 
 
@@ -271,7 +272,9 @@ class ArgExtreme(Op):
         kept = ["1" if k == axis else letter for k, letter in enumerate(letters) if self.keepdims or k != axis]
         found = self.declared(ctx, f"{' '.join(letters)} -> {' '.join(kept)}")
         if found is not None:
-            found.letters[letters[axis]][0].pinned = "the result holds positions on this axis"
+            extent = found.letters[letters[axis]][0]
+            extent.pinned = "the result holds positions on this axis"
+            at_most(ctx, found, 1, extent.extent, f"nothing on axis {axis} is an extreme: its extent is 0")
         return found
 
     def positions(self, xp: Any, x: Any) -> Any:

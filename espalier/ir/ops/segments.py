@@ -9,7 +9,16 @@ from espalier.ir import dims, elements, zeros
 from espalier.ir.axes import Binding, Equation
 from espalier.ir.dims import Dimension, Shape
 from espalier.ir.op import In, Ins, Op, OperandError, Outs, TypeContext, op
-from espalier.ir.ops.movement import axis_index, axis_indices, described, length, listed, unknown_shape, variables
+from espalier.ir.ops.movement import (
+    at_most,
+    axis_index,
+    axis_indices,
+    described,
+    length,
+    listed,
+    unknown_shape,
+    variables,
+)
 from espalier.ir.ops.shapes import at_least_zero
 from espalier.ir.terms import Sum, Term, Variable, product, segments
 from espalier.ir.types import TensorType, Type
@@ -347,7 +356,22 @@ class Pad(Op):
                 start.pinned = end.pinned = reason
                 ins[axis] = Variable(shape[axis], reason)
                 outs[axis] = Variable(at_least_zero(shape[axis] + before + after), reason)
-        return described(ctx, [ins], [outs], bound={"pads": [*befores, *afters]})
+        found = described(ctx, [ins], [outs], bound={"pads": [*befores, *afters]})
+        if self.mode != "constant":
+            for axis, pair in amounts.items():
+                self._seen(ctx, found, axis, shape[axis], pair)
+        return found
+
+    def _seen(
+        self, ctx: TypeContext, equation: Equation, axis: int, extent: Dimension, pair: tuple[Dimension, Dimension]
+    ) -> None:
+        """Say that there is something to copy, and of reflections that none is reflected again."""
+        left = extent + sum(amount for amount in pair if isinstance(amount, int) and amount < 0)
+        for amount in pair:
+            if not (isinstance(amount, int) and amount <= 0):
+                wanted = amount + 1 if self.mode == "reflect" else 1
+                message = f"padding axis {axis} of extent {left} by {amount} positions in mode {self.mode!r}"
+                at_most(ctx, equation, wanted, left, message)
 
     def infer(self, ctx: TypeContext) -> list[Type]:
         if self.mode not in ("constant", "reflect", "edge", "wrap"):

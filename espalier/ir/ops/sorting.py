@@ -11,7 +11,7 @@ from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension, Shape
 from espalier.ir.op import In, Op, Out, TypeContext, op
-from espalier.ir.ops.movement import axis_index, described, listed, variables
+from espalier.ir.ops.movement import at_most, axis_index, described, listed, variables
 from espalier.ir.terms import Variable
 from espalier.ir.types import TensorType, Type
 
@@ -38,7 +38,9 @@ class TopK(Op):
         ins = variables(shape)
         ins[axis] = Variable(shape[axis], "ranked by value")
         outs = [*ins[:axis], Variable(k[0], "ranked by value"), *ins[axis + 1 :]]
-        return described(ctx, [ins], [outs, outs])
+        found = described(ctx, [ins], [outs, outs])
+        at_most(ctx, found, k[0], shape[axis], f"the top {k[0]} of {shape[axis]}")
+        return found
 
     def infer(self, ctx: TypeContext) -> list[Type]:
         shape, k = ctx.shape("x"), ctx.dimensions("k")

@@ -43,7 +43,7 @@ import numpy as np
 
 from espalier.runtime import cpu
 from espalier.runtime.elements import Array, raw_dtype, storage
-from espalier.runtime.errors import ArtifactError
+from espalier.runtime.errors import REFUSAL, ArtifactError
 from espalier.runtime.ffi import import_tvm_ffi
 from espalier.runtime.files import ArtifactFiles
 from espalier.runtime.manifest import TensorSpec, decode
@@ -132,10 +132,8 @@ class StaticEngine:
             arena = self._arena()
         try:
             entry(*tensors, *self._weights, *arena, *results, *last)
-        except IndexError as error:
-            raise ArtifactError("E709", f"the model failed on these inputs: {error}") from error
         except Exception as error:
-            raise ArtifactError("E712", f"the compiled model failed: {error}") from error
+            raise _failure(error) from error
         finally:
             self._arenas.append(arena)
         return given
@@ -144,7 +142,7 @@ class StaticEngine:
         """The argument that is an arena; none if no bytes are needed."""
         if not self._bytes:
             return ()
-        return (tvm_ffi.from_dlpack(aligned_empty((self._bytes,), np.dtype(np.uint8))),)
+        return (tvm_ffi.from_dlpack(_allocated(self._bytes)),)
 
 
 class TvmEngine:
@@ -174,16 +172,30 @@ class TvmEngine:
             _use_threads(self._threads)
             try:
                 result = self._entry(*tensors, *self._weights)
-            except (IndexError, ValueError) as error:
-                raise ArtifactError("E709", f"the model failed on these inputs: {error}") from error
             except Exception as error:
-                raise ArtifactError("E712", f"the compiled model failed: {error}") from error
+                raise _failure(error) from error
             results = [result] if isinstance(result, tvm_ffi.Tensor) else list(result)
             if len(results) != len(self._outputs):
                 message = f"the compiled model gave {len(results)} outputs; the manifest has {len(self._outputs)}"
                 raise ArtifactError("E712", message)
             # A copy: a result may share memory with a weight, a constant, or an input of the caller.
             return [_from_tensor(tensor, spec) for tensor, spec in zip(results, self._outputs, strict=True)]
+
+
+def _failure(error: Exception) -> ArtifactError:
+    """What to raise where compiled code failed: inputs that it refuses are E709, anything else is E712."""
+    _, refused, why = str(error).partition(REFUSAL)
+    if refused:
+        return ArtifactError("E709", f"{REFUSAL}{why}")
+    return ArtifactError("E712", f"the compiled model failed: {error}")
+
+
+def _allocated(bytes: int) -> Array:
+    """Bytes at a multiple of the alignment. Raises ArtifactError E712 if there is not as much memory."""
+    try:
+        return aligned_empty((bytes,), np.dtype(np.uint8))
+    except (MemoryError, ValueError) as error:  # the latter beyond what numpy can count
+        raise ArtifactError("E712", f"there is no memory for an arena of {bytes} bytes") from error
 
 
 def load(files: ArtifactFiles, threads: int) -> StaticEngine | TvmEngine:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 
+from espalier.backends.tvm import requirements
 from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor
-from espalier.backends.tvm.tensor import Tensor, Untraceable
+from espalier.backends.tvm.frames import Scope, integer, sequence
+from espalier.backends.tvm.tensor import Expr, Program, Tensor, Untraceable
 from espalier.backends.tvm.trace import Region, lowers
 from espalier.errors import UnsupportedError
 from espalier.ir.graph import Node
@@ -21,7 +25,12 @@ def branches(node: Node, cond: Any, *captures: Any) -> Any:
     """Both branches, and a choice between their results, which must have the same shapes."""
     if not isinstance(cond, Tensor):
         return NotImplemented
-    then, other = ([as_tensor(x) for x in Region(region)(*captures)] for region in node.regions)
+    found = []
+    for taken, region in zip((True, False), node.regions, strict=True):
+        with requirements.branch(cond, taken) as required:
+            found.append(([as_tensor(x) for x in Region(region)(*captures)], required))
+    (then, of_then), (other, of_other) = found
+    cond = _checked(cond, of_then, of_other)
     results = []
     for a, b in zip(then, other, strict=True):
         if a.shape != b.shape or a.element != b.element:
@@ -32,6 +41,23 @@ def branches(node: Node, cond: Any, *captures: Any) -> Any:
         chosen = PRIMITIVES["reshape"](cond, (1,) * a.ndim)
         results.append(PRIMITIVES["where"](chosen, a, b))
     return tuple(results)
+
+
+def _checked(cond: Tensor, then: requirements.Found, other: requirements.Found) -> Tensor:
+    """The condition; the compiled model fails where a branch that is taken requires what does not hold."""
+    if not then and not other:
+        return cond
+    path = requirements.path()
+
+    def write(scope: Scope, inputs: Sequence[Expr], outputs: Sequence[Expr]) -> Any:
+        held = [tirx.BufferLoad(buffer, [integer(0)] * len(buffer.shape)) for buffer in inputs]
+        statements = []
+        for taken, required in ((True, then), (False, other)):
+            reached = requirements.is_taken((*path, (cond, taken)), held)
+            statements += requirements.checks(scope.dim, required, reached)
+        return sequence([*statements, tirx.BufferStore(outputs[0], held[-1], [integer(0)] * cond.ndim)])
+
+    return Program([(cond.shape, cond.element)], [*(condition for condition, _ in path), cond], write)
 
 
 @lowers("loop")
