@@ -92,8 +92,8 @@ class Artifact:
         if self.tuning is not None:
             t, changed = self.tuning, len(self.manifest.options.get("choices", ()))
             lines.append(
-                f"tuning: {t['kernels']} kernels, {t['measured']} measured in {t['seconds']:.0f} s and {t['known']} "
-                f"before{', interrupted' * t['interrupted']}; {changed} are not as the rules choose"
+                f"tuning: {t['measured']} kernels measured in {t['seconds']:.0f} s{', interrupted' * t['interrupted']}"
+                f"; {t['known']} of {t['kernels']} known, {changed} of them not as the rules choose"
             )
         lines += [f"passes: the model {self.report.whole_model}", f"artifact: {self.agreement}"]
         if self.score is not None:
@@ -186,10 +186,9 @@ def compile(
     manager = PassManager(sequence, verify, seed, stop_after, print_after, printer, dump, dataset, target)
     report = manager.run(graph)
 
-    tuned = None
     if asked is not None and isinstance(emitter, Tunable):
         with _interruptible(printer) as stopped:
-            tuned = emitter.tune(clone(graph), target, replace(asked, stopped=stopped))
+            emitter.tune(clone(graph), target, replace(asked, stopped=stopped))
     with tempfile.TemporaryDirectory(prefix="espalier-") as work:
         emission = emitter.emit(clone(graph), target, Path(work))
         manifest = _manifest(original, emission, target, report, made_by)
@@ -212,7 +211,7 @@ def compile(
             score = gate.score(reference_runner(original), artifact_runner(staged), dataset)
             manifest = replace(manifest, evaluation={**score.__dict__})
         manifest = write_artifact(output, manifest, {name: staged / name for name in manifest.files})
-    return Artifact(Path(output), manifest, report, score, agreement, tuned)
+    return Artifact(Path(output), manifest, report, score, agreement, emission.tuning)
 
 
 def _tuning(seconds: float | None, database: str | Path | None, threads: int | None, device: Device) -> Tuning | None:

@@ -34,6 +34,8 @@ class Emission:
     """Packages whose version the result depends on."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the result depends on besides graph and device, as plain JSON values."""
+    tuning: Mapping[str, Any] | None = None
+    """What was measured for it, if it was tuned, as plain JSON values."""
 
 
 class Backend(Protocol):
@@ -65,8 +67,8 @@ class Tuning:
 class Tunable(Protocol):
     """A backend that can choose by measurements."""
 
-    def tune(self, graph: Graph, device: Device, tuning: Tuning) -> Mapping[str, Any]:
-        """Measure, on this machine, what `emit` then goes by; tells what was done, as plain JSON values.
+    def tune(self, graph: Graph, device: Device, tuning: Tuning) -> None:
+        """Measure, on this machine, what `emit` then goes by.
 
         Raises InputError E235 if the database can't be used, UnsupportedError for what can't be emitted.
         """

@@ -33,8 +33,9 @@ class TvmBackend:
 
     def __init__(self) -> None:
         self._choices: choices.Choices | None = None
+        self._told: dict[str, Any] = {}
 
-    def tune(self, graph: Graph, device: Device, asked: Tuning) -> Mapping[str, Any]:
+    def tune(self, graph: Graph, device: Device, asked: Tuning) -> None:
         """Measure the graph's kernels, and go by what is known of them from then on.
 
         Raises InputError E235 if the database can't be used, UnsupportedError for what can't be emitted.
@@ -42,18 +43,16 @@ class TvmBackend:
         start, path = time.perf_counter(), asked.database or default_path()
         threads = asked.threads or len(os.sched_getaffinity(0))
         target = build.host_target(os.cpu_count() or 1)
-        if asked.seconds == 0 and asked.database is None and not path.exists():
-            found = tuning.Tuning()
-        else:
+        found = tuning.Tuning()
+        if asked.seconds or asked.database is not None or path.exists():
             database = Database(path, create=asked.seconds > 0)
             try:
                 found = tuning.tune(graph, target, threads, database, asked.seconds, asked.stopped)
             finally:
                 database.close()
         self._choices = choices.Choices(found.answers)
-        return {
-            "kernels": found.questions, "measured": found.measured, "known": found.known,
-            "interrupted": found.interrupted, "threads": threads, "database": str(path),
+        self._told = {
+            "measured": found.measured, "interrupted": found.interrupted, "threads": threads, "database": str(path),
             "seconds": round(time.perf_counter() - start, 1),
         }  # fmt: skip
 
@@ -90,8 +89,11 @@ class TvmBackend:
             section["arena"] = {"bytes": compiled.arena.bytes, "lower_bound": compiled.arena.lower_bound}
         versions = {package: importlib.metadata.version(package) for package in ("apache-tvm", "apache-tvm-ffi")}
         sets = tuple(dict.fromkeys([*build.instruction_sets(compiled.target), *asked]))
-        taken = {} if self._choices is None else {key: list(each) for key, each in sorted(self._choices.taken.items())}
+        chosen = self._choices or choices.Choices()
+        taken = {key: list(each) for key, each in sorted(chosen.taken.items())}
+        known = sum(key in chosen.known for key in chosen.asked)
         return Emission(
             engine="tvm", files=files, section=section, instruction_sets=sets, native=True, versions=versions,
             options={"choices": taken} if taken else {},
+            tuning=None if self._choices is None else {"kernels": len(chosen.asked), "known": known, **self._told},
         )  # fmt: skip

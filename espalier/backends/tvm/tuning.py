@@ -46,12 +46,8 @@ EMPTYING = 4 << 20
 class Tuning:
     """How a model was tuned."""
 
-    questions: int = 0
-    """Kernels whose schedule is a choice, equal ones once."""
     measured: int = 0
-    """Of these, how many were measured now, …"""
-    known: int = 0
-    """… and how many before."""
+    """Kernels that were measured now, equal ones once."""
     interrupted: bool = False
     answers: dict[str, Choice] = field(default_factory=dict)
 
@@ -81,15 +77,12 @@ def tune(
     end, here = time.monotonic() + seconds, place(target, threads)
     known = database.choices(here)
     found = Tuning(answers=known)
-    before, first, left = set(known), True, True
+    left = seconds > 0
     while left:
         survey = Choices(known)
         with choices.using(survey):
             build.written(graph, target)
-        if first:
-            found.known = sum(key in before for key in survey.asked)
-        first = left = False
-        found.questions = len(survey.asked)
+        left = False
         for question in _longest_first(survey):
             if question.key in known:
                 continue
