@@ -19,6 +19,7 @@ from espalier.ir.types import parse
 from espalier.runtime import ArtifactError
 from espalier.runtime import weights as weights_module
 from espalier.runtime.engines import tvm as engine
+from espalier.runtime.errors import REFUSAL
 from espalier.runtime.files import ArtifactFiles, write_artifact
 from espalier.runtime.manifest import DeviceSpec, Manifest, TensorSpec
 from espalier.runtime.weights import WeightsSection, load_weights, save_weights
@@ -245,3 +246,22 @@ def test_an_arena_that_is_too_small_is_refused_when_running(compiled: Path, tmp_
     with pytest.raises(ArtifactError) as caught:
         model(inputs(0))
     assert caught.value.code == "E712"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (IndexError(f"{REFUSAL}an index lies outside of its axis"), "E709"),
+        (ValueError(f"{REFUSAL}extents do not fit: u must be t"), "E709"),
+        (ValueError("Mismatched x2.strides on argument #0"), "E712"),
+        (RuntimeError("out of memory"), "E712"),
+    ],
+)
+def test_only_what_the_code_refuses_is_an_input_that_does_not_fit(error: Exception, code: str) -> None:
+    assert engine._failure(error).code == code
+
+
+@pytest.mark.parametrize("bytes", [10**15, 10**30])
+def test_an_arena_that_memory_cannot_hold(bytes: int) -> None:
+    with pytest.raises(ArtifactError, match=r"E712.*no memory"):
+        engine._allocated(bytes)
