@@ -21,7 +21,9 @@ class Requirement(NamedTuple):
     right: Dimension
 
     def __str__(self) -> str:
-        return f"{self.left} must {self.relation} {self.right}"
+        broadcast = self.relation == "be 1 or" and not isinstance(self.right, int)
+        right = "the extent that it broadcasts with" if broadcast else self.right
+        return f"{self.left} must {self.relation} {right}"
 
     @property
     def symbols(self) -> set[str]:
