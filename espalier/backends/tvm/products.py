@@ -33,6 +33,8 @@ FEW_ROWS = 4
 """Rows from which on it pays to pack the other matrix when the model runs."""
 LATENCY = 8
 """Vectors that must be accumulated at once to hide how long an addition takes."""
+SHORT_SUM = 160
+"""Steps of a reduction up to which a tile leaves a seventh of the registers free: finishing it weighs more than loads."""
 TRIED = 5
 """Tiles that are measured where choices are, besides the first in the other order."""
 
@@ -185,7 +187,7 @@ def _choice(function: Function, product: Product) -> tuple[int, int, bool]:
     rows, columns = (product.shape[axis] for axis in (plan.row_axis, plan.lane_axis))
     ranked = tiles(
         rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise,
-        wide=expression_type(product.element).endswith("64"),
+        wide=expression_type(product.element).endswith("64"), steps=dims.product(plan.extents),
     )  # fmt: skip
     order = _columns_first(product)
     height, blocks, columns_first = choices.pick(
@@ -228,15 +230,17 @@ def tile(
 
 
 def tiles(
-    rows: Dimension, columns: Dimension, lanes: int, *,
-    multiple: int = 0, lanewise: bool = False, wide: bool = False, most_blocks: int = 8,
+    rows: Dimension, columns: Dimension, lanes: int, *, multiple: int = 0, lanewise: bool = False, wide: bool = False,
+    most_blocks: int = 8, steps: Dimension = SHORT_SUM + 1,
 ) -> list[tuple[int, int]]:  # fmt: skip
     """Rows and blocks of lanes that may be accumulated in registers together, those of the least work first.
 
     A step of the reduction loads a vector per block and a number per row, and multiplies each by each; a row or block
-    that the result lacks is computed in vain.
+    that the result lacks is computed in vain. `steps` is how long the reduction is.
     """
     registers = machine.current().registers // (2 if wide else 1)
+    if isinstance(steps, int) and steps <= SHORT_SUM:
+        registers -= registers // 7
     if lanewise:  # what neighbouring rows read overlaps, and is kept too
         registers = min(registers, LATENCY)
     if not isinstance(rows, int) or not isinstance(columns, int):
