@@ -34,7 +34,7 @@ FEW_ROWS = 4
 LATENCY = 8
 """Vectors that must be accumulated at once to hide how long an addition takes."""
 SHORT_SUM = 160
-"""Steps of a reduction up to which a tile leaves a seventh of the registers free: finishing it weighs more than loads."""
+"""Steps of a reduction up to which a tile leaves a seventh of the registers free: such tiles took less time."""
 TRIED = 5
 """Tiles that are measured where choices are, besides the first in the other order."""
 
