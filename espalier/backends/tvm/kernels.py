@@ -30,6 +30,8 @@ class Function(Kernel):
     def __init__(self, plan: Plan, root: Tensor) -> None:
         super().__init__()
         self.plan, self.root = plan, root
+        self.lanes = 0
+        """Channels of a block, where the loops go through blocks of channels."""
         self.inputs: list[Tensor] = []
         self.outputs = root.parts if isinstance(root, Program) else [root]
         self.out_buffers = [self.declare(output, "y") for output in self.outputs]
@@ -166,6 +168,8 @@ def _loops(function: Function, folds: Sequence[Fold]) -> Statement:
     shape = function.root.shape
     if function.root.layout is not None:
         return _blocked_loops(function, folds, function.root.layout)
+    if (found := _channels(function, folds)) is not None:
+        return _channel_loops(function, folds, *found)
     axes = [axis for axis, extent in enumerate(shape) if extent != 1]
     last = axes[-1] if axes else None
     outer, tile = (axes[:-1], TILE if folds else 4096) if axes else ([], 1)
@@ -199,6 +203,7 @@ def _loops(function: Function, folds: Sequence[Fold]) -> Statement:
 def _blocked_loops(function: Function, folds: Sequence[Fold], layout: Layout) -> Statement:
     """The nest over blocks of channels and positions; the lanes of a block are computed at a time."""
     batch, channels, *positions = function.root.shape
+    function.lanes = layout.lanes
     nest = Nest(function, [batch, dims.ceil_divide(channels, layout.lanes), *positions])
     first, block, *rest = nest.variables
     left = channels - (-(-channels // layout.lanes) - 1) * layout.lanes
@@ -211,6 +216,38 @@ def _blocked_loops(function: Function, folds: Sequence[Fold], layout: Layout) ->
 
     body = _tile(function, folds, here, length)
     return nest.around(body, parallel=is_large(_work(function, folds)))
+
+
+def _channels(function: Function, folds: Sequence[Fold]) -> tuple[int, int] | None:
+    """The axis of a root, in row-major order, that folds read as whole blocks of channels, and a block's lanes."""
+    shape, plan = function.root.shape, function.plan
+    axis = max((axis for axis, extent in enumerate(shape) if extent != 1), default=0)
+    pending: list[Tensor] = [operand for fold in folds for operand in fold.operands]
+    while pending:
+        tensor = pending.pop()
+        if tensor not in plan.stored:
+            pending.extend(tensor.operands)
+        elif tensor.layout is not None and shape and tensor.shape[1] == shape[axis]:
+            lanes = tensor.layout.lanes
+            if shape[axis] % lanes == 0 and dims.product(shape) == tensor.shape[0] * shape[axis]:
+                return axis, lanes
+    return None
+
+
+def _channel_loops(function: Function, folds: Sequence[Fold], axis: int, lanes: int) -> Statement:
+    """The nest over the entries of a root that `_channels` tells of; a block of them is computed at a time."""
+    shape = function.root.shape
+    function.lanes = lanes
+    outer = [each for each, extent in enumerate(shape) if extent != 1 and each != axis]
+    nest = Nest(function, [*(shape[each] for each in outer), dims.floor_divide(shape[axis], lanes)])
+    index: list[Expr] = [integer(0)] * len(shape)
+    for each, variable in zip(outer, nest.variables, strict=False):
+        index[each] = variable
+
+    def here(lane: Expr) -> list[Expr]:
+        return [*index[:axis], function.composed(nest.variables[-1], lane, lanes), *index[axis + 1 :]]
+
+    return nest.around(_tile(function, folds, here, integer(lanes)), parallel=is_large(_work(function, folds)))
 
 
 class Nest:
@@ -259,8 +296,7 @@ def _tile(
     if length is None:
         length = integer(1)
     extent = int(length) if isinstance(length, tirx.IntImm) else TILE
-    layout = function.root.layout
-    lane = function.lane(extent if layout is None else layout.lanes)
+    lane = function.lane(function.lanes or extent)
     states: dict[Fold, list[Expr]] = {}
     allocations: list[Statement] = []
     for fold in folds:
@@ -278,7 +314,7 @@ def _tile(
 
         return found
 
-    whole = layout is not None and isinstance(length, tirx.IntImm)
+    whole = bool(function.lanes) and isinstance(length, tirx.IntImm)
 
     def write(lane: Expr) -> tuple[Statement, dict[Fold, Index]]:
         places: dict[Fold, Index] = {}
@@ -303,7 +339,7 @@ def _fold(
     function: Function, fold: Fold, states: Sequence[Expr], place: Callable[[Expr], Index], tiled: bool, length: Expr
 ) -> list[Statement]:
     """Statements that leave a fold's states for a tile in its buffers."""
-    if fold.rows and fold.join is not None and fold.extents and _lanes(fold) and function.root.layout is None:
+    if fold.rows and fold.join is not None and fold.extents and _lanes(fold) and not function.lanes:
         return [_along_rows(function, fold, states, place, tiled, length)]
     begin, inside = function.names.variable("l"), function.lane(TILE)
     start = sequence([
@@ -312,7 +348,7 @@ def _fold(
     ])  # fmt: skip
     positions = [function.names.variable("r") for _ in fold.extents]
     where = [inside if tiled else integer(0)]
-    if function.root.layout is not None and isinstance(length, tirx.IntImm):
+    if function.lanes and isinstance(length, tirx.IntImm):
         lanes = int(length)
         scope = Scope(function, lanes=(inside, lanes))
         step = _step(fold, scope, states, where, place(inside), positions)
