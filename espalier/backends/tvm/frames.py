@@ -60,8 +60,8 @@ class Kernel:
         """Reads of bound values, by identity."""
         self.folds: Mapping[Tensor, Any] = {}
         """Folds whose state is at hand → a function that gives their entry."""
-        self.splits: dict[int, tuple[Expr, Expr, Expr]] = {}
-        """Indices that were composed of a block and a lane, by identity, and the two."""
+        self.splits: dict[int, tuple[Expr, Expr, Expr, int]] = {}
+        """Indices that were composed of a block and a lane, by identity, the two, and how many lanes a block has."""
         self.analyzer = tvm.sym.Analyzer()
 
     def symbol(self, name: str) -> Expr:
@@ -81,7 +81,7 @@ class Kernel:
     def composed(self, block: Expr, lane: Expr, lanes: int) -> Expr:
         """The index of a lane of a block; buffers in blocks of as many are then read without dividing."""
         index = block * integer(lanes) + lane
-        self.splits[id(index)] = (index, block, lane)
+        self.splits[id(index)] = (index, block, lane, lanes)
         return index
 
     def block(self, index: Expr) -> Expr:
@@ -94,9 +94,8 @@ class Kernel:
         if layout is None:
             return list(index)
         channel, lanes = index[1], integer(layout.lanes)
-        if id(channel) in self.splits:
-            _, block, lane = self.splits[id(channel)]
-        else:
+        _, block, lane, composed = self.splits.get(id(channel), (channel, None, None, 0))
+        if composed != layout.lanes:
             block, lane = (self.analyzer.simplify(part(channel, lanes)) for part in (tirx.floordiv, tirx.floormod))
         positions = [
             entry + integer(before) if before else entry

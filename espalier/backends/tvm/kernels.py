@@ -133,8 +133,9 @@ def _zeros(function: Function) -> list[Statement]:
     root, layout = function.root, function.root.layout
     assert layout is not None
     buffer, shape = function.out_buffers[0], root.stored_shape
-    nothing = tirx.Broadcast(tirx.const(layout.fill, numbers.buffer_type(root.element)), layout.lanes)
-    lanes = tirx.Ramp(integer(0), integer(1), layout.lanes)
+    nothing, lanes = tirx.const(layout.fill, numbers.buffer_type(root.element)), integer(0)
+    if layout.lanes > 1:
+        nothing, lanes = tirx.Broadcast(nothing, layout.lanes), tirx.Ramp(lanes, integer(1), layout.lanes)
     statements = []
     for axis, (before, after) in enumerate(layout.halo, 2):
         inner = function.dim(shape[axis] - after)
@@ -166,7 +167,7 @@ def is_large(work: Dimension) -> bool:
 def _loops(function: Function, folds: Sequence[Fold]) -> Statement:
     """The nest over a root's entries; folds are computed for a tile of the last axis at a time."""
     shape = function.root.shape
-    if function.root.layout is not None:
+    if function.root.layout is not None and function.root.layout.lanes > 1:
         return _blocked_loops(function, folds, function.root.layout)
     if (found := _channels(function, folds)) is not None:
         return _channel_loops(function, folds, *found)
@@ -229,7 +230,7 @@ def _channels(function: Function, folds: Sequence[Fold]) -> tuple[int, int] | No
             pending.extend(tensor.operands)
         elif tensor.layout is not None and shape and tensor.shape[1] == shape[axis]:
             lanes = tensor.layout.lanes
-            if shape[axis] % lanes == 0 and dims.product(shape) == tensor.shape[0] * shape[axis]:
+            if lanes > 1 and shape[axis] % lanes == 0 and dims.product(shape) == tensor.shape[0] * shape[axis]:
                 return axis, lanes
     return None
 

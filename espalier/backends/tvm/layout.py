@@ -32,6 +32,7 @@ class Reach:
     """What a convolution asks of the tensor that it reads."""
 
     lanes: int
+    """Channels of a block; 1: each channel lies apart, for images of fewer channels than would fill a vector."""
     pads: tuple[tuple[int, int], ...]
     """Zeros that it reads before and after each axis of positions."""
     always: bool
@@ -51,16 +52,17 @@ def stage(outputs: Sequence[Tensor], order: Sequence[Tensor]) -> bool:
             readers[operand].append((tensor, position))
     wanted, copied = set(outputs), False
     for tensor in order:
-        asking: dict[int, list[tuple[Tensor, Reach]]] = {}
+        asking: dict[tuple[int, int], list[tuple[Tensor, Reach]]] = {}
         for reader, position in readers[tensor]:
             if (reach := _reach(reader, position)) is not None:
-                asking.setdefault(reach.fill if any(map(any, reach.pads)) else 0, []).append((reader, reach))
-        if asking and 0 in asking and len(asking) > 1:  # those that read nothing beyond the ends take any
-            bare = [each for each in asking[0] if not any(map(any, each[1].pads))]
-            if len(bare) == len(asking[0]):
-                asking[next(fill for fill in asking if fill)] += asking.pop(0)
+                fill = reach.fill if any(map(any, reach.pads)) else 0
+                asking.setdefault((reach.lanes, fill), []).append((reader, reach))
+        for lanes in sorted(lanes for lanes, fill in asking if not fill):
+            others = [key for key in asking if key[0] == lanes and key[1]]  # bare readers take any halo
+            if others and not any(any(map(any, reach.pads)) for _, reach in asking[lanes, 0]):
+                asking[others[0]] += asking.pop((lanes, 0))
         fixed = _fixed(tensor, readers[tensor], wanted)
-        for fill, group in asking.items():
+        for (_, fill), group in asking.items():
             pads = tuple(
                 (max(before for before, _ in ends), max(after for _, after in ends))
                 for ends in zip(*(reach.pads for _, reach in group), strict=True)
@@ -88,11 +90,14 @@ def spread(outputs: Sequence[Tensor], order: Sequence[Tensor], roots: Sequence[T
         if tensor.layout is not None:
             near[tensor] = tensor.layout
             continue
-        reach = _reach(tensor, 0)
-        found = Layout(reach.lanes, ((0, 0),) * len(reach.pads)) if reach is not None else None
+        found = None
+        if isinstance(tensor, Product) and (reach := _reach(tensor, 0)) is not None:
+            found = Layout(tensor.plan.lanes, ((0, 0),) * len(reach.pads))
         for operand in tensor.operands if isinstance(tensor, Map | Fold) else ():
             layout = near.get(operand)
-            if layout is not None and operand.ndim == tensor.ndim and operand.shape[:2] == tensor.shape[:2]:
+            if layout is None or layout.lanes == 1:
+                continue
+            if operand.ndim == tensor.ndim and operand.shape[:2] == tensor.shape[:2]:
                 found = Layout(layout.lanes, ((0, 0),) * (tensor.ndim - 2))
         if found is None or not isinstance(tensor.shape[1], int) or 2 * tensor.shape[1] < found.lanes:
             continue

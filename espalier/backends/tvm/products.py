@@ -336,7 +336,8 @@ def convolution(
     weights = as_tensor(np.ascontiguousarray(packed).reshape(-1))
     spatial = len(kernel)
     along = tuple((int(before), int(after)) for before, after in pads)
-    reach = Reach(lanes, along, depthwise or any(pair != (0, 0) for pair in along))
+    few = not depthwise and isinstance(x.shape[1], int) and 2 * x.shape[1] < lanes
+    reach = Reach(1 if few else lanes, along, depthwise or any(pair != (0, 0) for pair in along))
 
     def window(position: Index) -> Index:
         return position if depthwise else position[1 : 1 + spatial]

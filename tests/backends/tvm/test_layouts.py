@@ -9,6 +9,7 @@ import pytest
 
 from espalier.backends.tvm import build
 from espalier.ir import Builder, Graph, TensorType, Value, elements
+from espalier.ir.dims import symbol
 from espalier.ir.execute import execute
 
 
@@ -64,6 +65,29 @@ def test_two_readers_with_other_padding_and_an_output_in_row_major_order() -> No
     agrees(graph, total, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 7, 8])
+@pytest.mark.parametrize("batch", [2, symbol("n")])
+def test_images_of_few_channels(channels: int, batch: Any) -> None:
+    """They are read as they are but for zeros around them, also beside readers that want blocks."""
+    graph, b, x = graph_of(channels, batch=batch)
+    y = b.sub(x, weights(1, channels, 1, 1))
+    first = b.conv(y, weights(2, 20, channels, 7, 7), pads=(3, 3, 2, 3), strides=(2, 2))
+    second = b.conv(y, weights(3, 20, channels, 3, 3), pads=(0, 1, 0, 1), strides=(2, 2))
+    near = b.conv(y, weights(4, channels, 1, 3, 3), pads=(1, 1, 1, 1), group=channels)
+    few = b.conv(b.conv(near, weights(5, 3, channels, 1, 1)), weights(6, 17, 3, 3, 3), pads=(1, 1, 1, 1))
+    total = b.reduce_sum(b.relu(few), np.array([1, 2, 3]), keepdims=1)
+    agrees(graph, b.add(b.add(first, second), total), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("channels", [32, 40, 1280])
+@pytest.mark.parametrize("batch", [1, symbol("n")])
+def test_positions_of_blocks_are_reduced_to_rows(channels: int, batch: Any) -> None:
+    graph, b, x = graph_of(8, (7, 7), batch)
+    y = b.sigmoid(b.conv(x, weights(1, channels, 8, 1, 1)))
+    means, largest = b.flatten(b.global_average_pool(y)), b.reduce_max(y, np.array([2, 3]), keepdims=0)
+    agrees(graph, b.add(b.gemm(means, weights(2, channels, 10)), b.gemm(largest, weights(3, channels, 10))))
+
+
 @pytest.mark.parametrize("size", [(13,), (5, 6, 7)])
 def test_other_numbers_of_axes(size: tuple[int, ...]) -> None:
     graph, b, x = graph_of(20, size)
@@ -73,8 +97,6 @@ def test_other_numbers_of_axes(size: tuple[int, ...]) -> None:
 
 
 def test_a_batch_that_only_the_run_knows() -> None:
-    from espalier.ir.dims import symbol
-
     graph, b, x = graph_of(16, batch=symbol("n"))
     y = b.relu(b.conv(x, weights(1, 40, 16, 3, 3), pads=(1, 1, 1, 1)))
     agrees(graph, b.conv(y, weights(2, 40, 1, 3, 3), pads=(1, 1, 1, 1), group=40))
