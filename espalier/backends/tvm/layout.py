@@ -46,10 +46,7 @@ def stage(outputs: Sequence[Tensor], order: Sequence[Tensor]) -> bool:
 
     True if copies were made: the tensors in order are others then.
     """
-    readers: dict[Tensor, list[tuple[Tensor, int]]] = {tensor: [] for tensor in order}
-    for tensor in order:
-        for position, operand in enumerate(tensor.operands):
-            readers[operand].append((tensor, position))
+    readers = _readers(order)
     wanted, copied = set(outputs), False
     for tensor in order:
         asking: dict[tuple[int, int], list[tuple[Tensor, Reach]]] = {}
@@ -80,10 +77,7 @@ def stage(outputs: Sequence[Tensor], order: Sequence[Tensor]) -> bool:
 
 def spread(outputs: Sequence[Tensor], order: Sequence[Tensor], roots: Sequence[Tensor]) -> None:
     """Give layouts to what is computed from tensors that have one, entry by entry or window by window."""
-    readers: dict[Tensor, list[tuple[Tensor, int]]] = {tensor: [] for tensor in order}
-    for tensor in order:
-        for position, operand in enumerate(tensor.operands):
-            readers[operand].append((tensor, position))
+    readers = _readers(order)
     wanted, stored = set(outputs), set(roots)
     near: dict[Tensor, Layout] = {}
     for tensor in order:
@@ -105,6 +99,15 @@ def spread(outputs: Sequence[Tensor], order: Sequence[Tensor], roots: Sequence[T
             near[tensor] = found
         elif not _fixed(tensor, readers[tensor], wanted):
             near[tensor] = tensor.layout = found
+
+
+def _readers(order: Sequence[Tensor]) -> dict[Tensor, list[tuple[Tensor, int]]]:
+    """Who reads each tensor, and as which operand."""
+    readers: dict[Tensor, list[tuple[Tensor, int]]] = {tensor: [] for tensor in order}
+    for tensor in order:
+        for position, operand in enumerate(tensor.operands):
+            readers[operand].append((tensor, position))
+    return readers
 
 
 def _reach(reader: Tensor, position: int) -> Reach | None:
