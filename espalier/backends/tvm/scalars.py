@@ -60,25 +60,45 @@ def _limit(x: Expr, low: float, high: float) -> Expr:
     return select(x > like(high, x), like(high, x), x)
 
 
+ROUNDING = 1.5 * 2.0**23
+"""Added to a small number, it leaves the nearest integer in the lowest bits of the sum."""
+
+
 def exp(bind: Any, x: Expr) -> Expr:
     """eˣ; for f32 after Cephes (S. Moshier, expf.c): 2ⁿ times a polynomial in the remainder."""
     if dtype_of(x) != "float32":
         return library("exp", x)
+    base, shifted = _factors(bind, x, -104.0, 89.0)
+    # two factors, since 2ⁿ alone may lie beyond the normal range while the result does not
+    exponent = bind(shifted - tirx.reinterpret("int32", like(ROUNDING, x)))
+    half = bind(tirx.shift_right(exponent, immediate(1, "int32")))
+    return base * _power_of_two(half) * _power_of_two(exponent - half)
+
+
+def _normal_exp(bind: Any, x: Expr) -> Expr:
+    """eˣ for what is added to 1: not below 1e-38, and infinite from 88.4 on."""
+    if dtype_of(x) != "float32":
+        return library("exp", x)
+    base, shifted = _factors(bind, x, -87.0, 89.0)
+    return base * _power_of_two(shifted)
+
+
+def _factors(bind: Any, x: Expr, low: float, high: float) -> tuple[Expr, Expr]:
+    """Of e to the power of x within bounds: the factor near 1, and bits of which the lowest 9 are the power of 2."""
     x = bind(x)
-    bounded = bind(_limit(x, -104.0, 89.0))
-    whole = bind(tirx.floor(bounded * like(math.log2(math.e), x) + like(0.5, x)))
+    bounded = bind(_limit(x, low, high))
+    shifted = bind(bounded * like(math.log2(math.e), x) + like(ROUNDING, x))
+    whole = bind(shifted - like(ROUNDING, x))
     rest = bind((bounded - whole * like(0.693359375, x)) - whole * like(-2.12194440e-4, x))
     terms = polynomial(
         rest, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1
     )
     base = terms * rest * rest + rest + like(1.0, x)
-    # two factors, since 2ⁿ alone may lie beyond the normal range while the result does not
-    exponent = bind(tirx.Cast("int32", select(is_nan(whole), like(0.0, x), whole)))
-    half = bind(tirx.shift_right(exponent, immediate(1, "int32")))
-    return base * _power_of_two(half) * _power_of_two(exponent - half)
+    return base, bind(tirx.reinterpret("int32", shifted))
 
 
 def _power_of_two(exponent: Expr) -> Expr:
+    """2 to an integer's power; what lies above its lowest 9 bits goes nowhere."""
     return tirx.reinterpret("float32", tirx.shift_left(exponent + immediate(127, "int32"), immediate(23, "int32")))
 
 
@@ -93,14 +113,14 @@ def tanh(bind: Any, x: Expr) -> Expr:
         square, -5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1
     )
     small = near * square * x + x
-    large = like(1.0, x) - like(2.0, x) / (exp(bind, size + size) + like(1.0, x))
+    large = like(1.0, x) - like(2.0, x) / (_normal_exp(bind, size + size) + like(1.0, x))
     signed = select(x < like(0.0, x), like(0.0, x) - large, large)
     return select(size < like(0.625, x), small, signed)
 
 
 def sigmoid(bind: Any, x: Expr) -> Expr:
     """1/(1 + e⁻ˣ)."""
-    return like(1.0, x) / (like(1.0, x) + exp(bind, like(0.0, x) - x))
+    return like(1.0, x) / (like(1.0, x) + _normal_exp(bind, like(0.0, x) - x))
 
 
 def erf(bind: Any, x: Expr) -> Expr:
@@ -124,7 +144,7 @@ def erf(bind: Any, x: Expr) -> Expr:
         1.1261407,
         6.9782045e-4,
     )
-    large = bind(like(1.0, x) - exp(bind, like(0.0, x) - power))
+    large = bind(like(1.0, x) - _normal_exp(bind, like(0.0, x) - power))
     signed = select(x < like(0.0, x), like(0.0, x) - large, large)
     return select(size > like(1.0, x), signed, near)  # NaN is near
 
