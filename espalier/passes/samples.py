@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
+import numpy.random  # numpy itself waits until it is asked for, which would be in the first check
 
 from espalier.errors import EspalierError, InputError
 from espalier.ir import Graph, Node, TensorType, Value
