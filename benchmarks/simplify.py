@@ -1,7 +1,8 @@
 """Simplification: node counts, agreement and time of the exact passes beside onnxslim and onnxsim.
 
 Every tool runs at its defaults, in a process of its own with one OpenMP thread, on the same files: the real models that
-ESPALIER_DATA holds, and the classic families as torch.onnx exports them. Models that onnxruntime refuses to run
+ESPALIER_DATA holds, and the classic families as torch.onnx exports them. The tools take turns, each in a new process
+every time; a model's time is the median of all rounds. Models that onnxruntime refuses to run
 (exporters write a few that are invalid) and those in dialects of quantization are simplified, but not compared. Counted
 are the nodes of the result (constants aside) as long as it holds standard operators only, at the operator set version
 of the input; subgraphs count too.
@@ -10,7 +11,9 @@ of the input; subgraphs count too.
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +31,7 @@ from benchmarks.common import Benchmark, data_folder
 TOOLS = ("espalier", "onnxslim", "onnxsim")
 QUICK = ("mnist_cntk", "akamaster_resnet20_cifar10", "ultraface_rfb320", "resnet", "mobilenet_v2", "lstm", "vit")
 TOLERANCE = 1e-4
+ROUNDS, QUICK_ROUNDS = 5, 1
 
 
 # ---- one tool, in a process of its own -------------------------------------------------------------------------
@@ -206,29 +210,39 @@ def measure(benchmark: Benchmark, folder: Path, quick: bool) -> dict[str, dict[s
     for path in paths:
         model = onnx.load(path)
         rows[path.stem] = {"before": node_count(model), "standard": standard(model), "runs": runs(path)}
+    seconds: dict[tuple[str, str], list[float]] = {}
+    ended: dict[str, str] = {}
+    for tool in TOOLS * (QUICK_ROUNDS if quick else ROUNDS):
+        for row in turn(tool, paths, folder, ended):
+            rows[row["model"]][tool] = row
+            seconds.setdefault((row.pop("model"), tool), []).append(row.get("seconds", math.nan))
     for tool in TOOLS:
-        targets = folder / tool
-        targets.mkdir()
-        listing = folder / f"{tool}.json"
-        listing.write_text(json.dumps([[str(path), str(targets / path.name)] for path in paths]))
-        process = subprocess.run(
-            [sys.executable, "-m", "benchmarks.simplify", "--work", tool, "--listing", str(listing)],
-            capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        for line in process.stdout.splitlines():
-            if line.startswith("ROW "):
-                row = json.loads(line[4:])
-                rows[row.pop("model")][tool] = row
         for path in paths:
-            row = rows[path.stem].setdefault(tool, {"failed": f"the process ended: {process.stderr[-300:]}"})
+            row = rows[path.stem].setdefault(tool, {"failed": f"the process ended: {ended.get(tool)}"})
+            row.update({"seconds": float(np.median(seconds[path.stem, tool]))} if "seconds" in row else {})
             if "failed" in row:
                 benchmark.say(f"{tool} fails on {path.stem}: {row['failed'][:150]}")
                 continue
-            model = onnx.load(targets / path.name)
+            target = folder / tool / path.name
+            model = onnx.load(target)
             row["nodes"], row["standard"] = node_count(model), standard(model)
             row["same opset"] = opset(model) == opset(onnx.load(path))
-            row["difference"] = difference(path, targets / path.name, benchmark.arguments.seed)
+            row["difference"] = difference(path, target, benchmark.arguments.seed)
     return rows
+
+
+def turn(tool: str, paths: list[Path], folder: Path, ended: dict[str, str]) -> list[dict[str, Any]]:
+    """One process of a tool that simplifies every model; what it tells of each, and the end of its errors."""
+    targets, listing = folder / tool, folder / f"{tool}.json"
+    shutil.rmtree(targets, ignore_errors=True)  # writing over a file costs more than writing one
+    targets.mkdir()
+    listing.write_text(json.dumps([[str(path), str(targets / path.name)] for path in paths]))
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.simplify", "--work", tool, "--listing", str(listing)],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    ended[tool] = process.stderr[-300:]
+    return [json.loads(line[4:]) for line in process.stdout.splitlines() if line.startswith("ROW ")]
 
 
 def main() -> None:
