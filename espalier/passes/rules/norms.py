@@ -196,8 +196,8 @@ def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
     channels = shape[axis] * groups
     made = ScaledLayer(weight.constant, None if bias is None else bias.constant, affine, axis, groups)
     # no norm is trained beyond the range of f32, and to look into statistics and weights would take most of the time
-    sure = element.bits >= 32 and isinstance(affine, NormAffine)
-    rewriter.require(sure or made.fits(), f"the scaled weights are out of the range of {element.name}")
+    if not (affine.__class__ is NormAffine and element.bits >= 32) and not made.fits():
+        rewriter.why(f"the scaled weights are out of the range of {element.name}")
     new_weight, new_bias = Value(weight.type), Value(vector_type(element, channels))
     new_weight.constant = computed(made.weight, element, shape)
     new_bias.constant = computed(made.moved_bias, element, (channels,))
