@@ -15,7 +15,7 @@ Kind = Literal["float", "int", "uint", "bool", "complex", "bipolar", "string"]
 
 @dataclass(frozen=True, eq=False)
 class Element:
-    """A plain element type. Two elements are the same exactly if their names are."""
+    """A plain element type. There is one object for each name: they compare, and are looked up, by identity."""
 
     name: str
     kind: Kind
@@ -55,11 +55,8 @@ class Element:
             return (0, 1) if self.kind == "bool" else (-1, 1)
         raise TypeError(f"{self} has no integer range")
 
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Element) and self.name == other.name)
-
-    def __hash__(self) -> int:
-        return hash(self.name)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return parse, (self.name,)
 
     def __str__(self) -> str:
         return self.name
@@ -83,10 +80,21 @@ class Quantized(Element):
         return self.stored
 
 
+_ALL: dict[str, Element] = {}
+
+
+def _one(element: Element) -> Element:
+    """The element of that name."""
+    return _ALL.setdefault(element.name, element)
+
+
+@cache
 def quantized(stored: Element, axis: int | None = None, block: int = 0) -> Quantized:
     """The quantized form of an element, named like ``q(i8, axis=1, block=32)``."""
     options = ("" if axis is None else f", axis={axis}") + (f", block={block}" if block else "")
-    return Quantized(f"q({stored}{options})", stored.kind, stored.bits, stored, axis, block)
+    found = _one(Quantized(f"q({stored}{options})", stored.kind, stored.bits, stored, axis, block))
+    assert isinstance(found, Quantized)
+    return found
 
 
 @cache
@@ -94,7 +102,7 @@ def integer(bits: int, signed: bool = True) -> Element:
     """The integer of 1 to 64 bits."""
     if not 1 <= bits <= 64:
         raise ValueError(f"an integer element has 1 to 64 bits, not {bits}")
-    return Element(f"{'i' if signed else 'u'}{bits}", "int" if signed else "uint", bits)
+    return _one(Element(f"{'i' if signed else 'u'}{bits}", "int" if signed else "uint", bits))
 
 
 I4, I8, I16, I32, I64 = (integer(bits) for bits in (4, 8, 16, 32, 64))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from espalier.ir.graph import Graph, Node, Value
-from espalier.ir.op import Op, TypeContext, TypeInferenceError, infer_content
+from espalier.ir.op import Op, TypeContext, TypeInferenceError, infer_content, may_be_known
 from espalier.ir.types import TensorType, Type, merge_shapes
 from espalier.ir.xp import numpy as numpy_xp
 
@@ -44,7 +44,7 @@ class _Known:
 
 _INFERRED: dict[tuple[Op, tuple[Type | None, ...], int], _Known] = {}
 """By operator, operand types and number of results; most nodes of a large graph repeat a few of these."""
-_INFERRED_HERE: dict[tuple[int, ...], tuple[Op, list[Type | None], list[Type]]] = {}
+_INFERRED_HERE: dict[tuple[int, ...], tuple[Op, tuple[Type | None, ...], list[Type]]] = {}
 """The same by identity of operator and operand types, which are kept so that identities stay theirs.
 
 Only for operators whose results hold nothing that could be known.
@@ -62,11 +62,9 @@ def infer_node(graph: Graph, node: Node) -> None:
     What was known before stays where it is more precise. Raises TypeInferenceError if the operands don't fit.
     """
     op, results = node.op, node.results
-    types = [None if operand is None else operand.type for operand in node.operands]
-    identity = (id(op), len(results), *map(id, types))
-    same = _INFERRED_HERE.get(identity)
+    same = known_types(node)
     if same is not None:
-        for result, found in zip(results, same[2], strict=True):
+        for result, found in zip(results, same, strict=True):
             result.type = found
         return
     context = type_context(graph, node)
@@ -74,15 +72,25 @@ def infer_node(graph: Graph, node: Node) -> None:
     for result, found in zip(results, inferred, strict=True):
         result.type = found
     first = results[0].type if results else None
-    if isinstance(first, TensorType):
+    if isinstance(first, TensorType) and may_be_known(op, first):
         content = infer_content(op, numpy_xp, context, first)
         if content is not None:
             results[0].content = content
-    rests_on_types = context.cacheable and not context.contents_read and type(op).content is Op.content
-    if rests_on_types and not op.symbolic and not node.regions:
+    elif context.cacheable and not context.contents_read and not node.regions:
         if len(_INFERRED_HERE) >= _INFERRED_LIMIT:
             _INFERRED_HERE.clear()
-        _INFERRED_HERE[identity] = op, types, inferred
+        _INFERRED_HERE[_identity(node)] = op, context.types, inferred
+
+
+def known_types(node: Node) -> Sequence[Type] | None:
+    """What was inferred before for this very operator and operands of these very types, if nothing else matters."""
+    found = _INFERRED_HERE.get(_identity(node))
+    return None if found is None else found[2]
+
+
+def _identity(node: Node) -> tuple[int, ...]:
+    types = [id(None if operand is None else operand.type) for operand in node.operands]
+    return (id(node.op), len(node.results), *types)
 
 
 def inferred_types(node: Node, context: TypeContext) -> list[Type]:

@@ -453,13 +453,18 @@ def onnx_operators() -> Mapping[tuple[str, str], type[Op]]:
     return found
 
 
+def may_be_known(operator: Op, result: TensorType) -> bool:
+    """Whether `infer_content` could find out what a result of this type holds."""
+    if type(operator).content is not Op.content:
+        return True
+    return operator.symbolic and result.is_static and isinstance(result.size, int) and result.size <= SMALL
+
+
 def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -> NDArray[Any] | None:
-    """What a node's result holds, where shape arithmetic on known contents determines it."""
+    """What a node's result holds, where shape arithmetic on known contents determines it; for what `may_be_known`."""
     known = operator.content(ctx)
     if known is not None or not operator.symbolic:
         return known
-    if not result.is_static or not isinstance(result.size, int) or result.size > SMALL:
-        return None
     contents = []
     for position, type in enumerate(ctx.types):
         content = ctx.content(position) if type is not None else None

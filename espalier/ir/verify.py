@@ -8,7 +8,7 @@ from typing import Literal
 from espalier.errors import VerificationError
 from espalier.ir.axes import DeclarationError
 from espalier.ir.graph import Graph, Node, Value
-from espalier.ir.inference import inferred_types, type_context
+from espalier.ir.inference import inferred_types, known_types, type_context
 from espalier.ir.op import TypeInferenceError
 from espalier.ir.types import TensorType, Type
 
@@ -122,6 +122,9 @@ def _find_wrong_user(graph: Graph, values: Iterable[Value]) -> None:
 
 
 def _verify_types(graph: Graph, node: Node) -> None:
+    same = known_types(node)
+    if same is not None and all(result.type is type for result, type in zip(node.results, same, strict=True)):
+        return
     try:
         inferred = inferred_types(node, type_context(graph, node, fresh=lambda: "unknown"))
     except (TypeInferenceError, DeclarationError) as error:

@@ -13,9 +13,16 @@ from espalier import __version__
 from espalier.backends.onnx import rules
 from espalier.backends.onnx.expansion import expand
 from espalier.backends.onnx.lowering import lowered
-from espalier.backends.onnx.printer import CannotPrint, attribute_proto, attribute_protos, contents_matter, print_node
+from espalier.backends.onnx.printer import (
+    CannotPrint,
+    attribute_proto,
+    attribute_protos,
+    contents_matter,
+    follows_schema,
+    print_node,
+)
 from espalier.backends.onnx.sharing import share_tied_weights
-from espalier.backends.onnx.weights import tensor_proto
+from espalier.backends.onnx.weights import write_tensor
 from espalier.errors import InputError, UnsupportedError
 from espalier.frontends.onnx.functions import type_proto
 from espalier.frontends.onnx.reader import NEWEST
@@ -53,6 +60,7 @@ class Exporter:
         self._plans: dict[Any, Plan | Graph] = {}
         self._expansions: dict[Any, Graph | None] = {}
         self._keys = Keys()
+        self._by_elements: dict[Any, Plan] = {}
         self._node_keys: dict[Node, Any] = {}
         """What decides how a node is written, at the present version."""
         self._assumed = set(graph.metadata.get("assumed_types", ()))
@@ -87,6 +95,7 @@ class Exporter:
         for version in [self.version] if self.fixed else range(self.version, NEWEST + 1):
             self.version, reason = version, None
             self._plans.clear()
+            self._by_elements.clear()
             self._expansions.clear()
             self._node_keys.clear()
             nodes = self._distinct_nodes()
@@ -130,6 +139,16 @@ class Exporter:
 
     def _as_one(self, node: Node) -> Plan:
         """One node for one. Raises CannotPrint."""
+        if follows_schema(node.op) and not contents_matter(node.op, self.version):
+            elements = [v and getattr(v.type, "element", v.type) for v in (*node.operands, *node.results)]
+            key = node.op, len(node.operands), *elements
+            plan = self._by_elements.get(key)
+            if plan is None:
+                plan = self._by_elements[key] = self._planned(node)
+            return plan
+        return self._planned(node)
+
+    def _planned(self, node: Node) -> Plan:
         slots = [None if value is None else _slot(value) for value in node.operands]
         printed = print_node(node, self.version, slots)
         places = {id(slot): position for position, slot in enumerate(slots)}
@@ -198,7 +217,7 @@ class Exporter:
         if name is None:
             name = self._reserve(value.name or "constant")
             self.constants[id(value.constant)] = name
-            self.model.graph.initializer.append(tensor_proto(value.constant, name, self.data))
+            write_tensor(value.constant, name, self.model.graph.initializer.add(), self.data)
         return name
 
     def _node_name(self, location: Location) -> str:

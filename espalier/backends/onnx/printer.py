@@ -60,6 +60,11 @@ def rule(*names: str, contents: bool = False) -> Callable[[Rule], Rule]:
     return register
 
 
+def follows_schema(op: Op) -> bool:
+    """Whether the form of a node follows from its operator's schema alone, which tells operands apart by element."""
+    return op.name not in RULES
+
+
 def contents_matter(op: Op, version: int) -> bool:
     """Whether the form of a node depends on what its constant operands hold."""
     if op.name in READS_CONSTANTS:

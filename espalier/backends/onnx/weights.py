@@ -32,21 +32,22 @@ def used_files(graph: Graph) -> set[Path]:
     return {source.path.resolve() for source in sources if isinstance(source, FileSource | PackedSource)}
 
 
-def tensor_proto(constant: Constant, name: str, data: DataFile | None = None) -> TensorProto:
-    """The constant as ONNX stores it; in the data file if there is one and the constant is not small."""
+def write_tensor(constant: Constant, name: str, tensor: TensorProto, data: DataFile | None = None) -> None:
+    """Fill an empty message with the constant as ONNX stores it, in the data file if there is one and it is large."""
     element = constant.element.storage
-    tensor = TensorProto(name=name, data_type=code_of(element), dims=constant.shape)
+    tensor.name = name
+    tensor.data_type = code_of(element)
+    tensor.dims.extend(constant.shape)
     if element is elements.STRING:
         tensor.string_data.extend(str(text).encode() for text in constant.array.reshape(-1).tolist())
-        return tensor
+        return
     if data is not None and constant.nbytes >= INLINE:
         offset, length = data.append(constant)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", data.path.name), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
-        return tensor
+        return
     tensor.raw_data = b"".join(pieces(constant))
-    return tensor
 
 
 def pieces(constant: Constant) -> Iterator[Any]:
@@ -56,7 +57,9 @@ def pieces(constant: Constant) -> Iterator[Any]:
         yield pack(np.ascontiguousarray(array).reshape(-1), element.bits).tobytes()
         return
     if array.flags.c_contiguous:
-        if array.size:
+        if array.nbytes <= PIECE:
+            yield array.tobytes()
+        else:
             flat = array.reshape(-1).view(np.uint8)
             for start in range(0, len(flat), PIECE):
                 yield flat[start : start + PIECE].data

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from espalier.errors import InputError
 from espalier.frontends.onnx import functions, opaque, schemas, tensors
@@ -14,13 +14,18 @@ from espalier.frontends.onnx.reader import BROADCASTING, NEWEST, OLDEST, not_utf
 from espalier.frontends.onnx.site import ADAPTERS, Absent, Refused, Results, Site
 from espalier.frontends.onnx.types import TypeReader
 from espalier.ir.axes import DeclarationError
-from espalier.ir.elements import F32
+from espalier.ir.constants import Constant
+from espalier.ir.elements import F32, Element
 from espalier.ir.graph import Graph, Location, Node, Value, constant_value
 from espalier.ir.inference import infer_node, refine_type
 from espalier.ir.op import Op, TypeInferenceError, onnx_operators
 from espalier.ir.types import TensorType, Type
 
 _UNKNOWN: Type = TensorType(F32, None)  # until infer_node has looked, at once
+_PREPARED: dict[Any, Op] = {}
+"""The operator instance of nodes that today's operators take as they are, by opsets, local functions, operator type,
+counts of operands and results, and attributes."""
+_PREPARED_LIMIT = 1 << 14
 _EXPANSION = 50
 """Nodes that inlined functions may add for each node and function node of the file, beyond a hundred thousand."""
 
@@ -83,9 +88,7 @@ class Importer:
         self.calls: list[tuple[str, str, str]] = []
         """The local functions that are being inlined."""
         self.operators = onnx_operators()
-        self._prepared: dict[Any, Op | None] = {}
-        """The operator instance of nodes that today's operators take as they are, by opset, type and attributes."""
-        self._constant_types: dict[tuple[str, tuple[int, ...]], Type] = {}
+        self._constant_types: dict[tuple[Element, tuple[int, ...]], Type] = {}
         written = len(model.graph.node) + sum(len(f.node) for f in model.functions)
         self.nodes_left = 100_000 + _EXPANSION * written
         self.assumed: list[str] = []
@@ -108,14 +111,7 @@ class Importer:
         graph, where = scope.graph, proto.name or "the graph"
         for tensor in proto.initializer:
             name = tensor.name
-            constant = tensors.read_tensor(tensor, self.folder)
-            key = (constant.element.name, constant.shape)
-            type = self._constant_types.get(key)
-            if type is None:
-                type = self._constant_types[key] = TensorType(constant.element, constant.shape)
-            value = Value(type, name)
-            value.constant = constant
-            scope.define(name, value, where)
+            scope.define(name, self._held(tensors.read_tensor(tensor, self.folder), name), where)
         for sparse in proto.sparse_initializer:
             name = sparse.values.name
             scope.define(name, constant_value(tensors.read_sparse(sparse, self.folder), name=name), where)
@@ -151,6 +147,16 @@ class Importer:
             raise InputError("E109", "an output is listed twice", node=where)
         graph.set_outputs(outputs, names)
 
+    def _held(self, constant: Constant, name: str = "") -> Value:
+        """A constant as a value; constants of one shape share their type."""
+        key = (constant.element, constant.shape)
+        type = self._constant_types.get(key)
+        if type is None:
+            type = self._constant_types[key] = TensorType(constant.element, constant.shape)
+        value = Value(type, name)
+        value.constant = constant
+        return value
+
     def read_nodes(self, nodes: Sequence[NodeProto], scope: Scope) -> None:
         """Import nodes, in order, into a scope's graph."""
         names, graph = scope.names, scope.graph
@@ -158,8 +164,10 @@ class Importer:
         if self.nodes_left < 0:
             raise InputError("E117", "inlining the model's functions would make too many nodes", node=scope.prefix)
         prefix, place, references = scope.prefix, scope.place, scope.references
-        prepared, unknown = self._prepared, _UNKNOWN
-        key_of_scope = tuple(scope.opsets.items())
+        prepared, unknown = _PREPARED, _UNKNOWN
+        key_of_scope = tuple(scope.opsets.items()), frozenset(self.functions)
+        known_opset = OLDEST <= scope.opsets.get("", 0) <= NEWEST
+        constants = known_opset and not any(kind == "Constant" for _, kind, _ in self.functions)
         for position, proto in enumerate(nodes):
             operands: list[Value | None] = []
             for name in proto.input:
@@ -174,26 +182,23 @@ class Importer:
             while results and not results[-1]:
                 results.pop()
             attributes = proto.attribute
-            key: Any = (
-                key_of_scope, proto.domain, proto.op_type, len(operands), len(results),
-                tuple([a.SerializeToString() for a in attributes]) if attributes else (),
-            )  # fmt: skip
-            op = prepared.get(key)
             label = proto.name or (results[0] if results else proto.op_type)
             if label.__class__ is not str:
                 raise not_utf8(label)
             location = place or Location((prefix + label if prefix else label,))
-            if op is not None and (references is None or not any(a.ref_attr_name for a in attributes)):
-                node = Node(op, operands, [unknown] * len(results), (), location)
-                self.insert(graph, node)
-                values: Results = node.results
+            tensor = _held_tensor(proto) if constants and not operands and len(results) == 1 else None
+            if tensor is not None:
+                values: Results = [self._held(tensors.read_tensor(tensor, self.folder, location.names[0]))]
             else:
-                site = self._site(proto, scope, operands, len(results), location)
-                values = self._convert(site, key)
-                if len(values) < site.results:
-                    raise InputError(
-                        "E110", f"{proto.op_type} has {len(values)} results, not {site.results}", node=location
-                    )
+                key: Any = (
+                    key_of_scope, proto.domain, proto.op_type, len(operands), len(results),
+                    tuple([a.SerializeToString() for a in attributes]) if attributes else (),
+                )  # fmt: skip
+                op = prepared.get(key)
+                if op is not None and (references is None or not any(a.ref_attr_name for a in attributes)):
+                    values = self.insert(graph, Node(op, operands, [unknown] * len(results), (), location)).results
+                else:
+                    values = self._converted(proto, scope, operands, len(results), location, key)
             for name, value in zip(results, values, strict=False):
                 if not name or value is None:
                     continue
@@ -228,6 +233,16 @@ class Importer:
         return graph.insert(node)
 
     # ---- one node ------------------------------------------------------------------------------------------
+
+    def _converted(
+        self, proto: NodeProto, scope: Scope, operands: list[Value | None], results: int, location: Location, key: Any
+    ) -> Results:
+        """The results of a node that was not seen before. Raises InputError E110 if it has too few."""
+        site = self._site(proto, scope, operands, results, location)
+        values = self._convert(site, key)
+        if len(values) < site.results:
+            raise InputError("E110", f"{proto.op_type} has {len(values)} results, not {site.results}", node=location)
+        return values
 
     def _operand(self, scope: Scope, name: str, where: str) -> Value | None:
         value = scope.find(name)
@@ -348,7 +363,9 @@ class Importer:
         except (TypeError, ValueError) as error:
             raise InputError("E116", f"{site.op_type}: {error}", node=site.location) from error
         if key is not None and not moved and places is None and not kind.bodies:
-            self._prepared[key] = op
+            if len(_PREPARED) >= _PREPARED_LIMIT:
+                _PREPARED.clear()
+            _PREPARED[key] = op
         return self.insert(site.scope.graph, Node(op, operands, [_UNKNOWN] * site.results, (), site.location)).results
 
     def _refine(
@@ -371,6 +388,15 @@ def _as_given(given: Type, declared: Type | None, name: str) -> Type:
     if given.element.storage != declared.element.storage:
         raise InputError("E110", f"{name!r} is declared as {declared}, but given {given}", node=name)
     return TensorType(given.element, declared.shape) if given.shape is None else given
+
+
+def _held_tensor(proto: NodeProto) -> TensorProto | None:
+    """The tensor of a Constant that says it as most do."""
+    if proto.op_type != "Constant" or proto.domain not in ("", "ai.onnx") or len(proto.attribute) != 1:
+        return None
+    attribute = proto.attribute[0]
+    plain = attribute.name == "value" and attribute.type == AttributeProto.TENSOR and not attribute.ref_attr_name
+    return attribute.t if plain else None
 
 
 def _defined_later(nodes: Sequence[NodeProto], position: int) -> set[str]:

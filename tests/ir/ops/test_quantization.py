@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from espalier.ir.build import Builder
-from espalier.ir.elements import F8E4M3FN, F16, F32, I8, I32, U4, Element, integer
+from espalier.ir.elements import F4E2M1, F8E4M3FN, F8E5M2, F16, F32, I8, I32, U4, Element, integer
 from espalier.ir.graph import Graph, Value, constant_value
 from espalier.ir.inference import type_context
 from espalier.ir.op import TypeInferenceError
@@ -208,7 +208,7 @@ def test_trunc_drops_low_bits() -> None:
 
 @pytest.mark.parametrize(
     ("element", "exponent", "mantissa", "bias"),
-    [(F8E4M3FN, 4, 3, 7), (Element("f8e5m2", "float", 8), 5, 2, 15), (Element("f4e2m1", "float", 4), 2, 1, 1)],
+    [(F8E4M3FN, 4, 3, 7), (F8E5M2, 5, 2, 15), (F4E2M1, 2, 1, 1)],
 )
 def test_float_quant_is_the_small_float(element: Element, exponent: int, mantissa: int, bias: int) -> None:
     largest = float(ml_dtypes.finfo(element.dtype).max)
