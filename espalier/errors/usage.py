@@ -184,7 +184,7 @@ declare(
     InputError,
     "E236",
     "compiled kernels cannot be kept where they should be",
-    "The folder that ESPALIER_KERNELS names cannot be made or read, or others may write to it: they could put code there.",
+    "The folder that ESPALIER_KERNELS names cannot be made or read, or others could put code there.",
     "Name a folder that is yours and that nobody else may write to, or set ESPALIER_KERNELS=off.",
 )
 declare(
