@@ -33,10 +33,10 @@ HIDDEN = f"{{ local: {PREFIX}*; }};\n"
 @cache
 def compiler() -> str:
     """A digest of what turns a choice into code: this package's sources, and TVM."""
-    digest = hashlib.sha256(version("apache-tvm").encode())
+    found = hashlib.sha256(version("apache-tvm").encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.relative_to(Path(__file__).parent).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:32]
+        found.update(path.relative_to(Path(__file__).parent).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:32]
 
 
 def digest(function: tirx.PrimFunc) -> str:
