@@ -131,10 +131,12 @@ def _is_wanted(line: str) -> bool:
     return line.partition("==")[0] in PACKAGES
 
 
-def compile_model(model: Path, output: Path, seed: int, backend: str = "tvm", hash_seed: str = "0") -> str:
-    """The artifact's hash, compiled in a process of its own."""
-    printed = python(sys.executable, COMPILE, model, output, backend, str(seed), PYTHONHASHSEED=hash_seed)
-    return printed.split()[-1]
+def compile_model(
+    model: Path, output: Path, seed: int, kernels: Path | str, backend: str = "tvm", hash_seed: str = "0"
+) -> str:
+    """The artifact's hash, compiled in a process of its own, with kernels from this cache, or "off"."""
+    variables = {"PYTHONHASHSEED": hash_seed, "ESPALIER_KERNELS": str(kernels)}
+    return python(sys.executable, COMPILE, model, output, backend, str(seed), **variables).split()[-1]
 
 
 def measure_clean_run(benchmark: Benchmark, interpreter: Path, artifact: Path, model: Path, work: Path) -> None:
@@ -213,7 +215,10 @@ def _flip(path: Path, position: int, bit: int) -> None:
 
 
 def measure_reproducibility(benchmark: Benchmark, models: Sequence[Path], work: Path, known: str) -> None:
-    """Compile in two folders under three hash seeds, with both backends; `known` is the first model's hash."""
+    """Compile in two folders under three hash seeds, with both backends; `known` is the first model's hash.
+
+    In the first folder kernels come from the cache, in the second one all are compiled.
+    """
     seed, quick = benchmark.arguments.seed, benchmark.arguments.quick
     every = [(folder, hash_seed) for folder in ("first", "second") for hash_seed in ("0", "1", "2")]
     # The quick run compares with the artifact that was compiled before, in another folder and under hash seed 0.
@@ -226,7 +231,8 @@ def measure_reproducibility(benchmark: Benchmark, models: Sequence[Path], work: 
                 place = work / folder / f"hash-seed-{hash_seed}"
                 place.mkdir(parents=True, exist_ok=True)
                 copy = Path(shutil.copy(model, place))
-                hashes.add(compile_model(copy, place / f"{model.stem}-{backend}", seed, backend, hash_seed))
+                kernels = work / "kernels" if folder == "first" else "off"
+                hashes.add(compile_model(copy, place / f"{model.stem}-{backend}", seed, kernels, backend, hash_seed))
                 compiled += 1
             if len(hashes) > 1:
                 different.append(f"{model.stem} with {backend}: {len(hashes)} hashes")
@@ -250,7 +256,7 @@ def main() -> None:
         if folder is not None and not arguments.quick:
             models.append(folder / "models" / "akamaster_resnet20_cifar10.onnx")
         artifact = work / "artifact"
-        known = compile_model(models[0], artifact, arguments.seed)
+        known = compile_model(models[0], artifact, arguments.seed, work / "kernels")
         interpreter = clean_environment(work)
         measure_clean_run(benchmark, interpreter, artifact, models[0], work)
         measure_imports(benchmark, interpreter, QUICK_IMPORT_ROUNDS if arguments.quick else IMPORT_ROUNDS)

@@ -89,7 +89,8 @@ def compile_artifact(
     """The artifact of a model file, as `espalier compile MODEL -o ARTIFACT` makes it in a process of its own.
 
     One that the same sources made of the same file before is taken again, with the times that it took then. After
-    `limit` seconds it counts as failed. `more` are further options, and `name` what the artifact's name ends in then.
+    `limit` seconds it counts as failed. `more` are further options, and `name` what the artifact's name ends in then;
+    only with these, kernels that were compiled before are taken from a cache.
     """
     digest = hashlib.sha256(model.read_bytes())
     digest.update(" ".join([compiler_key(), precision, *more]).encode())
@@ -109,8 +110,9 @@ def compile_artifact(
     path.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     command = [sys.executable, "-m", "espalier", "compile", str(model), "-o", str(path), "--json", *options, *more]
+    environment = os.environ | {"ESPALIER_KERNELS": str(folder / "kernels") if more else "off"}
     with open(path.with_suffix(".log"), "w+", encoding="utf-8") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log, text=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=log, text=True)
         code, cpu_seconds = _wait(process, limit)
         seconds = time.perf_counter() - start
         log.seek(0)

@@ -210,7 +210,8 @@ def compile(
         if dataset is not None and elsewhere is None:
             score = gate.score(reference_runner(original), artifact_runner(staged), dataset)
             manifest = replace(manifest, evaluation={**score.__dict__})
-        manifest = write_artifact(output, manifest, {name: staged / name for name in manifest.files})
+        checked = {name: staged / name for name in manifest.files}
+        manifest = write_artifact(output, manifest, checked, manifest.files)
     return Artifact(Path(output), manifest, report, score, agreement, emission.tuning)
 
 

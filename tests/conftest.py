@@ -7,6 +7,7 @@ import os
 # Before numpy, torch or onnxruntime start their pools.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+os.environ["ESPALIER_KERNELS"] = "off"  # nothing is taken from what other runs compiled; tests of the cache name one
 
 from collections.abc import Callable
 from pathlib import Path

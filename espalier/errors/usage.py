@@ -182,6 +182,13 @@ declare(
 )
 declare(
     InputError,
+    "E236",
+    "compiled kernels cannot be kept where they should be",
+    "The folder that ESPALIER_KERNELS names cannot be made or read, or others could put code there.",
+    "Name a folder that is yours and that nobody else may write to, or set ESPALIER_KERNELS=off.",
+)
+declare(
+    InputError,
     "E301",
     "the text form of a graph cannot be parsed",
     "The text is not what the printer writes.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import pkgutil
 import types as python_types
 import typing
@@ -356,12 +357,11 @@ def _collect(cls: type[Op]) -> None:
     bodies: list[str] = []
     defaults: dict[str, Any] = {}
     attribute_types: dict[str, Any] = {}
-    hints = typing.get_type_hints(cls)
-    own = [
-        key for base in reversed(cls.__mro__) if issubclass(base, Op) and base is not Op for key in base.__annotations__
-    ]
-    for key in dict.fromkeys(own):
-        hint = hints[key]
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, Op) and base is not Op:
+            hints.update(inspect.get_annotations(base, eval_str=True))
+    for key, hint in hints.items():
         if typing.get_origin(hint) is ClassVar:
             continue
         union = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, python_types.UnionType) else (hint,)

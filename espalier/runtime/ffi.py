@@ -4,6 +4,7 @@ tvm_ffi imports torch if it is installed, which takes seconds and hundreds of me
 own conversions; there is no switch for it. Here it is imported as if torch were not installed, unless torch is
 imported already. Other threads see torch all the while, and it can be imported later; tensors still cross by DLPack.
 Only `tvm_ffi.convert` and its like then don't know a `torch.dtype`: who needs that imports torch, or tvm_ffi, first.
+The same goes for TVM's compiler, which the backend imports.
 """
 
 from __future__ import annotations
@@ -33,11 +34,16 @@ class _Absent:
 
 def import_tvm_ffi() -> Any:
     """The module tvm_ffi. Raises ImportError if it is not installed."""
-    if "tvm_ffi" in sys.modules or "torch" in sys.modules:
-        return importlib.import_module("tvm_ffi")
+    return import_without_torch("tvm_ffi")
+
+
+def import_without_torch(name: str) -> Any:
+    """A module, which does not import torch if nobody has yet. Raises ImportError if it is not installed."""
+    if name in sys.modules or "torch" in sys.modules:
+        return importlib.import_module(name)
     absent = _Absent()
     sys.meta_path.insert(0, absent)
     try:
-        return importlib.import_module("tvm_ffi")
+        return importlib.import_module(name)
     finally:
         sys.meta_path.remove(absent)

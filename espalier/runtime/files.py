@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from espalier.runtime.errors import ArtifactError
@@ -36,13 +37,19 @@ Content = bytes | Path
 """A file's content: its bytes, or the path of a file to copy."""
 
 
-def write_artifact(path: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, Content]) -> Manifest:
+def write_artifact(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    files: Mapping[str, Content],
+    measured: Mapping[str, FileEntry] = MappingProxyType({}),
+) -> Manifest:
     """Write an artifact under a temporary name beside `path` and rename it, so that a crash leaves the old or the new.
 
     Args:
         path: The directory to make, or a zip if it ends in ".zip". An artifact that is there is replaced.
         manifest: Its `files` are filled in here.
         files: Contents by name, a relative POSIX path.
+        measured: Sizes and digests that are known, by name; others are measured.
 
     Returns:
         The manifest as written.
@@ -60,7 +67,9 @@ def write_artifact(path: str | os.PathLike[str], manifest: Manifest, files: Mapp
         with _temporary_beside(target) as work:
             folder = work / "artifact"
             folder.mkdir()
-            entries = {name: _write(folder / name, content) for name, content in sorted(files.items())}
+            entries = {
+                name: _write(folder / name, content, measured.get(name)) for name, content in sorted(files.items())
+            }
             manifest = replace(manifest, files=entries)
             text = to_json(manifest)
             validate(from_json(text))
@@ -203,15 +212,19 @@ def _pack(folder: Path, names: list[str], target: Path) -> None:
     _sync(target)
 
 
-def _write(path: Path, content: Content) -> FileEntry:
+def _write(path: Path, content: Content, entry: FileEntry | None = None) -> FileEntry:
+    """Write a file; its size and digest, which are as given or measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as target:
         if isinstance(content, bytes):
             target.write(content)
-            entry = FileEntry(len(content), hashlib.sha256(content).hexdigest())
+            entry = entry or FileEntry(len(content), hashlib.sha256(content).hexdigest())
         else:
             with content.open("rb") as source:
-                entry = _measure(source, target.write)
+                if entry is None:
+                    entry = _measure(source, target.write)
+                else:
+                    shutil.copyfileobj(source, target, CHUNK)
         target.flush()
         os.fsync(target.fileno())
     return entry

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ os.environ.setdefault("TVM_BIND_THREADS", "0")  # TVM's own pinning makes two th
 import tvm
 from tvm import relax, tirx
 
-from espalier.backends.tvm import cross, extents, lowerings, machine, memory, module, numbers, static, trace
+from espalier.backends.cache import Cache
+from espalier.backends.tvm import cross, extents, lowerings, machine, memory, module, numbers, objects, static, trace
 from espalier.errors import EspalierError, InputError, InternalError, UnsupportedError
 from espalier.ir.execute import check_inputs
 from espalier.ir.graph import Graph, constant_value
@@ -37,7 +39,8 @@ class Compiled:
     machine that takes the inputs and then the weights.
     """
 
-    executable: Any
+    functions: Any
+    """With an arena, TVM's module of the functions; else the executable of its virtual machine."""
     target: Any
     weights: list[Array]
     """As buffers hold them: raw bits where TVM has no type."""
@@ -45,6 +48,14 @@ class Compiled:
     arena: memory.Arena | None = None
     kernels: list[dict[str, Any]] | None = None
     """What each call of a kernel computes (`origins.describe`); known with an arena only."""
+
+    @cached_property
+    def executable(self) -> Any:
+        """All functions as code for this process."""
+        if self.arena is None:
+            return self.functions
+        with _building(), self.target:
+            return tirx.build(self.functions, self.target, pipeline=objects.PIPELINE)
 
     def __call__(self, inputs: Sequence[Any] | Mapping[str, Any]) -> list[Array]:
         """Run in this process: arrays in, by name or in order, arrays out."""
@@ -77,12 +88,18 @@ class Compiled:
             for tensor, value in zip(found, self.graph.outputs, strict=True)
         ]
 
-    def save(self, path: Path) -> None:
-        """Write the library. The same graph gives the same bytes wherever and whenever.
+    def save(self, path: Path, kept: Cache | None = None) -> None:
+        """Write the library. The same graph gives the same bytes wherever and whenever, whatever the cache holds.
 
-        Raises InputError E233 if nothing here links for the target's architecture.
+        With an arena, each kernel is compiled on its own, unless the cache has it (`objects`). Raises InputError E233
+        if nothing here links for the target's architecture.
         """
-        self.executable.export_library(str(path), fcompile=cross.linker(triple(self.target)))
+        linker = cross.linker(triple(self.target))
+        with _building():
+            if self.arena is None:
+                self.functions.export_library(str(path), fcompile=linker)
+            else:
+                objects.link(self.functions, self.target, path, linker, kept)
 
 
 def _inputs(graph: Graph, inputs: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
@@ -179,27 +196,6 @@ def relax_pipeline() -> Any:
     ])  # fmt: skip
 
 
-def _kernel_pipeline() -> Any:
-    """TVM's default pipeline for loops, without the simplifications that LLVM does in a fraction of the time."""
-
-    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]  # TVM has no types
-    def lowered(functions: Any, _: Any) -> Any:
-        steps = tirx.transform
-        return tvm.transform.Sequential([
-            steps.FlattenBuffer(), steps.NarrowDataType(32), steps.VectorizeLoop(True), steps.UnrollLoop(),
-            steps.VerifyMemory(), steps.AnnotateEntryFunc(), steps.SplitHostDevice(), steps.MakePackedAPI(),
-
-        ])(functions)  # fmt: skip
-
-    def host() -> Any:
-        return tvm.transform.Sequential([tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()])
-
-    return lowered, host, lambda: tvm.transform.Sequential([])
-
-
-tirx.register_tir_pipeline("espalier", _kernel_pipeline)
-
-
 def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int | None = None) -> Compiled:
     """Compile a graph, for this host unless a TVM target says otherwise.
 
@@ -207,20 +203,22 @@ def build(graph: Graph, *, target: Mapping[str, Any] | None = None, threads: int
     """
     chosen = tvm.target.Target(dict(target)) if target is not None else host_target(threads or os.cpu_count() or 1)
     made = written(graph, chosen)
+    weights = [numbers.buffer_array(tensor.array, tensor.element) for tensor in made.weights]
+    if isinstance(made, static.StaticModule):
+        return Compiled(made.functions, chosen, weights, graph, made.arena, made.kernels)
+    with _building(), chosen:
+        executable = relax.build(made.relax, chosen, relax_pipeline=relax_pipeline(), tir_pipeline=objects.PIPELINE)
+    return Compiled(executable, chosen, weights, graph)
+
+
+@contextmanager
+def _building() -> Iterator[None]:
     try:
-        with chosen:
-            if isinstance(made, static.StaticModule):
-                arena, executable = made.arena, tirx.build(made.functions, chosen, pipeline="espalier")
-            else:
-                arena, pipeline = None, relax_pipeline()
-                executable = relax.build(made.relax, chosen, relax_pipeline=pipeline, tir_pipeline="espalier")
+        yield
     except EspalierError:
         raise
     except Exception as error:
         raise InternalError("E902", f"TVM failed on a module that we wrote: {error}") from error
-    weights = [numbers.buffer_array(tensor.array, tensor.element) for tensor in made.weights]
-    told = made.kernels if isinstance(made, static.StaticModule) else None
-    return Compiled(executable, chosen, weights, graph, arena, told)
 
 
 def written(graph: Graph, target: Any) -> static.StaticModule | module.Module:
@@ -230,12 +228,8 @@ def written(graph: Graph, target: Any) -> static.StaticModule | module.Module:
     """
     with machine.made_for(machine.of(instruction_sets(target))):
         inputs, outputs, required = trace.checked(graph)
-        try:
+        with _building():
             return static.write(inputs, outputs) if _is_static(graph) else module.write(inputs, outputs, required)
-        except EspalierError:
-            raise
-        except Exception as error:
-            raise InternalError("E902", f"TVM failed on a module that we wrote: {error}") from error
 
 
 def _is_static(graph: Graph) -> bool:

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from espalier.backends import cache
 from espalier.backends.base import Emission, Tuning
 from espalier.backends.tvm import build, choices, cross, tuning
 from espalier.cost.device import Device
@@ -60,7 +61,8 @@ class TvmBackend:
         """Write library, weights and runtime into `folder`.
 
         Raises UnsupportedError, naming node and source, for what can't be emitted; E409 for what is no CPU; InputError
-        E213 for instruction sets that the architecture does not have, E233 if what linking for it takes is missing.
+        E213 for instruction sets that the architecture does not have, E233 if what linking for it takes is missing,
+        E236 if the folder that is asked to keep kernels cannot be used.
         """
         if device.kind != "cpu":
             raise UnsupportedError("E409", f"the TVM backend makes code for CPUs, not for {device.name}")
@@ -68,9 +70,10 @@ class TvmBackend:
         target = None if device.instruction_sets == "host" else build.target_with(asked, device.architecture)
         cross.linker(cross.triple(device.architecture))  # what is missing is said before the work
         runtime = cross.runtime_library(device.machine, folder)
-        with nullcontext() if self._choices is None else choices.using(self._choices):
-            compiled = build.build(graph, target=target, threads=os.cpu_count())
-        compiled.save(folder / LIBRARY)
+        with cache.opened() or nullcontext() as kept:
+            with nullcontext() if self._choices is None else choices.using(self._choices):
+                compiled = build.build(graph, target=target, threads=os.cpu_count())
+            compiled.save(folder / LIBRARY, kept)
         files: dict[str, Path] = {LIBRARY: folder / LIBRARY, RUNTIME_LIBRARY: runtime}
         section: dict[str, Any] = {"library": LIBRARY, "runtime": RUNTIME_LIBRARY, "entry": "main", "weights": None}
         if compiled.weights:

@@ -168,7 +168,7 @@ class Scope:
             self.bound.append((variable, value))
             return variable
         lane, count = self.lanes
-        cell = tirx.decl_buffer([integer(count)], dtype, self.kernel.names.variable("v").name)
+        cell = tirx.decl_buffer([integer(count)], dtype, self.kernel.names.variable("v").name, layout=None)
         self.bound.append((cell, value))
         found = tirx.BufferLoad(cell, [lane])
         self.kernel.cells[id(found)] = found

@@ -10,7 +10,7 @@ import numpy as np
 import tvm
 from tvm import tirx
 
-from espalier.backends.tvm import build, integers, machine
+from espalier.backends.tvm import build, integers, machine, objects
 from espalier.backends.tvm.frames import integer, loop, sequence
 from espalier.backends.tvm.numbers import immediate
 from espalier.backends.tvm.static import attributes
@@ -84,7 +84,7 @@ def _run(
     ]), "parallel" if threads > 1 else "serial")  # fmt: skip
     main = tirx.PrimFunc([*(buffer for buffer, _ in given), out], body, attrs=attributes("main"))
     with target:
-        entry = tirx.build(tvm.IRModule({tvm.ir.GlobalVar("main"): main}), target, pipeline="espalier")["main"]
+        entry = tirx.build(tvm.IRModule({tvm.ir.GlobalVar("main"): main}), target, pipeline=objects.PIPELINE)["main"]
     arguments = [*(array for _, array in given), tvm.runtime.empty((threads * lanes,), dtype)]
     times = []
     for _ in range(RUNS):

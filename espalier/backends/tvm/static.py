@@ -18,7 +18,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from espalier.backends.tvm import fuse, kernels, memory, numbers, origins
+from espalier.backends.tvm import fuse, kernels, memory, numbers, objects, origins
 from espalier.backends.tvm.frames import integer, loop, sequence
 from espalier.backends.tvm.module import unknown_extent
 from espalier.backends.tvm.tensor import Alias, Constant, Expr, Map, Product, Program, Tensor
@@ -45,7 +45,7 @@ class StaticModule:
 class Step:
     """A call of a kernel."""
 
-    callee: Any
+    callee: str
     arguments: list[Any]
     """Tensors, own buffers, and numbers of outputs."""
     touched: list[Any]
@@ -77,8 +77,8 @@ class Writer:
         self.plan = fuse.plan(outputs)
         self.results = list(outputs)
         self.steps: list[Step] = []
-        self.functions: dict[Any, Any] = {}
-        self.known: dict[int, list[tuple[Any, Any]]] = {}
+        self.functions: dict[str, tirx.PrimFunc] = {}
+        self.known: dict[int, list[tuple[str, Any]]] = {}
         self.shares: dict[Tensor, Tensor] = {}
         """What is computed in place → the operand whose bytes it takes over."""
         self.given: dict[Tensor, int] = {}
@@ -128,16 +128,16 @@ class Writer:
         function, _ = with_pointers(tirx.PrimFunc([source, target], body, attrs=attributes()))
         self.steps.append(Step(self._added(function), [tensor, number], [tensor], []))
 
-    def _added(self, function: tirx.PrimFunc) -> Any:
+    def _added(self, function: tirx.PrimFunc) -> str:
         """The function's name in the module; equal functions are one."""
         alike = self.known.setdefault(tvm_ffi.structural_hash(function), [])
-        for callee, other in alike:
+        for name, other in alike:
             if tvm_ffi.structural_equal(function, other):
-                return callee
-        callee = tvm.ir.GlobalVar(f"kernel{len(self.functions)}")
-        self.functions[callee] = function
-        alike.append((callee, function))
-        return callee
+                return name
+        name = objects.kernel_name(function)
+        self.functions[name] = function
+        alike.append((name, function))
+        return name
 
     def _in_place(self, number: int, root: Tensor, function: tirx.PrimFunc, operands: Sequence[Tensor]) -> int | None:
         """The operand whose bytes a kernel may take over: nobody reads them later, and entry k needs only entry k."""
@@ -186,12 +186,11 @@ class Writer:
         ]  # fmt: skip
         parameters = [*taken, *[block] * bool(weights), *[room] * bool(arena.bytes), *given]
         main = tirx.PrimFunc(parameters, sequence([*calls, tirx.Evaluate(integer(0))]), attrs=attributes("main"))
-        functions = {**self.functions, tvm.ir.GlobalVar("main"): main, tvm.ir.GlobalVar("profile"): _profile(
-            calls, parameters
-        )}  # fmt: skip
+        functions = {**self.functions, "main": main, "profile": _profile(calls, parameters)}
         sizes = [sum(_size(each) for each in step.touched if isinstance(each, Tensor)) for step in self.steps]
         told = origins.describe([step.computed for step in self.steps], sizes)
-        return StaticModule(tvm.IRModule(functions), weights, arena, told)
+        module = tvm.IRModule({tvm.ir.GlobalVar(name): function for name, function in functions.items()})
+        return StaticModule(module, weights, arena, told)
 
     def _holder(self, tensor: Any) -> Any:
         """The tensor whose bytes a tensor lies in."""
@@ -258,9 +257,9 @@ def attributes(symbol: str | None = None) -> Any:
     return tvm.ir.make_node("ir.DictAttrs", **{"tirx.noalias": True, **named})
 
 
-def called(callee: Any, arguments: Sequence[Expr]) -> Any:
-    """A call, and the return if it fails."""
-    failed = tvm.ir.Call(callee, list(arguments), ret_ty=INT32) != tirx.IntImm("int32", 0)
+def called(callee: str, arguments: Sequence[Expr]) -> Any:
+    """A call of a kernel, and the return if it fails."""
+    failed = tirx.call_extern("int32", callee, *arguments) != tirx.IntImm("int32", 0)
     return tirx.IfThenElse(failed, tirx.Evaluate(tirx.tvm_throw_last_error()), None)
 
 

@@ -6,22 +6,18 @@ other kernels empty them in the model; kernels that are shorter than a clock can
 
 from __future__ import annotations
 
-import hashlib
 import math
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import tirx
 
-from espalier.backends.tvm import build, choices, machine, numbers, static
+from espalier.backends.tvm import build, choices, machine, numbers, objects, static
 from espalier.backends.tvm.choices import Choice, Choices, Question
 from espalier.backends.tvm.frames import integer, loop, sequence
 from espalier.cost.measured import Answer, Database, Place
@@ -52,19 +48,10 @@ class Tuning:
     answers: dict[str, Choice] = field(default_factory=dict)
 
 
-@cache
-def compiler() -> str:
-    """A digest of what turns a choice into code: this package's sources, and TVM."""
-    digest = hashlib.sha256(version("apache-tvm").encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.relative_to(Path(__file__).parent).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:32]
-
-
 def place(target: Any, threads: int) -> Place:
     """Where what is measured for a target holds."""
     device = f"{target.attrs.get('mcpu', '')} {' '.join(build.instruction_sets(target))}"
-    return Place(device, threads, compiler())
+    return Place(device, threads, objects.compiler())
 
 
 def tune(
@@ -169,14 +156,14 @@ def _compiled(
     function, own = static.with_pointers(kernel.function)
     parameters = [static.parameter(tensor, f"b{k}") for k, tensor in enumerate(kernel.tensors)]
     rooms = [tirx.decl_buffer([integer(each.size)], "uint8", name=f"r{k}") for k, each in enumerate(own)]
-    callee = tvm.ir.GlobalVar("kernel")
+    callee = f"{objects.PREFIX}measured"
     call = static.called(callee, [*map(static.address, parameters), *map(static.address, rooms)])
     body = loop(tirx.Var("n", "int64"), integer(repeats), call)
     main = tirx.PrimFunc([*parameters, *rooms], sequence([body, tirx.Evaluate(integer(0))]),
                          attrs=static.attributes("main"))  # fmt: skip
-    functions = tvm.IRModule({callee: function, tvm.ir.GlobalVar("main"): main})
+    functions = tvm.IRModule({tvm.ir.GlobalVar(callee): function, tvm.ir.GlobalVar("main"): main})
     with target:
-        library = tirx.build(functions, target, pipeline="espalier")
+        library = tirx.build(functions, target, pipeline=objects.PIPELINE)
     arguments = [
         _filled(k, tuple(map(int, tensor.stored_shape)), numbers.buffer_type(tensor.element), buffers)
         for k, tensor in enumerate(kernel.tensors)

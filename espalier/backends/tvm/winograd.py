@@ -360,7 +360,7 @@ class Line:
         self.statements: list[Statement] = []
 
     def _held(self, value: Expr, dtype: str) -> Expr:
-        cell = tirx.decl_buffer([integer(1)], dtype, self.names.variable("v").name)
+        cell = tirx.decl_buffer([integer(1)], dtype, self.names.variable("v").name, layout=None)
         self.allocations.append(tirx.AllocBuffer(cell))
         self.statements.append(tirx.BufferStore(cell, value, [integer(0)]))
         return tirx.BufferLoad(cell, [integer(0)])
