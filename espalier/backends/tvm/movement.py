@@ -42,10 +42,11 @@ def _transposed(array: Constant, perm: tuple[int, ...]) -> Constant:
     """A constant with its axes in another order, and what it is dequantized from."""
     found = Constant(np.ascontiguousarray(array.array.transpose(perm)), array.element)
     if array.affine is not None:
-        stored, axis = array.affine.stored, array.affine.axis
-        assert isinstance(stored, Constant)
-        axis = None if axis is None else perm.index(axis)
-        found.affine = Affine(_transposed(stored, perm), array.affine.scale, array.affine.zero, axis)
+        held = array.affine
+        assert isinstance(held.stored, Constant)
+        axis = None if held.axis is None else perm.index(held.axis)
+        scale, zero = (each.transpose(perm) if held.block else each for each in (held.scale, held.zero))
+        found.affine = Affine(_transposed(held.stored, perm), scale, zero, axis, held.block)
     return found
 
 

@@ -86,6 +86,8 @@ class Affine:
     zero: np.ndarray[Any, Any]
     axis: int | None
     """The axis along which scale and zero point vary; None: they are numbers."""
+    block: int = 0
+    """Neighbours on the axis that share a scale and a zero point, which have the integers' rank then; 0: none do."""
 
 
 _MAKER: ContextVar[Any] = ContextVar("maker", default=None)

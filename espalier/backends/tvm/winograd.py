@@ -444,10 +444,10 @@ def _question(
     def kernel() -> choices.Kernel:
         source = Input(x.shape, elements.F32, 0)
         given = (source, w, counts, (1, 1), pads, (1, 1), 1, elements.F32)
-        product = convolution(*given)
+        product: Tensor | None = convolution(*given)
         if product is None:
             product = products.convolution(*given)
-        assert product is not None
+        assert isinstance(product, Product)
         reach = product.plan.reach
         source.layout = Layout(reach.lanes, reach.pads, reach.fill)
         if 2 * product.shape[1] >= lanes:

@@ -43,22 +43,25 @@ def quantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
 
 @lowers("dequantize")
 def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
-    """(x − zero point) · scale in f32, and what it follows from; constants are dequantized once and for all."""
+    """(x − zero point) · scale in f32, and what it follows from; constants are dequantized once and for all.
+
+    Products that take the integers as they are never read what has been dequantized, and so it is not kept.
+    """
     op: Any = node.op
     known = isinstance(scale, np.ndarray) and (zero_point is None or isinstance(zero_point, np.ndarray))
-    if not known or op.block_size or (op.output_dtype or elements.from_dtype(scale.dtype)) != elements.F32:
+    if not known or scale.dtype != np.float32 or op.output_dtype not in (None, elements.F32):
         return NotImplemented
     zero = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point
-    if zero.dtype.kind not in "iu" or scale.dtype != np.float32:
+    if not elements.from_dtype(zero.dtype).is_integer:
         return NotImplemented
-    axis = None if scale.size == 1 else op.axis % x.ndim
+    axis, block = op.granularity(x.ndim, scale.shape)
     if isinstance(x, np.ndarray):
-        if x.dtype.kind not in "iu":
+        if not elements.from_dtype(x.dtype).is_integer:
             return NotImplemented
         found = as_tensor(np.asarray(op.reference(numpy_xp, x, scale, zero_point)))
         stored = as_tensor(x)
     else:
-        if not isinstance(x, Tensor) or not x.element.is_integer or x.element.bits > 16:
+        if not isinstance(x, Tensor) or not x.element.is_integer or x.element.bits > 16 or block:
             return NotImplemented
         spread = [1] * x.ndim
         if axis is not None:
@@ -66,6 +69,8 @@ def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
         shape = spread if axis is not None else ()
         shifted = astype(x, elements.F32) - zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
         found, stored = shifted * scale.reshape(shape), x
-    count = () if axis is None else (-1,)
-    found.affine = Affine(stored, scale.reshape(count), zero.reshape(count), axis)
+    if not block:
+        count = () if axis is None else (-1,)
+        scale, zero = scale.reshape(count), zero.reshape(count)
+    found.affine = Affine(stored, scale, zero.astype(np.int64), axis, block)
     return found
