@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from tvm import tirx
 
-from espalier.backends.tvm import choices, kernels, machine, packing
+from espalier.backends.tvm import choices, kernels, machine, packing, panels
 from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor
 from espalier.backends.tvm.broadcasting import broadcast_index
 from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
@@ -95,7 +95,8 @@ def _written(function: Function, product: Product, plan: Plan) -> Statement:
     rows = shape[plan.row_axis]
     height, blocks, columns_first = _choice(function, product)
     left, right = (_reads(function, operand) for operand in product.operands)
-    nest, place = _nest(function, product, height, blocks, columns_first)
+    panel = panels.Panel(function, product, height, blocks) if panels.fits(product) else None
+    nest, place = _nest(function, product, height, blocks, columns_first, panel)
     names = function.names
     size, vector_type = [integer(1)], f"{dtype}x{lanes}"
     sums = [
@@ -111,8 +112,11 @@ def _written(function: Function, product: Product, plan: Plan) -> Statement:
         scope = Scope(function)
         found: list[Statement] = []
         for block in range(blocks):
-            start = place(integer(0), block, integer(0))
-            found.append(tirx.BufferStore(vectors[block], plan.vector(scope, right, start, positions), whole))
+            if panel is None:
+                entries = plan.vector(scope, right, place(integer(0), block, integer(0)), positions)
+            else:
+                entries = tirx.BufferLoad(panel.buffer, panel.place(positions, block))
+            found.append(tirx.BufferStore(vectors[block], entries, whole))
         for k in range(height):
             row = integer(k)
             if not isinstance(rows, int):
@@ -151,6 +155,9 @@ def _written(function: Function, product: Product, plan: Plan) -> Statement:
         body, *spill, *stores,
     ])  # fmt: skip
     work = dims.product([*shape, plan.steps])
+    if panel is not None:
+        starts = [place(integer(0), block, integer(0)) for block in range(blocks)]
+        return panel.around(right, starts, statement, parallel=is_large(work))
     return nest.around(statement, parallel=is_large(work))
 
 
@@ -169,24 +176,28 @@ def _columns_first(product: Product) -> bool:
 
 
 def _nest(
-    function: Function, product: Product, height: int, blocks: int, columns_first: bool
+    function: Function, product: Product, height: int, blocks: int, columns_first: bool, panel: panels.Panel | None
 ) -> tuple[Nest, Place]:  # fmt: skip
     """The loops over tiles, and the index of an entry by its row in the tile, its block of columns and its lane."""
     plan: Plan = product.plan
     shape, lanes = product.shape, plan.lanes
     rows, columns = shape[plan.row_axis], shape[plan.lane_axis]
-    others = [axis for axis in range(len(shape)) if axis not in (plan.row_axis, plan.lane_axis)]
     nest = Nest(function, [])
     outer: dict[int, Expr] = {}
-    leading = others[:1] if plan.reach is not None or not columns_first else []
-    tiles = dims.ceil_divide(columns, lanes * blocks)
-    outer.update((axis, nest.add(shape[axis])) for axis in leading)
-    if columns_first:
-        column_tile = nest.add(tiles)
-    outer.update((axis, nest.add(shape[axis])) for axis in others if axis not in leading)
-    if not columns_first:
-        column_tile = nest.add(tiles)
-    first_row = nest.add(dims.ceil_divide(rows, height)) * integer(height)
+    if panel is not None:
+        outer, column_tile, row_tile = panel.others, panel.column_tile, panel.row_tile
+    else:
+        others = [axis for axis in range(len(shape)) if axis not in (plan.row_axis, plan.lane_axis)]
+        leading = others[:1] if plan.reach is not None or not columns_first else []
+        tiles = dims.ceil_divide(columns, lanes * blocks)
+        outer.update((axis, nest.add(shape[axis])) for axis in leading)
+        if columns_first:
+            column_tile = nest.add(tiles)
+        outer.update((axis, nest.add(shape[axis])) for axis in others if axis not in leading)
+        if not columns_first:
+            column_tile = nest.add(tiles)
+        row_tile = nest.add(dims.ceil_divide(rows, height))
+    first_row = row_tile * integer(height)
     if isinstance(rows, int) and rows % height:  # the last tile overlaps the one before
         first_row = tirx.min(first_row, integer(rows - height))
 
@@ -207,7 +218,8 @@ def _choice(function: Function, product: Product) -> tuple[int, int, bool]:
     rows, columns = (product.shape[axis] for axis in (plan.row_axis, plan.lane_axis))
     ranked = tiles(
         rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise,
-        wide=expression_type(product.element).endswith("64"), steps=plan.steps, vector_cost=plan.vector_cost,
+        wide=expression_type(product.element).endswith("64"), steps=plan.steps,
+        **({"most_blocks": panels.most_blocks(product)} if panels.fits(product) else {"vector_cost": plan.vector_cost}),
     )  # fmt: skip
     order = _columns_first(product)
     height, blocks, columns_first = choices.pick(
