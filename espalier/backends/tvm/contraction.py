@@ -99,7 +99,7 @@ def conv(
     if whole is not None:
         return whole
     tiled: Tensor | None = None
-    if not packing.fits(weights):  # Winograd's transforms need floats
+    if source.affine is not None or not packing.fits(weights):
         tiled = winograd.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
     if tiled is None:
         tiled = products.convolution(source, weights, counts, strides, pads, dilations, groups, inner)

@@ -32,6 +32,8 @@ MOST = 8
 """Numbers in a word: their steps are written out."""
 MANTISSA = 23
 """Bits of an f32 that numbers may lie in."""
+SLACK = 1.25
+"""What words that hold more numbers may take, compared with those that take the least."""
 SAVED = 0.75
 """Of the bytes of floats, as many at most are worth the unpacking."""
 
@@ -47,8 +49,9 @@ class Packed:
     count: int
     """Numbers in a word, for as many steps of the reduction, one after another."""
     lanes: int
-    steps: int
-    """Of the whole reduction."""
+    run: int
+    """Steps after which a word is not filled any further: those of the innermost loop."""
+    runs: int
     share: int
     """Words that share a scale or zero point."""
     scaled: bool
@@ -62,8 +65,8 @@ class Packed:
 
     @property
     def words(self) -> int:
-        """For each lane of a block of columns; the last may be filled in part."""
-        return -(-self.steps // self.count)
+        """For each lane of a block of columns."""
+        return self.runs * -(-self.run // self.count)
 
     @property
     def cost(self) -> int:
@@ -75,16 +78,17 @@ class Packed:
         """How it is read, as plain values."""
         return self.bits, self.count, self.share if self.scaled or self.zero is None else 0, self.scaled, self.zero
 
-    def vector(self, load: Callable[[Sequence[Expr]], Expr], block: Expr, word: Expr, step: int) -> Expr:
-        """The weights of a block of columns for a step of a word, as floats."""
+    def vector(self, load: Callable[[Sequence[Expr]], Expr], block: Expr, run: Expr, place: Expr, step: int) -> Expr:
+        """The weights of a block of columns for a step of a word, which has a place in its run, as floats."""
+        word = run * integer(-(-self.run // self.count)) + place
         lanes, width = self.lanes, self.bits * self.count // 8 * self.lanes
         ahead = (self.scaled + (self.zero is None)) * 4 * lanes
         group = tirx.floordiv(word, integer(self.share)) if ahead else integer(0)
         start = block * integer(_length(self.words, width, self.share, ahead))
         first = start + group * integer(self.share * width + ahead)
 
-        def read(place: Expr, size: int, kind: str) -> Expr:
-            return tirx.reinterpret(f"{kind}x{lanes}", load([tirx.Ramp(place, integer(1), size)]))
+        def read(byte: Expr, size: int, kind: str) -> Expr:
+            return tirx.reinterpret(f"{kind}x{lanes}", load([tirx.Ramp(byte, integer(1), size)]))
 
         found = read(
             start + word * integer(width) + (group + integer(1)) * integer(ahead), width, f"uint{width * 8 // lanes}"
@@ -94,10 +98,10 @@ class Packed:
         fits = MANTISSA // self.bits
         if step // fits:
             found = tirx.shift_right(found, _all(step // fits * fits * self.bits, "uint32", lanes))
-        place = step % fits * self.bits
-        power = 1 << (MANTISSA - place)
+        bit = step % fits * self.bits
+        power = 1 << (MANTISSA - bit)
         above = int(np.float32(power).view(np.uint32))
-        found = (found & _all(((1 << self.bits) - 1) << place, "uint32", lanes)) | _all(above, "uint32", lanes)
+        found = (found & _all(((1 << self.bits) - 1) << bit, "uint32", lanes)) | _all(above, "uint32", lanes)
         found = tirx.reinterpret(f"float32x{lanes}", found) - _all(power + (self.zero or 0), "float32", lanes)
         if self.zero is None:
             found = found - read(first, 4 * lanes, "float32")
@@ -119,13 +123,12 @@ def matrix(w: Tensor) -> Packed | None:
     if found is None or w.ndim != 2:
         return None
     affine, numbers, zero = found
-    if affine.block and affine.axis == 0:
-        return _packed(numbers, affine.block, zero, affine.scale, affine.block)
+    one = numbers[None]
     if affine.block:
-        return None
-    if affine.axis != 0:
-        return _packed(numbers, MOST, zero, affine.scale)
-    return _packed(numbers, MOST, zero, None, rows=affine.scale)
+        return _packed(one, zero, affine.scale, affine.block) if affine.axis == 0 else None
+    if affine.axis == 0:
+        return _packed(one, zero, None, rows=affine.scale)
+    return _packed(one, zero, affine.scale)
 
 
 def fits(w: Tensor) -> bool:
@@ -137,7 +140,7 @@ def fits(w: Tensor) -> bool:
 def filters(w: Tensor, inner: int) -> Packed | None:
     """A convolution's weights (outputs, channels, K…) dequantized from few bits; None if they aren't, or don't fit.
 
-    Steps are (channels / inner, K…, inner), of which a word holds some that differ in the last only.
+    Steps are (channels / inner, K…, inner), the last of which make a run.
     """
     found = _constant(w) if fits(w) else None
     if found is None:
@@ -145,7 +148,7 @@ def filters(w: Tensor, inner: int) -> Packed | None:
     affine, numbers, zero = found
     outputs, channels, *kernel = numbers.shape
     split = numbers.reshape(outputs, channels // inner, inner, *kernel)
-    return _packed(np.moveaxis(split, (0, 2), (-1, -2)).reshape(-1, outputs), inner, zero, affine.scale)
+    return _packed(np.moveaxis(split, (0, 2), (-1, -2)).reshape(-1, inner, outputs), zero, affine.scale)
 
 
 def _constant(w: Tensor) -> tuple[Affine, Array, Array] | None:
@@ -162,19 +165,15 @@ def _constant(w: Tensor) -> tuple[Affine, Array, Array] | None:
 
 
 def _packed(
-    numbers: Array, run: int, zero: Array, scale: Array | None, block: int = 0, rows: Array | None = None
+    numbers: Array, zero: Array, scale: Array | None, block: int = 0, rows: Array | None = None
 ) -> Packed | None:
-    """Pack (steps, columns). Words hold steps of the same `run` of neighbours, of which only the last may be shorter.
+    """Pack (runs, steps of a run, columns).
 
     Zero points and scales are one for all or for each column, or (blocks of steps, columns) where there is a `block`.
     """
     lanes = machine.current().lanes
-    steps, columns = numbers.shape
-    largest = int(numbers.max())
-    bits, count = next(
-        (bits, count) for bits in (2, 4, 8) if largest < 1 << bits
-        for count in (8, 4, 2, 1) if 8 <= bits * count <= 32 and run % count == 0
-    )  # fmt: skip
+    runs, run, columns = numbers.shape
+    bits, count = _fields(int(numbers.max()), run, block)
     blocks = -(-columns // lanes)
 
     def filled(array: Array) -> Array:
@@ -183,7 +182,7 @@ def _packed(
         found[:, :columns] = array
         return np.ascontiguousarray(found.reshape(-1, blocks, lanes).transpose(1, 0, 2))
 
-    words = -(-steps // count)
+    words = runs * -(-run // count)
     share = block // count or words
     uniform = bool((zero == zero.flat[0]).all())
     if rows is not None and not uniform:
@@ -192,22 +191,34 @@ def _packed(
     if block:
         assert scale is not None
         ahead.append(filled(scale))
-    fields = np.zeros((words * count, columns), np.uint32)
-    fields[:steps] = numbers
-    fields = fields.reshape(words, count, columns) << (bits * np.arange(count, dtype=np.uint32)[:, None])
-    held = filled(np.bitwise_or.reduce(fields, axis=1).astype(f"<u{bits * count // 8}"))
+    whole = np.pad(numbers.astype(np.uint32), [(0, 0), (0, -run % count), (0, 0)]).reshape(words, count, columns)
+    shifted = whole << (bits * np.arange(count, dtype=np.uint32)[:, None])
+    held = filled(np.bitwise_or.reduce(shifted, axis=1).astype(f"<u{bits * count // 8}"))
     groups = [
         part.reshape(blocks, -1).view(np.uint8)
         for k in range(-(-words // share))
         for part in (*(each[:, k].astype("<f4") for each in ahead), held[:, k * share : (k + 1) * share])
     ]
     data = np.concatenate(groups, axis=1).reshape(-1)
-    if data.nbytes > SAVED * 4 * steps * blocks * lanes:
+    if data.nbytes > SAVED * 4 * runs * run * blocks * lanes:
         return None
     return Packed(
-        as_tensor(data), bits, count, lanes, steps, share, bool(block), float(zero.flat[0]) if uniform else None,
+        as_tensor(data), bits, count, lanes, run, runs, share, bool(block), float(zero.flat[0]) if uniform else None,
         None if block else scale, rows,
     )  # fmt: skip
+
+
+def _fields(largest: int, run: int, block: int) -> tuple[int, int]:
+    """Bits of a field, and fields of a word: as many as can be, if that takes few more bytes than the best does."""
+    found = [
+        (-(-run // count) * bits * count, count, bits)
+        for bits in (2, 4, 8) if largest < 1 << bits
+        for count in (1, 2, 4, MOST) if 8 <= bits * count <= 32 and count < 2 * run and block % count == 0
+    ]  # fmt: skip
+    least, *_ = min(found)
+    near = [(count, -size, -bits) for size, count, bits in found if size <= SLACK * least]
+    count, _, negative = max(near)
+    return -negative, count
 
 
 def _length(words: int, width: int, share: int, ahead: int) -> int:

@@ -75,14 +75,16 @@ class Plan:
     written_out: int = 0
     """Steps inside of the loops of the reduction that are written out; positions end with their number then."""
     left_over: int = 0
-    """Such steps that come after the only loop, at the position where it ends."""
+    """Such steps that come after the innermost loop, at the position where it ends."""
     vector_cost: int = 0
     """What a vector costs besides being loaded, in multiplications of vectors."""
 
     @property
     def steps(self) -> Dimension:
         """Of the whole reduction."""
-        return dims.product([*self.extents, max(1, self.written_out)]) + self.left_over
+        if not self.written_out:
+            return dims.product(self.extents)
+        return dims.product(self.extents[:-1]) * (self.extents[-1] * self.written_out + self.left_over)
 
     def write(self, function: Function, product: Product) -> Statement:
         """The loops of the product, and of what is computed from its entries in the same kernel."""
@@ -137,8 +139,8 @@ def _written(function: Function, product: Product, plan: Plan) -> Statement:
     body = written_out(loops, plan.written_out) if plan.written_out else step(loops)
     for variable, extent in reversed(list(zip(loops, plan.extents, strict=True))):
         body = loop(variable, function.dim(extent), body)
-    if plan.left_over:
-        body = sequence([body, written_out([function.dim(plan.extents[0])], plan.left_over)])
+        if plan.left_over and variable is loops[-1]:
+            body = sequence([body, written_out([*loops[:-1], function.dim(extent)], plan.left_over)])
     buffers = [buffer for each in sums for buffer in each]
     # what is stored is read with computed lanes, so it must not be the registers themselves
     tile = [tirx.decl_buffer([integer((lanes + GAP) * height)], dtype, names.variable("t").name) for _ in range(blocks)]
@@ -401,7 +403,8 @@ def convolution(
     def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
         block = scope.kernel.block(index[1])
         if packed is not None:
-            return packed.vector(load, block, _flat(integer(0), position[:-1], extents), int(position[-1]))
+            run = _flat(integer(0), position[:-2], extents[:-1])
+            return packed.vector(load, block, run, position[-2], int(position[-1]))
         return load([tirx.Ramp(_flat(block, position, extents) * integer(lanes), integer(1), lanes)])
 
     plan = Plan(
@@ -421,7 +424,9 @@ def _flat(start: Expr, position: Index, extents: Sequence[Dimension]) -> Expr:
 
 def _unpacking(packed: packing.Packed | None) -> dict[str, Any]:
     """What a plan says of packed weights."""
-    return {} if packed is None else {"written_out": packed.count, "vector_cost": packed.cost}
+    if packed is None:
+        return {}
+    return {"written_out": packed.count, "left_over": packed.run % packed.count, "vector_cost": packed.cost}
 
 
 def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension, kind: Element) -> Tensor | None:
@@ -478,11 +483,11 @@ def _unpacked(left: Tensor, right: packing.Packed, shape: tuple[Dimension, ...])
         return load([*first, index[-2], position[0] * integer(right.count) + position[1]])
 
     def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
-        return right.vector(load, scope.kernel.block(index[-1]), position[0], int(position[1]))
+        return right.vector(load, scope.kernel.block(index[-1]), integer(0), position[0], int(position[1]))
 
     plan = Plan(
-        len(shape) - 2, len(shape) - 1, right.lanes, (right.steps // right.count,), scalar, vector,
-        about=("matrices", *right.about), left_over=right.steps % right.count, **_unpacking(right),
+        len(shape) - 2, len(shape) - 1, right.lanes, (right.run // right.count,), scalar, vector,
+        about=("matrices", *right.about), **_unpacking(right),
     )  # fmt: skip
     return right.finished(Product(shape, elements.F32, [left, right.data], plan))
 
