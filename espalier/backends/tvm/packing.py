@@ -82,7 +82,7 @@ class Packed:
         """The weights of a block of columns for a step of a word, which has a place in its run, as floats."""
         word = run * integer(-(-self.run // self.count)) + place
         lanes, width = self.lanes, self.bits * self.count // 8 * self.lanes
-        ahead = (self.scaled + (self.zero is None)) * 4 * lanes
+        ahead = (4 * self.scaled + (self.zero is None)) * lanes
         group = tirx.floordiv(word, integer(self.share)) if ahead else integer(0)
         start = block * integer(_length(self.words, width, self.share, ahead))
         first = start + group * integer(self.share * width + ahead)
@@ -104,9 +104,10 @@ class Packed:
         found = (found & _all(((1 << self.bits) - 1) << bit, "uint32", lanes)) | _all(above, "uint32", lanes)
         found = tirx.reinterpret(f"float32x{lanes}", found) - _all(power + (self.zero or 0), "float32", lanes)
         if self.zero is None:
-            found = found - read(first, 4 * lanes, "float32")
+            zeros = load([tirx.Ramp(first + integer(4 * lanes * self.scaled), integer(1), lanes)])
+            found = found - tirx.Cast(f"float32x{lanes}", zeros)
         if self.scaled:
-            found = found * read(first + integer(4 * lanes * (self.zero is None)), 4 * lanes, "float32")
+            found = found * read(first, 4 * lanes, "float32")
         return found
 
     def finished(self, product: Tensor, spatial: int = 0) -> Tensor:
@@ -187,17 +188,16 @@ def _packed(
     uniform = bool((zero == zero.flat[0]).all())
     if rows is not None and not uniform:
         return None
-    ahead = [] if uniform else [filled(np.broadcast_to(zero, (-(-words // share), columns)))]
-    if block:
-        assert scale is not None
-        ahead.append(filled(scale))
+    ahead = [] if scale is None or not block else [filled(scale.astype("<f4"))]
+    if not uniform:
+        ahead.append(filled(np.broadcast_to(zero, (-(-words // share), columns)).astype(np.uint8)))
     whole = np.pad(numbers.astype(np.uint32), [(0, 0), (0, -run % count), (0, 0)]).reshape(words, count, columns)
     shifted = whole << (bits * np.arange(count, dtype=np.uint32)[:, None])
     held = filled(np.bitwise_or.reduce(shifted, axis=1).astype(f"<u{bits * count // 8}"))
     groups = [
-        part.reshape(blocks, -1).view(np.uint8)
+        np.ascontiguousarray(part).reshape(blocks, -1).view(np.uint8)
         for k in range(-(-words // share))
-        for part in (*(each[:, k].astype("<f4") for each in ahead), held[:, k * share : (k + 1) * share])
+        for part in (*(each[:, k : k + 1] for each in ahead), held[:, k * share : (k + 1) * share])
     ]
     data = np.concatenate(groups, axis=1).reshape(-1)
     if data.nbytes > SAVED * 4 * runs * run * blocks * lanes:
