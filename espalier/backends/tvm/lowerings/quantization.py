@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from espalier.backends.tvm import xp
 from espalier.backends.tvm.arithmetic import as_tensor, astype, elementwise
 from espalier.backends.tvm.numbers import immediate, is_nan, select
-from espalier.backends.tvm.tensor import Affine, At, Expr, Tensor
+from espalier.backends.tvm.tensor import Affine, At, Constant, Expr, Tensor
 from espalier.backends.tvm.trace import lowers
 from espalier.ir import elements
 from espalier.ir.graph import Node
@@ -74,3 +75,25 @@ def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
         scale, zero = scale.reshape(count), zero.reshape(count)
     found.affine = Affine(stored, scale, zero.astype(np.int64), axis, block)
     return found
+
+
+@lowers("gather")
+def gather(node: Node, data: Any, indices: Any) -> Any:
+    """What is read of a dequantized table is dequantized then, so that the table stays in integers."""
+    if not isinstance(data, Constant) or data.affine is None or data.affine.stored.element.bits > 16:
+        return NotImplemented
+    return node.op.reference(xp, _entry_by_entry(data.affine), indices)
+
+
+def _entry_by_entry(held: Affine) -> Any:
+    """A dequantized tensor, computed where it is read."""
+    stored = held.stored
+
+    def spread(numbers: Any) -> Any:
+        numbers = numbers.astype(np.float32)
+        if not held.block:
+            return numbers if held.axis is None else numbers.reshape(-1, *(1,) * (stored.ndim - 1 - held.axis))
+        whole = xp.repeat(as_tensor(numbers), held.block, axis=held.axis)
+        return whole[tuple(slice(0, extent) for extent in stored.shape)]
+
+    return (astype(stored, elements.F32) - spread(held.zero)) * spread(held.scale)
