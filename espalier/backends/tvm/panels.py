@@ -55,8 +55,9 @@ class Panel:
             self.count = tirx.min(self.count, integer(tiles) - part * integer(each))
         self.tile = function.names.variable("i")
         self.row_tile = part * integer(each) + self.tile
-        size = int(plan.steps) * blocks * plan.lanes
-        self.buffer = tirx.decl_buffer([integer(size)], "float32", function.names.variable("u").name)
+        self.words = -(-int(plan.steps) // plan.written_out)
+        size = integer(self.words * plan.written_out * blocks * plan.lanes)
+        self.buffer = tirx.decl_buffer([size], "float32", function.names.variable("u").name)
 
     def place(self, position: Index, block: int) -> list[Expr]:
         """Where the vector of a block lies for a step of the reduction."""
@@ -68,18 +69,15 @@ class Panel:
         """Unpack a panel, the first entries of whose blocks have these indices, and do this for each of its tiles."""
         plan = self.plan
 
-        def unpacked(position: Index, count: int) -> list[Statement]:
-            return [
-                tirx.BufferStore(self.buffer, vector, self.place([*position, integer(k)], block))
-                for k in range(count)
-                for block, start in enumerate(starts)
-                for vector in [plan.vector(Scope(self.function), load, start, [*position, integer(k)])]
-            ]
-
-        word, end = self.function.names.variable("r"), integer(int(plan.extents[0]))
+        word = self.function.names.variable("r")
+        unpacked = [
+            tirx.BufferStore(self.buffer, vector, self.place(position, block))
+            for position in ([word, integer(k)] for k in range(plan.written_out))
+            for block, start in enumerate(starts)
+            for vector in [plan.vector(Scope(self.function), load, start, position)]
+        ]
         body = sequence([
-            tirx.AllocBuffer(self.buffer), loop(word, end, sequence(unpacked([word], plan.written_out))),
-            *unpacked([end], plan.left_over),
+            tirx.AllocBuffer(self.buffer), loop(word, integer(self.words), sequence(unpacked)),
             self.inner.around(loop(self.tile, self.count, tile), parallel=False),
         ])  # fmt: skip
         return self.outer.around(body, parallel)

@@ -35,6 +35,8 @@ LATENCY = 8
 """Vectors that must be accumulated at once to hide how long an addition takes."""
 SHORT_SUM = 160
 """Steps of a reduction up to which a tile leaves a seventh of the registers free: such tiles took less time."""
+MOST_BLOCKS = 8
+"""Blocks of lanes of a tile."""
 TRIED = 5
 """Tiles that are measured where choices are, besides the first in the other order."""
 
@@ -136,11 +138,15 @@ def _written(function: Function, product: Product, plan: Plan) -> Statement:
     def written_out(position: Index, count: int) -> Statement:
         return sequence([step([*position, integer(k)]) for k in range(count)])
 
-    body = written_out(loops, plan.written_out) if plan.written_out else step(loops)
-    for variable, extent in reversed(list(zip(loops, plan.extents, strict=True))):
-        body = loop(variable, function.dim(extent), body)
-        if plan.left_over and variable is loops[-1]:
-            body = sequence([body, written_out([*loops[:-1], function.dim(extent)], plan.left_over)])
+    if panel is not None:
+        (k,) = loops
+        body = loop(k, function.dim(plan.steps), step([integer(0), k]))
+    else:
+        body = written_out(loops, plan.written_out) if plan.written_out else step(loops)
+        for variable, extent in reversed(list(zip(loops, plan.extents, strict=True))):
+            body = loop(variable, function.dim(extent), body)
+            if plan.left_over and variable is loops[-1]:
+                body = sequence([body, written_out([*loops[:-1], function.dim(extent)], plan.left_over)])
     buffers = [buffer for each in sums for buffer in each]
     # what is stored is read with computed lanes, so it must not be the registers themselves
     tile = [tirx.decl_buffer([integer((lanes + GAP) * height)], dtype, names.variable("t").name) for _ in range(blocks)]
@@ -221,7 +227,8 @@ def _choice(function: Function, product: Product) -> tuple[int, int, bool]:
     ranked = tiles(
         rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise,
         wide=expression_type(product.element).endswith("64"), steps=plan.steps,
-        **({"most_blocks": panels.most_blocks(product)} if panels.fits(product) else {"vector_cost": plan.vector_cost}),
+        vector_cost=0 if panels.fits(product) else plan.vector_cost,
+        most_blocks=min(MOST_BLOCKS, panels.most_blocks(product)) if panels.fits(product) else MOST_BLOCKS,
     )  # fmt: skip
     order = _columns_first(product)
     height, blocks, columns_first = choices.pick(
@@ -257,7 +264,7 @@ def _question(
 
 def tile(
     rows: Dimension, columns: Dimension, lanes: int, *,
-    multiple: int = 0, lanewise: bool = False, wide: bool = False, most_blocks: int = 8,
+    multiple: int = 0, lanewise: bool = False, wide: bool = False, most_blocks: int = MOST_BLOCKS,
 ) -> tuple[int, int]:  # fmt: skip
     """Rows and blocks of lanes that are accumulated in registers together: those of the least work in all."""
     return tiles(rows, columns, lanes, multiple=multiple, lanewise=lanewise, wide=wide, most_blocks=most_blocks)[0]
@@ -265,7 +272,7 @@ def tile(
 
 def tiles(
     rows: Dimension, columns: Dimension, lanes: int, *, multiple: int = 0, lanewise: bool = False, wide: bool = False,
-    most_blocks: int = 8, steps: Dimension = SHORT_SUM + 1, vector_cost: int = 0,
+    most_blocks: int = MOST_BLOCKS, steps: Dimension = SHORT_SUM + 1, vector_cost: int = 0,
 ) -> list[tuple[int, int]]:  # fmt: skip
     """Rows and blocks of lanes that may be accumulated in registers together, those of the least work first.
 
