@@ -37,6 +37,8 @@ SHORT_SUM = 160
 """Steps of a reduction up to which a tile leaves a seventh of the registers free: such tiles took less time."""
 MOST_BLOCKS = 8
 """Blocks of lanes of a tile."""
+UNPACKED_BLOCKS = 4
+"""Of a tile that unpacks its weights: what is unpacked of more does not stay in registers."""
 TRIED = 5
 """Tiles that are measured where choices are, besides the first in the other order."""
 
@@ -224,11 +226,13 @@ def _choice(function: Function, product: Product) -> tuple[int, int, bool]:
     """Rows and blocks of a tile, and whether to go through columns outside of rows."""
     plan: Plan = product.plan
     rows, columns = (product.shape[axis] for axis in (plan.row_axis, plan.lane_axis))
+    if panels.fits(product):
+        vector_cost, most_blocks = 0, min(MOST_BLOCKS, panels.most_blocks(product))
+    else:
+        vector_cost, most_blocks = plan.vector_cost, UNPACKED_BLOCKS if plan.vector_cost else MOST_BLOCKS
     ranked = tiles(
-        rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise,
-        wide=expression_type(product.element).endswith("64"), steps=plan.steps,
-        vector_cost=0 if panels.fits(product) else plan.vector_cost,
-        most_blocks=min(MOST_BLOCKS, panels.most_blocks(product)) if panels.fits(product) else MOST_BLOCKS,
+        rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise, most_blocks=most_blocks,
+        wide=expression_type(product.element).endswith("64"), steps=plan.steps, vector_cost=vector_cost,
     )  # fmt: skip
     order = _columns_first(product)
     height, blocks, columns_first = choices.pick(
