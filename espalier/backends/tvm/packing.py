@@ -155,7 +155,7 @@ def filters(w: Tensor, inner: int) -> Packed | None:
 def _constant(w: Tensor) -> tuple[Affine, Array, Array] | None:
     """What a constant is dequantized from, its integers and zero points, moved so that none are negative."""
     affine = w.affine
-    if affine is None or not isinstance(w, Constant) or not isinstance(affine.stored, Constant) or not w.array.size:
+    if affine is None or not isinstance(w, Constant) or not isinstance(affine.stored, Constant) or not w.size:
         return None
     kind = affine.stored.element
     if not kind.is_integer or kind.bits > 8 or not np.isfinite(affine.scale).all():

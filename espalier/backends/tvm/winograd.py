@@ -395,7 +395,7 @@ def convolution(
     dilations: Sequence[int], groups: int, kind: Element,
 ) -> Product | None:  # fmt: skip
     """A convolution with constant 3 × 3 weights; None if it doesn't fit or doesn't pay."""
-    if not isinstance(w, Constant) or w.array.shape[2:] != (KERNEL, KERNEL) or kind != elements.F32 or groups != 1:
+    if not isinstance(w, Constant) or w.shape[2:] != (KERNEL, KERNEL) or kind != elements.F32 or groups != 1:
         return None
     extents = [*x.shape[1:], *counts, *(end for ends in pads for end in ends)]
     results = [count for count in counts if isinstance(count, int)]

@@ -10,7 +10,7 @@ from tvm import tirx
 from espalier.backends.tvm import xp
 from espalier.backends.tvm.arithmetic import as_tensor, astype, elementwise
 from espalier.backends.tvm.numbers import immediate, is_nan, select
-from espalier.backends.tvm.tensor import Affine, At, Constant, Expr, Tensor
+from espalier.backends.tvm.tensor import Affine, At, Constant, Dequantized, Expr, Tensor
 from espalier.backends.tvm.trace import lowers
 from espalier.ir import elements
 from espalier.ir.graph import Node
@@ -56,24 +56,22 @@ def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
     if not elements.from_dtype(zero.dtype).is_integer:
         return NotImplemented
     axis, block = op.granularity(x.ndim, scale.shape)
+    count = () if axis is None else (-1,)
+    steps, shifts = (each if block else each.reshape(count) for each in (scale, zero.astype(np.int64)))
     if isinstance(x, np.ndarray):
         if not elements.from_dtype(x.dtype).is_integer:
             return NotImplemented
-        found = as_tensor(np.asarray(op.reference(numpy_xp, x, scale, zero_point)))
-        stored = as_tensor(x)
-    else:
-        if not isinstance(x, Tensor) or not x.element.is_integer or x.element.bits > 16 or block:
-            return NotImplemented
-        spread = [1] * x.ndim
-        if axis is not None:
-            spread[axis] = -1
-        shape = spread if axis is not None else ()
-        shifted = astype(x, elements.F32) - zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
-        found, stored = shifted * scale.reshape(shape), x
-    if not block:
-        count = () if axis is None else (-1,)
-        scale, zero = scale.reshape(count), zero.reshape(count)
-    found.affine = Affine(stored, scale, zero.astype(np.int64), axis, block)
+        affine = Affine(as_tensor(x), steps, shifts, axis, block)
+        return Dequantized(affine, elements.F32, lambda: np.asarray(op.reference(numpy_xp, x, scale, zero_point)))
+    if not isinstance(x, Tensor) or not x.element.is_integer or x.element.bits > 16 or block:
+        return NotImplemented
+    spread = [1] * x.ndim
+    if axis is not None:
+        spread[axis] = -1
+    shape = spread if axis is not None else ()
+    shifted = astype(x, elements.F32) - zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
+    found = shifted * scale.reshape(shape)
+    found.affine = Affine(x, steps, shifts, axis)
     return found
 
 
