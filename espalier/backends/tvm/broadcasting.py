@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from tvm import tirx
 
@@ -54,3 +54,8 @@ def broadcast_index(at: Extents, index: Index, shape: Shape, result: Shape) -> l
         else:  # 1 or the whole extent, known only at run time
             found.append(tirx.min(entry, at.dim(extent) - 1))
     return found
+
+
+def by_columns(numbers: Any, spatial: int) -> Any:
+    """Numbers for each column (or one for all), to be broadcast against columns that lie before so many axes."""
+    return numbers.reshape(-1, *(1,) * spatial) if numbers.size > 1 else numbers.reshape(())

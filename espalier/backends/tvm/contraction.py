@@ -93,12 +93,14 @@ def conv(
         for extent, ends, size, stride, dilation in zip(source.shape[2:], pads, kernel, strides, dilations, strict=True)
     ]
     counts = [max(0, count) if isinstance(count, int) else count for count in counts]
-    from espalier.backends.tvm import integers, products, winograd
+    from espalier.backends.tvm import integers, packing, products, winograd
 
     whole = integers.convolution(source, weights, counts, strides, pads, dilations, groups)
     if whole is not None:
         return whole
-    tiled = winograd.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
+    tiled: Tensor | None = None
+    if source.affine is not None or not packing.fits(weights):
+        tiled = winograd.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
     if tiled is None:
         tiled = products.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
     if tiled is not None:

@@ -16,7 +16,7 @@ from tvm import tirx
 
 from espalier.backends.tvm import machine
 from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, astype
-from espalier.backends.tvm.broadcasting import broadcast_index
+from espalier.backends.tvm.broadcasting import broadcast_index, by_columns
 from espalier.backends.tvm.frames import Scope, integer
 from espalier.backends.tvm.layout import Reach
 from espalier.backends.tvm.products import Load, Plan, worth
@@ -139,7 +139,7 @@ def _operands(x: Tensor, w: Tensor, axis: int) -> tuple[Affine, Any, Any] | None
     if a is None or b is None or a.axis is not None or not isinstance(b.stored, Constant):
         return None
     eight = (elements.U8, elements.I8)
-    if a.stored.element not in eight or b.stored.element not in eight or b.axis not in (None, axis):
+    if a.stored.element not in eight or b.stored.element not in eight or b.axis not in (None, axis) or b.block:
         return None
     half = 128 if b.stored.element == elements.U8 else 0
     if np.any(b.zero != half):
@@ -203,15 +203,10 @@ def _centred(product: Tensor, a: Affine, sums: Any, spatial: int) -> Tensor:
     shift = int(a.zero) + _shift(a)
     if not shift:
         return product
-    moved: Tensor = PRIMITIVES["subtract"](product, _columns((shift * sums).astype(np.int32), spatial))
+    moved: Tensor = PRIMITIVES["subtract"](product, by_columns((shift * sums).astype(np.int32), spatial))
     return moved
 
 
 def _scaled(product: Tensor, scale: Any, spatial: int) -> Tensor:
-    found: Tensor = PRIMITIVES["multiply"](astype(product, elements.F32), _columns(scale, spatial))
+    found: Tensor = PRIMITIVES["multiply"](astype(product, elements.F32), by_columns(scale, spatial))
     return found
-
-
-def _columns(numbers: Any, spatial: int) -> Any:
-    """Numbers for each column, to be broadcast against the result."""
-    return numbers.reshape(-1, *(1,) * spatial) if numbers.size > 1 else numbers.reshape(())

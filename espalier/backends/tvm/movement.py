@@ -19,7 +19,7 @@ from espalier.backends.tvm.arithmetic import (
 from espalier.backends.tvm.numbers import expression_type, immediate, select
 from espalier.backends.tvm.requirements import path, require
 from espalier.backends.tvm.selection import getitem, take, view, zero
-from espalier.backends.tvm.tensor import Affine, Alias, At, Constant, Expr, Index, Map, Tensor, Untraceable
+from espalier.backends.tvm.tensor import Affine, Alias, At, Constant, Dequantized, Expr, Index, Map, Tensor, Untraceable
 from espalier.ir import dims, elements
 from espalier.ir.agreement import Requirement
 from espalier.ir.dims import Dim, Dimension
@@ -40,13 +40,18 @@ def transpose(array: Any, perm: Sequence[int]) -> Tensor:
 
 def _transposed(array: Constant, perm: tuple[int, ...]) -> Constant:
     """A constant with its axes in another order, and what it is dequantized from."""
-    found = Constant(np.ascontiguousarray(array.array.transpose(perm)), array.element)
-    if array.affine is not None:
-        stored, axis = array.affine.stored, array.affine.axis
-        assert isinstance(stored, Constant)
-        axis = None if axis is None else perm.index(axis)
-        found.affine = Affine(_transposed(stored, perm), array.affine.scale, array.affine.zero, axis)
-    return found
+
+    def numbers() -> np.ndarray[Any, Any]:
+        return np.ascontiguousarray(array.array.transpose(perm))
+
+    held = array.affine
+    if held is None:
+        return Constant(numbers(), array.element)
+    assert isinstance(held.stored, Constant)
+    axis = None if held.axis is None else perm.index(held.axis)
+    scale, zero = (each.transpose(perm) if held.block else each for each in (held.scale, held.zero))
+    affine = Affine(_transposed(held.stored, perm), scale, zero, axis, held.block)
+    return Dequantized(affine, array.element, numbers)
 
 
 @primitive

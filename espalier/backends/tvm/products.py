@@ -13,15 +13,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from tvm import tirx
 
-from espalier.backends.tvm import choices, kernels, machine
-from espalier.backends.tvm.arithmetic import as_tensor
+from espalier.backends.tvm import choices, kernels, machine, packing, panels
+from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor
 from espalier.backends.tvm.broadcasting import broadcast_index
 from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
 from espalier.backends.tvm.kernels import Function, Nest, is_large, stored, stored_lanes
 from espalier.backends.tvm.layout import Reach
 from espalier.backends.tvm.numbers import expression_type, immediate
 from espalier.backends.tvm.tensor import At, Constant, Expr, Index, Map, Product, Tensor
-from espalier.ir import dims
+from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
 
@@ -35,6 +35,10 @@ LATENCY = 8
 """Vectors that must be accumulated at once to hide how long an addition takes."""
 SHORT_SUM = 160
 """Steps of a reduction up to which a tile leaves a seventh of the registers free: such tiles took less time."""
+MOST_BLOCKS = 8
+"""Blocks of lanes of a tile."""
+UNPACKED_BLOCKS = 4
+"""Of a tile that unpacks its weights: what is unpacked of more does not stay in registers."""
 TRIED = 5
 """Tiles that are measured where choices are, besides the first in the other order."""
 
@@ -72,6 +76,19 @@ class Plan:
     """(sum so far, first operand's vector, second operand's) → the sum with their products."""
     about: tuple[Any, ...] = ()
     """What shapes do not tell of how operands are read: strides, dilations, groups."""
+    written_out: int = 0
+    """Steps inside of the loops of the reduction that are written out; positions end with their number then."""
+    left_over: int = 0
+    """Such steps that come after the innermost loop, at the position where it ends."""
+    vector_cost: int = 0
+    """What a vector costs besides being loaded, in multiplications of vectors."""
+
+    @property
+    def steps(self) -> Dimension:
+        """Of the whole reduction."""
+        if not self.written_out:
+            return dims.product(self.extents)
+        return dims.product(self.extents[:-1]) * (self.extents[-1] * self.written_out + self.left_over)
 
     def write(self, function: Function, product: Product) -> Statement:
         """The loops of the product, and of what is computed from its entries in the same kernel."""
@@ -84,7 +101,8 @@ def _written(function: Function, product: Product, plan: Plan) -> Statement:
     rows = shape[plan.row_axis]
     height, blocks, columns_first = _choice(function, product)
     left, right = (_reads(function, operand) for operand in product.operands)
-    nest, place = _nest(function, product, height, blocks, columns_first)
+    panel = panels.Panel(function, product, height, blocks) if panels.fits(product) else None
+    nest, place = _nest(function, product, height, blocks, columns_first, panel)
     names = function.names
     size, vector_type = [integer(1)], f"{dtype}x{lanes}"
     sums = [
@@ -92,29 +110,45 @@ def _written(function: Function, product: Product, plan: Plan) -> Statement:
     ]
     whole = [integer(0)]
     none = tirx.Broadcast(immediate(0, dtype), lanes)
-    positions = [names.variable("r") for _ in plan.extents]
-    scope = Scope(function)
+    loops = [names.variable("r") for _ in plan.extents]
     loaded = plan.vector_type or vector_type
     vectors = [tirx.decl_buffer(size, loaded, names.variable("w").name) for _ in range(blocks)]
-    steps: list[Statement] = []
-    for block in range(blocks):
-        start = place(integer(0), block, integer(0))
-        steps.append(tirx.BufferStore(vectors[block], plan.vector(scope, right, start, positions), whole))
-    for k in range(height):
-        row = integer(k)
-        if not isinstance(rows, int):
-            row = tirx.min(row, function.dim(rows) - integer(1) - place(integer(0), 0, integer(0))[plan.row_axis])
+
+    def step(positions: Index) -> Statement:
+        scope = Scope(function)
+        found: list[Statement] = []
         for block in range(blocks):
-            if block == 0 or plan.lanewise:
-                factor = plan.scalar(scope, left, place(row, block, integer(0)), positions)
-                if not plan.lanewise:
-                    factor = tirx.Broadcast(scope.bind(factor), lanes)
-            old = tirx.BufferLoad(sums[k][block], whole)
-            added = plan.combine(old, factor, tirx.BufferLoad(vectors[block], whole))
-            steps.append(tirx.BufferStore(sums[k][block], added, whole))
-    body = scope.as_statements(*steps)
-    for variable, extent in reversed(list(zip(positions, plan.extents, strict=True))):
-        body = loop(variable, function.dim(extent), body)
+            if panel is None:
+                entries = plan.vector(scope, right, place(integer(0), block, integer(0)), positions)
+            else:
+                entries = tirx.BufferLoad(panel.buffer, panel.place(positions, block))
+            found.append(tirx.BufferStore(vectors[block], entries, whole))
+        for k in range(height):
+            row = integer(k)
+            if not isinstance(rows, int):
+                row = tirx.min(row, function.dim(rows) - integer(1) - place(integer(0), 0, integer(0))[plan.row_axis])
+            for block in range(blocks):
+                if block == 0 or plan.lanewise:
+                    factor = plan.scalar(scope, left, place(row, block, integer(0)), positions)
+                    if not plan.lanewise:
+                        factor = tirx.Broadcast(scope.bind(factor), lanes)
+                old = tirx.BufferLoad(sums[k][block], whole)
+                added = plan.combine(old, factor, tirx.BufferLoad(vectors[block], whole))
+                found.append(tirx.BufferStore(sums[k][block], added, whole))
+        return scope.as_statements(*found)
+
+    def written_out(position: Index, count: int) -> Statement:
+        return sequence([step([*position, integer(k)]) for k in range(count)])
+
+    if panel is not None:
+        (k,) = loops
+        body = loop(k, function.dim(plan.steps), step([integer(0), k]))
+    else:
+        body = written_out(loops, plan.written_out) if plan.written_out else step(loops)
+        for variable, extent in reversed(list(zip(loops, plan.extents, strict=True))):
+            body = loop(variable, function.dim(extent), body)
+            if plan.left_over and variable is loops[-1]:
+                body = sequence([body, written_out([*loops[:-1], function.dim(extent)], plan.left_over)])
     buffers = [buffer for each in sums for buffer in each]
     # what is stored is read with computed lanes, so it must not be the registers themselves
     tile = [tirx.decl_buffer([integer((lanes + GAP) * height)], dtype, names.variable("t").name) for _ in range(blocks)]
@@ -130,7 +164,10 @@ def _written(function: Function, product: Product, plan: Plan) -> Statement:
         *(tirx.BufferStore(buffer, none, whole) for buffer in buffers),
         body, *spill, *stores,
     ])  # fmt: skip
-    work = dims.product([*shape, *plan.extents])
+    work = dims.product([*shape, plan.steps])
+    if panel is not None:
+        starts = [place(integer(0), block, integer(0)) for block in range(blocks)]
+        return panel.around(right, starts, statement, parallel=is_large(work))
     return nest.around(statement, parallel=is_large(work))
 
 
@@ -144,29 +181,33 @@ def _columns_first(product: Product) -> bool:
 
     What is larger, the operands of all rows or those of all columns, is read once.
     """
-    first, second = (operand.size for operand in product.operands)
+    first, second = (operand.size * operand.element.bits for operand in product.operands)
     return isinstance(first, int) and isinstance(second, int) and second >= first
 
 
 def _nest(
-    function: Function, product: Product, height: int, blocks: int, columns_first: bool
+    function: Function, product: Product, height: int, blocks: int, columns_first: bool, panel: panels.Panel | None
 ) -> tuple[Nest, Place]:  # fmt: skip
     """The loops over tiles, and the index of an entry by its row in the tile, its block of columns and its lane."""
     plan: Plan = product.plan
     shape, lanes = product.shape, plan.lanes
     rows, columns = shape[plan.row_axis], shape[plan.lane_axis]
-    others = [axis for axis in range(len(shape)) if axis not in (plan.row_axis, plan.lane_axis)]
     nest = Nest(function, [])
     outer: dict[int, Expr] = {}
-    leading = others[:1] if plan.reach is not None or not columns_first else []
-    tiles = dims.ceil_divide(columns, lanes * blocks)
-    outer.update((axis, nest.add(shape[axis])) for axis in leading)
-    if columns_first:
-        column_tile = nest.add(tiles)
-    outer.update((axis, nest.add(shape[axis])) for axis in others if axis not in leading)
-    if not columns_first:
-        column_tile = nest.add(tiles)
-    first_row = nest.add(dims.ceil_divide(rows, height)) * integer(height)
+    if panel is not None:
+        outer, column_tile, row_tile = panel.others, panel.column_tile, panel.row_tile
+    else:
+        others = [axis for axis in range(len(shape)) if axis not in (plan.row_axis, plan.lane_axis)]
+        leading = others[:1] if plan.reach is not None or not columns_first else []
+        tiles = dims.ceil_divide(columns, lanes * blocks)
+        outer.update((axis, nest.add(shape[axis])) for axis in leading)
+        if columns_first:
+            column_tile = nest.add(tiles)
+        outer.update((axis, nest.add(shape[axis])) for axis in others if axis not in leading)
+        if not columns_first:
+            column_tile = nest.add(tiles)
+        row_tile = nest.add(dims.ceil_divide(rows, height))
+    first_row = row_tile * integer(height)
     if isinstance(rows, int) and rows % height:  # the last tile overlaps the one before
         first_row = tirx.min(first_row, integer(rows - height))
 
@@ -185,9 +226,13 @@ def _choice(function: Function, product: Product) -> tuple[int, int, bool]:
     """Rows and blocks of a tile, and whether to go through columns outside of rows."""
     plan: Plan = product.plan
     rows, columns = (product.shape[axis] for axis in (plan.row_axis, plan.lane_axis))
+    if panels.fits(product):
+        vector_cost, most_blocks = 0, min(MOST_BLOCKS, panels.most_blocks(product))
+    else:
+        vector_cost, most_blocks = plan.vector_cost, UNPACKED_BLOCKS if plan.vector_cost else MOST_BLOCKS
     ranked = tiles(
-        rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise,
-        wide=expression_type(product.element).endswith("64"), steps=dims.product(plan.extents),
+        rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise, most_blocks=most_blocks,
+        wide=expression_type(product.element).endswith("64"), steps=plan.steps, vector_cost=vector_cost,
     )  # fmt: skip
     order = _columns_first(product)
     height, blocks, columns_first = choices.pick(
@@ -201,7 +246,7 @@ def _question(
 ) -> choices.Question | None:  # fmt: skip
     """How to tile a product, in the kernel that computes it and what follows from it."""
     plan, root = product.plan, function.root
-    counts = [*product.shape, *plan.extents]
+    counts = [*product.shape, plan.steps]
     if not all(isinstance(extent, int) for extent in counts) or not is_large(dims.product(counts)):
         return None
     first = {blocks: k for k, (_, blocks) in reversed(list(enumerate(ranked)))}
@@ -223,7 +268,7 @@ def _question(
 
 def tile(
     rows: Dimension, columns: Dimension, lanes: int, *,
-    multiple: int = 0, lanewise: bool = False, wide: bool = False, most_blocks: int = 8,
+    multiple: int = 0, lanewise: bool = False, wide: bool = False, most_blocks: int = MOST_BLOCKS,
 ) -> tuple[int, int]:  # fmt: skip
     """Rows and blocks of lanes that are accumulated in registers together: those of the least work in all."""
     return tiles(rows, columns, lanes, multiple=multiple, lanewise=lanewise, wide=wide, most_blocks=most_blocks)[0]
@@ -231,12 +276,13 @@ def tile(
 
 def tiles(
     rows: Dimension, columns: Dimension, lanes: int, *, multiple: int = 0, lanewise: bool = False, wide: bool = False,
-    most_blocks: int = 8, steps: Dimension = SHORT_SUM + 1,
+    most_blocks: int = MOST_BLOCKS, steps: Dimension = SHORT_SUM + 1, vector_cost: int = 0,
 ) -> list[tuple[int, int]]:  # fmt: skip
     """Rows and blocks of lanes that may be accumulated in registers together, those of the least work first.
 
     A step of the reduction loads a vector per block and a number per row, and multiplies each by each; a row or block
-    that the result lacks is computed in vain. `steps` is how long the reduction is.
+    that the result lacks is computed in vain. `steps` is how long the reduction is, `vector_cost` what a vector costs
+    besides, in multiplications.
     """
     registers = machine.current().registers // (2 if wide else 1)
     if isinstance(steps, int) and steps <= SHORT_SUM:
@@ -253,7 +299,8 @@ def tiles(
         for height in range(1, min(rows, registers // blocks) + 1):
             count = -(-rows // height) * (all_blocks // blocks)
             work = height * blocks
-            cost = count * (max(work, (height * (blocks if lanewise else 1) + blocks), LATENCY) + 1)
+            unpacked = work + blocks * vector_cost
+            cost = count * (max(unpacked, (height * (blocks if lanewise else 1) + blocks), LATENCY) + 1)
             found.append((cost, -work, (height, blocks)))
     return [each for *_, each in sorted(found, key=lambda entry: entry[:2])] or [(1, 1)]
 
@@ -309,8 +356,11 @@ def worth(shape: Sequence[Dimension], extents: Sequence[Dimension], kind: Elemen
 def convolution(
     x: Tensor, w: Tensor, counts: Sequence[Dimension], strides: Sequence[int], pads: Sequence[tuple[Any, Any]],
     dilations: Sequence[int], groups: int, kind: Element,
-) -> Product | None:  # fmt: skip
-    """A convolution with constant weights, packed by blocks of channels; None if it doesn't fit."""
+) -> Tensor | None:  # fmt: skip
+    """A convolution with constant weights, packed by blocks of channels; None if it doesn't fit.
+
+    Weights dequantized from 8 bits or fewer stay as small as they are.
+    """
     lanes = machine.current().lanes
     outputs, per_group, kernel = w.shape[0], w.shape[1], w.shape[2:]
     shape = (x.shape[0], outputs, *counts)
@@ -322,74 +372,91 @@ def convolution(
         return None
     if any(not isinstance(end, int) or end < 0 for ends in pads for end in ends):
         return None
-    blocks = -(-outputs // lanes)
-    padded = np.zeros((blocks * lanes, *w.array.shape[1:]), w.array.dtype)
-    padded[:outputs] = w.array
     split = per_group % lanes == 0
-    packed = np.moveaxis(padded.reshape(blocks, lanes, per_group, *kernel), 1, -1)  # (o/l, i, K…, l)
-    extents: tuple[int, ...] = (per_group, *kernel)
-    if split:
-        packed = np.moveaxis(packed.reshape(blocks, per_group // lanes, lanes, *kernel, lanes), 2, -2)
-        extents = (per_group // lanes, *kernel, lanes)
-    elif depthwise:
-        extents = tuple(kernel)
-    weights = as_tensor(np.ascontiguousarray(packed).reshape(-1))
+    packed = packing.filters(w, lanes if split else per_group) if kind == elements.F32 else None
+    inner = lanes if split else per_group if packed is not None else 1
+    extents: tuple[int, ...] = (per_group // inner, *kernel)
+    if packed is not None:
+        extents, weights = (*extents, inner // packed.count), packed.data
+    else:
+        blocks = -(-outputs // lanes)
+        padded = np.zeros((blocks * lanes, *w.array.shape[1:]), w.array.dtype)
+        padded[:outputs] = w.array
+        filters = np.moveaxis(padded.reshape(blocks, lanes, per_group, *kernel), 1, -1)  # (o/l, i, K…, l)
+        if split:
+            filters = np.moveaxis(filters.reshape(blocks, per_group // lanes, lanes, *kernel, lanes), 2, -2)
+            extents = (*extents, lanes)
+        weights = as_tensor(np.ascontiguousarray(filters).reshape(-1))
     spatial = len(kernel)
     along = tuple((int(before), int(after)) for before, after in pads)
     few = not depthwise and isinstance(x.shape[1], int) and 2 * x.shape[1] < lanes
     reach = Reach(1 if few else lanes, along, depthwise or any(pair != (0, 0) for pair in along))
 
-    def window(position: Index) -> Index:
-        return position if depthwise else position[1 : 1 + spatial]
+    def channel_at(scope: Scope, index: Index, position: Index) -> Expr:
+        if depthwise:
+            ramp = tirx.Ramp(integer(0), integer(1), lanes)
+            return scope.kernel.composed(scope.kernel.block(index[1]), ramp, lanes)
+        block = position[0]
+        if groups > 1:
+            block = tirx.floordiv(index[1], integer(each)) * integer(per_group // inner) + block
+        within = position[-1] if packed is None else position[-2] * integer(packed.count) + position[-1]
+        if split:
+            return scope.kernel.composed(block, within, lanes)
+        return block if packed is None else block * integer(inner) + within
 
     def scalar(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
-        if depthwise:
-            channel = scope.kernel.composed(
-                scope.kernel.block(index[1]), tirx.Ramp(integer(0), integer(1), lanes), lanes
-            )
-        elif split:
-            block = position[0]
-            if groups > 1:
-                block = tirx.floordiv(index[1], integer(each)) * integer(per_group // lanes) + block
-            channel = scope.kernel.composed(block, position[-1], lanes)
-        else:
-            channel = position[0]
-            if groups > 1:
-                channel = tirx.floordiv(index[1], integer(each)) * integer(per_group) + channel
         places = [
             index[2 + k] * integer(strides[k]) + step * integer(dilations[k]) - integer(along[k][0])
-            for k, step in enumerate(window(position))
+            for k, step in enumerate(position[1 : 1 + spatial])
         ]
-        return load([index[0], channel, *places])
+        return load([index[0], channel_at(scope, index, position), *places])
 
     def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
-        offset = scope.kernel.block(index[1])
-        for step, extent in zip(position, extents, strict=True):
-            offset = offset * integer(extent) + step
-        return load([tirx.Ramp(offset * integer(lanes), integer(1), lanes)])
+        block = scope.kernel.block(index[1])
+        if packed is not None:
+            run = _flat(integer(0), position[:-2], extents[:-1])
+            return packed.vector(load, block, run, position[-2], int(position[-1]))
+        return load([tirx.Ramp(_flat(block, position, extents) * integer(lanes), integer(1), lanes)])
 
     plan = Plan(
         1 + spatial, 1, lanes, extents, scalar, vector, each if groups > 1 and not depthwise else 0, reach, depthwise,
-        about=("convolution", strides, dilations, groups),
+        about=("convolution", strides, dilations, groups, *(packed.about if packed else ())), **_unpacking(packed),
     )  # fmt: skip
-    return Product(shape, kind, [x, weights], plan)
+    product = Product(shape, kind, [x, weights], plan)
+    return product if packed is None else packed.finished(product, spatial)
 
 
-def matrices(
-    left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension, kind: Element
-) -> Product | None:
-    """A product of stacks of matrices. None if the template doesn't fit."""
+def _flat(start: Expr, position: Index, extents: Sequence[Dimension]) -> Expr:
+    """How far a position of nested loops is from the first one of all, from which so many nests come before."""
+    for step, extent in zip(position, extents, strict=True):
+        start = start * integer(int(extent)) + step
+    return start
+
+
+def _unpacking(packed: packing.Packed | None) -> dict[str, Any]:
+    """What a plan says of packed weights."""
+    if packed is None:
+        return {}
+    return {"written_out": packed.count, "left_over": packed.run % packed.count, "vector_cost": packed.cost}
+
+
+def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension, kind: Element) -> Tensor | None:
+    """A product of stacks of matrices; None if the template doesn't fit.
+
+    A second matrix that is dequantized from constants of 8 bits or fewer stays as small as they are.
+    """
     shape = tuple(shape)
     columns, lead = shape[-1], shape[:-2]
     if not worth(shape, (count,), kind) or not isinstance(columns, int):
         return None
     if isinstance(right, Constant) and right.ndim == 2 and columns >= machine.current().lanes // 2:
+        if kind == elements.F32 and (packed := packing.matrix(right)) is not None:
+            return _unpacked(left, packed, shape)
         lanes = machine.current().lanes
         blocks = -(-columns // lanes)
         padded = np.zeros((right.array.shape[0], blocks * lanes), right.array.dtype)
         padded[:, :columns] = right.array
-        packed = np.ascontiguousarray(padded.reshape(-1, blocks, lanes).transpose(1, 0, 2)).reshape(-1)
-        weights = as_tensor(packed)
+        weights = as_tensor(np.ascontiguousarray(padded.reshape(-1, blocks, lanes).transpose(1, 0, 2)).reshape(-1))
 
         def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
             offset = scope.kernel.block(index[-1]) * scope.dim(count) + position[0]
@@ -414,6 +481,26 @@ def matrices(
 
     plan = Plan(len(shape) - 2, len(shape) - 1, lanes, (count,), scalar, vector, about=("matrices",))
     return Product(shape, kind, [left, weights], plan)
+
+
+def _unpacked(left: Tensor, right: packing.Packed, shape: tuple[Dimension, ...]) -> Tensor:
+    """A product of a stack of matrices and a packed one."""
+    if right.rows is not None:
+        left = PRIMITIVES["multiply"](left, right.rows)
+    lead = shape[:-2]
+
+    def scalar(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
+        first = broadcast_index(scope, index[:-2], left.shape[:-2], lead)
+        return load([*first, index[-2], position[0] * integer(right.count) + position[1]])
+
+    def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
+        return right.vector(load, scope.kernel.block(index[-1]), integer(0), position[0], int(position[1]))
+
+    plan = Plan(
+        len(shape) - 2, len(shape) - 1, right.lanes, (right.run // right.count,), scalar, vector,
+        about=("matrices", *right.about), **_unpacking(right),
+    )  # fmt: skip
+    return right.finished(Product(shape, elements.F32, [left, right.data], plan))
 
 
 def _packed(matrix: Tensor, lanes: int) -> Map:

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -86,6 +87,8 @@ class Affine:
     zero: np.ndarray[Any, Any]
     axis: int | None
     """The axis along which scale and zero point vary; None: they are numbers."""
+    block: int = 0
+    """Neighbours on the axis that share a scale and a zero point, which have the integers' rank then; 0: none do."""
 
 
 _MAKER: ContextVar[Any] = ContextVar("maker", default=None)
@@ -231,6 +234,18 @@ class Constant(Tensor):
     def __init__(self, array: np.ndarray[Any, Any], element: Element, weights: Weights | None = None) -> None:
         super().__init__(array.shape, element)
         self.array, self.weights = array, weights
+
+
+class Dequantized(Constant):
+    """A constant that is dequantized when its numbers are asked for: products that unpack integers never do."""
+
+    def __init__(self, affine: Affine, element: Element, numbers: Callable[[], np.ndarray[Any, Any]]) -> None:
+        Tensor.__init__(self, affine.stored.shape, element)
+        self.affine, self.weights, self.numbers = affine, None, numbers
+
+    @cached_property
+    def array(self) -> np.ndarray[Any, Any]:  # type: ignore[override]  # nobody sets it
+        return self.numbers()
 
 
 class Map(Tensor):

@@ -395,7 +395,7 @@ def convolution(
     dilations: Sequence[int], groups: int, kind: Element,
 ) -> Product | None:  # fmt: skip
     """A convolution with constant 3 × 3 weights; None if it doesn't fit or doesn't pay."""
-    if not isinstance(w, Constant) or w.array.shape[2:] != (KERNEL, KERNEL) or kind != elements.F32 or groups != 1:
+    if not isinstance(w, Constant) or w.shape[2:] != (KERNEL, KERNEL) or kind != elements.F32 or groups != 1:
         return None
     extents = [*x.shape[1:], *counts, *(end for ends in pads for end in ends)]
     results = [count for count in counts if isinstance(count, int)]
@@ -444,10 +444,10 @@ def _question(
     def kernel() -> choices.Kernel:
         source = Input(x.shape, elements.F32, 0)
         given = (source, w, counts, (1, 1), pads, (1, 1), 1, elements.F32)
-        product = convolution(*given)
+        product: Tensor | None = convolution(*given)
         if product is None:
             product = products.convolution(*given)
-        assert product is not None
+        assert isinstance(product, Product)
         reach = product.plan.reach
         source.layout = Layout(reach.lanes, reach.pads, reach.fill)
         if 2 * product.shape[1] >= lanes:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from espalier.frontends.onnx.site import Refused, Site, adapter, scalar
-from espalier.ir.elements import U4
+from espalier.ir.elements import integer
 from espalier.ir.graph import Value
 
 DOMAIN = "com.microsoft"
@@ -181,30 +181,32 @@ def channels_last_conv(site: Site) -> Sequence[Value]:
 
 @adapter("MatMulNBits", domain=DOMAIN)
 def matmul_of_few_bits(site: Site) -> Sequence[Value]:
-    """y = a · dequantize(B)ᵀ with B (N, K/block, bytes) in blocks of 4 bits, low bits first, of N·K/block scales."""
-    _no(site, bits=4)
-    n, k, block = site.get("N"), site.get("K"), site.get("block_size")
-    blocks = math.ceil(k / block)
+    """y = a · dequantize(B)ᵀ with B (N, K/block, bytes) in blocks of 2, 4 or 8 bits, low bits first.
+
+    There are N·K/block scales, and as many zero points, or else those are half the range.
+    """
+    n, k, block, bits = site.get("N"), site.get("K"), site.get("block_size"), site.get("bits", 4)
+    if bits not in (2, 4, 8):
+        raise Refused(f"MatMulNBits with bits={bits}")
+    blocks, element = math.ceil(k / block), integer(bits, signed=False)
     if site.operand(3) is not None and site.required(3).element.is_float:
         raise Refused("MatMulNBits with zero points that are no integers")
     if site.operand(4) is not None:
         raise Refused("MatMulNBits with reordered columns")
-    packed = site.numbers(1).reshape(n, -1)
-    numbers = _nibbles(packed)[:, : blocks * block].reshape(n, blocks, block)
-    zero = np.full((n, blocks, 1), 8, np.uint8)
+    numbers = _fields(site.numbers(1).reshape(n, -1), bits)[:, :k]
+    zero = np.full((n, blocks), 1 << (bits - 1), np.uint8)
     if site.operand(3) is not None:
-        zero = _nibbles(site.numbers(3).reshape(n, -1))[:, :blocks].reshape(n, blocks, 1)
+        zero = _fields(site.numbers(3).reshape(n, -1), bits)[:, :blocks]
     build = site.build
-    scale = site.required(2)
     weights = build.dequantize(
-        numbers.reshape(n, blocks * block).astype(U4.dtype), build.reshape(scale, np.array([n, blocks])),
-        zero.reshape(n, blocks).astype(U4.dtype), axis=1, block_size=block,
+        numbers.astype(element.dtype), build.reshape(site.required(2), np.array([n, blocks])),
+        zero.astype(element.dtype), axis=1, block_size=block,
     )  # fmt: skip
-    if blocks * block != k:
-        weights = build.slice(weights, np.array([0]), np.array([k]), np.array([1]))
     y = build.matmul(site.required(0), build.transpose(weights, perm=(1, 0)))
     return [y if site.operand(5) is None else build.add(y, site.required(5))]
 
 
-def _nibbles(packed: Any) -> Any:
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+def _fields(packed: Any, bits: int) -> Any:
+    """The numbers of so many bits that rows of bytes hold, low bits first."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return (packed[..., None] >> shifts & ((1 << bits) - 1)).reshape(len(packed), -1)

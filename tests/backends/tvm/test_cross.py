@@ -20,10 +20,10 @@ import espalier
 from espalier.backends.tvm import build, cross, machine
 from espalier.cost.device import device, devices, parse
 from espalier.errors import EspalierError, InputError
-from espalier.ir import Builder, Graph
+from espalier.ir import Builder, Graph, elements
 from espalier.ir.execute import execute
 from espalier.runtime import cpu
-from tests.backends.tvm import emulation
+from tests.backends.tvm import emulation, test_packing
 from tests.backends.tvm.checks import graph_of, same
 from tests.backends.tvm.test_layouts import dequantized, integers, quantized
 
@@ -59,6 +59,15 @@ def int8(b: Builder, x: Any) -> Any:
     return b.matmul(b.reshape(y, np.array([64, -1])), dequantized(b, integers(5, 50, 40, axis=1), axis=1))
 
 
+def packed(b: Builder, x: Any) -> Any:
+    """Floats times weights of 8, 4 and 2 bits, unpacked in registers and in panels."""
+    y = b.relu(b.conv(x, test_packing.dequantized(b, elements.U4, (40, 3, 3, 3), 0), pads=(1, 1, 1, 1)))
+    y = b.relu(b.conv(y, test_packing.dequantized(b, elements.I2, (32, 40, 3, 3), 0)))
+    y = b.matmul(b.reshape(y, np.array([64, 32])), test_packing.dequantized(b, elements.I8, (32, 100), 1))
+    y = b.matmul(b.reshape(y, np.array([4, 1600])), test_packing.dequantized(b, elements.U4, (1600, 33), 0, 32))
+    return b.matmul(b.reshape(y, np.array([1, -1])), test_packing.dequantized(b, elements.U2, (132, 40), 0, 16))
+
+
 def lstm(b: Builder, x: Any) -> Any:
     """Of a length and a batch that only the run knows."""
     hidden = 24
@@ -69,6 +78,7 @@ def lstm(b: Builder, x: Any) -> Any:
 NETWORKS: dict[str, tuple[Network, tuple[int, ...]]] = {
     "convolutions": (convolutions, (1, 3, 20, 20)),
     "int8": (int8, (1, 3, 10, 10)),
+    "packed": (packed, (1, 3, 10, 10)),
     "lstm": (lstm, (6, 3, 7)),
 }
 

@@ -287,11 +287,21 @@ MICROSOFT: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], dict[str
         [N("QLinearGlobalAveragePool", ["a", "s", "z", "t", "z"], ["y"], domain="com.microsoft")],
         {"a": RNG.integers(0, 255, (2, 3, 4, 4), np.uint8)}, {**quantized(), "t": np.array(0.04, np.float32)},
     ),
-    "MatMulNBits": (
-        [N("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=64, N=8, bits=4, block_size=32)],
-        {"x": floats(3, 64)},
-        {"w": RNG.integers(0, 255, (8, 2, 16), np.uint8), "s": (np.abs(floats(16)) * 0.1)},
-    ),
+    **{
+        f"MatMulNBits of {bits} bits in {k}": (
+            [
+                N("MatMulNBits", ["x", "w", "s", *zeros], ["y"], domain="com.microsoft",
+                  K=k, N=8, bits=bits, block_size=32)
+            ],
+            {"x": floats(3, k)},
+            {
+                "w": RNG.integers(0, 255, (8, -(-k // 32), 4 * bits), np.uint8),
+                "s": np.abs(floats(8 * -(-k // 32))) * 0.1,
+                **{name: RNG.integers(0, 255, 8 * -(-k * bits // 256), np.uint8) for name in zeros},
+            },
+        )
+        for bits, k, zeros in ((2, 64, []), (4, 64, []), (8, 64, []), (2, 90, ["z"]), (4, 90, ["z"]), (8, 90, ["z"]))
+    },
 }  # fmt: skip
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from espalier.backends.tvm import xp
 from espalier.backends.tvm.arithmetic import as_tensor, astype, elementwise
 from espalier.backends.tvm.numbers import immediate, is_nan, select
-from espalier.backends.tvm.tensor import Affine, At, Expr, Tensor
+from espalier.backends.tvm.tensor import Affine, At, Constant, Dequantized, Expr, Tensor
 from espalier.backends.tvm.trace import lowers
 from espalier.ir import elements
 from espalier.ir.graph import Node
@@ -43,29 +44,54 @@ def quantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
 
 @lowers("dequantize")
 def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
-    """(x − zero point) · scale in f32, and what it follows from; constants are dequantized once and for all."""
+    """(x − zero point) · scale in f32, and what it follows from; constants are dequantized once and for all.
+
+    Products that take the integers as they are never read what has been dequantized, and so it is not kept.
+    """
     op: Any = node.op
     known = isinstance(scale, np.ndarray) and (zero_point is None or isinstance(zero_point, np.ndarray))
-    if not known or op.block_size or (op.output_dtype or elements.from_dtype(scale.dtype)) != elements.F32:
+    if not known or scale.dtype != np.float32 or op.output_dtype not in (None, elements.F32):
         return NotImplemented
     zero = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point
-    if zero.dtype.kind not in "iu" or scale.dtype != np.float32:
+    if not elements.from_dtype(zero.dtype).is_integer:
         return NotImplemented
-    axis = None if scale.size == 1 else op.axis % x.ndim
-    if isinstance(x, np.ndarray):
-        if x.dtype.kind not in "iu":
-            return NotImplemented
-        found = as_tensor(np.asarray(op.reference(numpy_xp, x, scale, zero_point)))
-        stored = as_tensor(x)
-    else:
-        if not isinstance(x, Tensor) or not x.element.is_integer or x.element.bits > 16:
-            return NotImplemented
-        spread = [1] * x.ndim
-        if axis is not None:
-            spread[axis] = -1
-        shape = spread if axis is not None else ()
-        shifted = astype(x, elements.F32) - zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
-        found, stored = shifted * scale.reshape(shape), x
+    axis, block = op.granularity(x.ndim, scale.shape)
     count = () if axis is None else (-1,)
-    found.affine = Affine(stored, scale.reshape(count), zero.reshape(count), axis)
+    steps, shifts = (each if block else each.reshape(count) for each in (scale, zero.astype(np.int64)))
+    if isinstance(x, np.ndarray):
+        if not elements.from_dtype(x.dtype).is_integer:
+            return NotImplemented
+        affine = Affine(as_tensor(x), steps, shifts, axis, block)
+        return Dequantized(affine, elements.F32, lambda: np.asarray(op.reference(numpy_xp, x, scale, zero_point)))
+    if not isinstance(x, Tensor) or not x.element.is_integer or x.element.bits > 16 or block:
+        return NotImplemented
+    spread = [1] * x.ndim
+    if axis is not None:
+        spread[axis] = -1
+    shape = spread if axis is not None else ()
+    shifted = astype(x, elements.F32) - zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
+    found = shifted * scale.reshape(shape)
+    found.affine = Affine(x, steps, shifts, axis)
     return found
+
+
+@lowers("gather")
+def gather(node: Node, data: Any, indices: Any) -> Any:
+    """What is read of a dequantized table is dequantized then, so that the table stays in integers."""
+    if not isinstance(data, Constant) or data.affine is None or data.affine.stored.element.bits > 16:
+        return NotImplemented
+    return node.op.reference(xp, _entry_by_entry(data.affine), indices)
+
+
+def _entry_by_entry(held: Affine) -> Any:
+    """A dequantized tensor, computed where it is read."""
+    stored = held.stored
+
+    def spread(numbers: Any) -> Any:
+        numbers = numbers.astype(np.float32)
+        if not held.block:
+            return numbers if held.axis is None else numbers.reshape(-1, *(1,) * (stored.ndim - 1 - held.axis))
+        whole = xp.repeat(as_tensor(numbers), held.block, axis=held.axis)
+        return whole[tuple(slice(0, extent) for extent in stored.shape)]
+
+    return (astype(stored, elements.F32) - spread(held.zero)) * spread(held.scale)

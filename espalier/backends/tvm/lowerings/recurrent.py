@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from espalier.backends.tvm import fuse, xp
 from espalier.backends.tvm.arithmetic import as_tensor
 from espalier.backends.tvm.numbers import immediate
 from espalier.backends.tvm.sequences import Layer, Operands, Stage, Values
-from espalier.backends.tvm.tensor import Map
+from espalier.backends.tvm.tensor import Constant, Map
 from espalier.backends.tvm.trace import lowers
 from espalier.ir import elements
 from espalier.ir.graph import Node
@@ -86,6 +87,7 @@ def lstm(
 
 def lowered(op: Any, given: Operands, cell: Callable[[int], list[Stage]]) -> Any:
     """The results of a layer; NotImplemented if its extents or activations don't fit."""
+    given = replace(given, w=_known(given.w), r=_known(given.r), b=_known(given.b))
     x, hidden = given.x, given.r.shape[2]
     static = [*given.w.shape, *given.r.shape]
     if not all(isinstance(extent, int) for extent in static) or 0 in x.shape[:2] or not xp.element(x).is_float:
@@ -96,6 +98,11 @@ def lowered(op: Any, given: Operands, cell: Callable[[int], list[Stage]]) -> Any
     named = op.named()
     layer = Layer(op, given, int(hidden), stages if any(each != named[0] for each in named) else stages[:1])
     return tuple(xp.astype(part, xp.element(x)) for part in layer.program().parts)
+
+
+def _known(operand: Any) -> Any:
+    """A constant that has been dequantized as an array, which is packed now and not when the model runs."""
+    return operand.array if isinstance(operand, Constant) else operand
 
 
 def _is_pointwise(stage: Stage) -> bool:
