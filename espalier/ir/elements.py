@@ -13,6 +13,10 @@ import numpy as np
 Kind = Literal["float", "int", "uint", "bool", "complex", "bipolar", "string"]
 
 
+_ALL: dict[str, Any] = {}
+"""Each element by its name."""
+
+
 @dataclass(frozen=True, eq=False)
 class Element:
     """A plain element type. There is one object for each name: they compare, and are looked up, by identity."""
@@ -21,6 +25,10 @@ class Element:
     kind: Kind
     bits: int
     """Bits of one element when packed."""
+
+    def __post_init__(self) -> None:
+        if _ALL.setdefault(self.name, self) is not self:
+            raise ValueError(f"there is an element {self.name} already: parse({self.name!r})")
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -80,20 +88,12 @@ class Quantized(Element):
         return self.stored
 
 
-_ALL: dict[str, Element] = {}
-
-
-def _one(element: Element) -> Element:
-    """The element of that name."""
-    return _ALL.setdefault(element.name, element)
-
-
 @cache
 def quantized(stored: Element, axis: int | None = None, block: int = 0) -> Quantized:
     """The quantized form of an element, named like ``q(i8, axis=1, block=32)``."""
     options = ("" if axis is None else f", axis={axis}") + (f", block={block}" if block else "")
-    found = _one(Quantized(f"q({stored}{options})", stored.kind, stored.bits, stored, axis, block))
-    assert isinstance(found, Quantized)
+    name = f"q({stored}{options})"
+    found: Quantized = _ALL.get(name) or Quantized(name, stored.kind, stored.bits, stored, axis, block)
     return found
 
 
@@ -102,7 +102,9 @@ def integer(bits: int, signed: bool = True) -> Element:
     """The integer of 1 to 64 bits."""
     if not 1 <= bits <= 64:
         raise ValueError(f"an integer element has 1 to 64 bits, not {bits}")
-    return _one(Element(f"{'i' if signed else 'u'}{bits}", "int" if signed else "uint", bits))
+    name = f"{'i' if signed else 'u'}{int(bits)}"
+    found: Element = _ALL.get(name) or Element(name, "int" if signed else "uint", int(bits))
+    return found
 
 
 I4, I8, I16, I32, I64 = (integer(bits) for bits in (4, 8, 16, 32, 64))
@@ -138,6 +140,8 @@ def _numpy_dtype(element: Element) -> np.dtype[Any]:
     element = element.storage
     if element in _NUMPY:
         return _NUMPY[element]
+    if not element.is_integer:
+        raise ValueError(f"numpy has no type for {element}")
     width = next(width for width in (8, 16, 32, 64) if element.bits <= width)
     return np.dtype(f"{'i' if element.kind == 'int' else 'u'}{width // 8}")
 

@@ -20,3 +20,8 @@ def test_however_it_is_asked_for() -> None:
     assert integer(8) is integer(8, True) is integer(bits=8, signed=True) is parse("i8")
     assert quantized(I4) is quantized(I4, None) is quantized(I4, block=0) is parse("q(i4)")
     assert isinstance(parse("q(i4, axis=1)"), Quantized) and parse("q(i4, axis=1)") is not quantized(I4)
+
+
+def test_no_second_one_can_be_made() -> None:
+    with pytest.raises(ValueError, match="already"):
+        Element("f32", "float", 32)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from espalier.errors import UnsupportedError, VerificationError
-from espalier.ir import Builder, Graph, Node
+from espalier.ir import Builder, Graph, Node, Value
 from espalier.ir.execute import Allowance
-from espalier.ir.ops import Add, Mul, Neg, Relu
+from espalier.ir.ops import Add, Conv, Mul, Neg, Relu, Slice
 from espalier.ir.types import parse as type_of
-from espalier.passes import BITEXACT, PassManager, manager, parse_spec, samples
+from espalier.passes import BITEXACT, REASSOCIATES, PassManager, manager, parse_spec, samples
 from espalier.passes.base import PASSES, Context, Pass, Predicate, graph_pass, load_passes
 from espalier.passes.manager import compare_models
 from espalier.passes.rewrite import RULES, Replacement, Rewriter, rewrite
@@ -52,6 +52,52 @@ def test_a_rule_that_is_wrong_for_one_number_is_caught() -> None:
     assert report.replayed == 1 and report.whole_model.startswith("well-formed")
     with pytest.raises(VerificationError, match="rewrite 2"):
         PassManager([parse_spec("drop_small_factors")]).run(products(1.0, 1.25))
+
+
+def test_a_rule_that_is_wrong_for_one_known_content_is_caught() -> None:
+    @rewrite(Slice, semantics=BITEXACT)
+    def drop_whole_slices(node: Node, rewriter: Rewriter) -> Replacement:
+        """A slice as long as its axis is all of it, supposedly backwards, too."""
+        rewriter.require(node.operand(0).type == node.results[0].type, "it is shorter")
+        return node.operand(0)
+
+    graph = Graph()
+    builder = Builder(graph)
+    x, other = builder.input(type_of("f32[5, 7]"), "x"), builder.input(type_of("f32[5, 9]"), "other")
+    five = builder.slice(builder.shape(other), np.array([0]), np.array([1]), np.array([0]))
+
+    def sliced(start: int, end: int, step: int) -> Value:
+        ranges = [builder.sub(five, np.array([5 - number])) for number in (start, end, step)]
+        return builder.slice(x, *ranges[:2], np.array([0]), ranges[2])
+
+    graph.set_outputs([sliced(0, 5, 1), sliced(4, -6, -1)], ["all", "reversed"])
+    with pytest.raises(VerificationError, match="rewrite 2"):
+        PassManager([parse_spec("drop_whole_slices")]).run(graph)
+
+
+def test_a_rule_that_is_wrong_for_one_number_of_groups_is_caught() -> None:
+    @rewrite(Conv, semantics=REASSOCIATES)
+    def join_groups(node: Node, rewriter: Rewriter) -> Replacement:
+        """A grouped convolution as a dense one, supposedly always of two groups."""
+        rewriter.require(node.group > 1, "it is dense")
+        w = node.operand(1).array
+        half, channels = len(w) // 2, w.shape[1]
+        dense = np.zeros((len(w), channels * node.group, *w.shape[2:]), w.dtype)
+        dense[:half, :channels], dense[half:, -channels:] = w[:half], w[half:]
+        return rewriter.conv(node.operand(0), dense, group=1)
+
+    def grouped(channels: int, outputs: int, group: int) -> Graph:
+        graph = Graph()
+        builder = Builder(graph)
+        x = builder.input(type_of(f"f32[1, {channels}, 10, 12]"), "x")
+        w = np.random.default_rng(0).normal(size=(outputs, channels // group, 3, 3)).astype(np.float32)
+        graph.set_outputs([builder.conv(x, w, group=group)], ["y"])
+        return graph
+
+    manager = PassManager([parse_spec("join_groups")])
+    assert manager.run(grouped(14, 22, 2)).replayed == 1
+    with pytest.raises(VerificationError, match="rewrite 1"):
+        manager.run(grouped(20, 24, 4))
 
 
 def test_what_a_pass_does_not_tell_is_compared() -> None:

@@ -22,10 +22,6 @@ from espalier.ir.op import Op, TypeInferenceError, onnx_operators
 from espalier.ir.types import TensorType, Type
 
 _UNKNOWN: Type = TensorType(F32, None)  # until infer_node has looked, at once
-_PREPARED: dict[Any, Op] = {}
-"""The operator instance of nodes that today's operators take as they are, by opsets, local functions, operator type,
-counts of operands and results, and attributes."""
-_PREPARED_LIMIT = 1 << 14
 _EXPANSION = 50
 """Nodes that inlined functions may add for each node and function node of the file, beyond a hundred thousand."""
 
@@ -88,6 +84,8 @@ class Importer:
         self.calls: list[tuple[str, str, str]] = []
         """The local functions that are being inlined."""
         self.operators = onnx_operators()
+        self._prepared: dict[Any, Op] = {}
+        """The operator instance of nodes that today's operators take as they are, by opset, type and attributes."""
         self._constant_types: dict[tuple[Element, tuple[int, ...]], Type] = {}
         written = len(model.graph.node) + sum(len(f.node) for f in model.functions)
         self.nodes_left = 100_000 + _EXPANSION * written
@@ -163,9 +161,9 @@ class Importer:
         self.nodes_left -= len(nodes)
         if self.nodes_left < 0:
             raise InputError("E117", "inlining the model's functions would make too many nodes", node=scope.prefix)
-        prefix, place, references = scope.prefix, scope.place, scope.references
-        prepared, unknown = _PREPARED, _UNKNOWN
-        key_of_scope = tuple(scope.opsets.items()), frozenset(self.functions)
+        prefix, place = scope.prefix, scope.place
+        prepared, unknown = self._prepared, _UNKNOWN
+        key_of_scope = tuple(scope.opsets.items())
         known_opset = OLDEST <= scope.opsets.get("", 0) <= NEWEST
         constants = known_opset and not any(kind == "Constant" for _, kind, _ in self.functions)
         for position, proto in enumerate(nodes):
@@ -191,11 +189,11 @@ class Importer:
                 values: Results = [self._held(tensors.read_tensor(tensor, self.folder, location.names[0]))]
             else:
                 key: Any = (
-                    key_of_scope, proto.domain, proto.op_type, len(operands), len(results),
+                    key_of_scope, proto.domain, proto.op_type, proto.overload, len(operands), len(results),
                     tuple([a.SerializeToString() for a in attributes]) if attributes else (),
                 )  # fmt: skip
                 op = prepared.get(key)
-                if op is not None and (references is None or not any(a.ref_attr_name for a in attributes)):
+                if op is not None:
                     values = self.insert(graph, Node(op, operands, [unknown] * len(results), (), location)).results
                 else:
                     values = self._converted(proto, scope, operands, len(results), location, key)
@@ -362,11 +360,11 @@ class Importer:
             op = kind(**converted)
         except (TypeError, ValueError) as error:
             raise InputError("E116", f"{site.op_type}: {error}", node=site.location) from error
-        if key is not None and not moved and places is None and not kind.bodies:
-            if len(_PREPARED) >= _PREPARED_LIMIT:
-                _PREPARED.clear()
-            _PREPARED[key] = op
-        return self.insert(site.scope.graph, Node(op, operands, [_UNKNOWN] * site.results, (), site.location)).results
+        node = self.insert(site.scope.graph, Node(op, operands, [_UNKNOWN] * site.results, (), site.location))
+        referring = any(attribute.ref_attr_name for attribute in site.proto.attribute)
+        if key is not None and not moved and places is None and not kind.bodies and not referring:
+            self._prepared[key] = op
+        return node.results
 
     def _refine(
         self, value: Value | Absent | None, declared: Type | None, name: str, location: Location | None

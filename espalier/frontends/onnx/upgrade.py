@@ -74,7 +74,7 @@ def batch_norm(site: Site) -> Sequence[Value] | None:
     """Old outputs beyond the first are training's; `spatial=0` has statistics for each position."""
     names = list(site.proto.output)
     if any(name in _used(site) for name in names[1:] if name):
-        return None
+        return site.same()
     if site.attributes.pop("spatial", 1):
         site.results = 1
         return site.same()
@@ -307,8 +307,10 @@ def resize_aligned(site: Site) -> Sequence[Value] | None:
     """
     scales = site.operand(2)
     aligned = site.get("coordinate_transformation_mode") == "align_corners"
-    if not aligned or site.version < 11 or scales is None or scales.shape == (0,):
+    if not aligned or site.version < 11 or scales is None:
         return None
+    if scales.shape == (0,):
+        return site.same()
     shape, axes, build = site.required(0).shape, site.get("axes"), site.build
     if site.importer.model.producer_name == "pytorch" and axes is None:
         if scales.constant is None or not np.array_equal(scales.array, np.rint(scales.array)):
@@ -316,7 +318,7 @@ def resize_aligned(site: Site) -> Sequence[Value] | None:
             site.operands = [site.required(0), None, None, build.cast(build.floor(exact), to=I64)]
         return site.same()
     if scales.constant is None:
-        return None
+        return site.same()
     extents = (None,) * scales.array.size if shape is None else [shape[axis] for axis in axes] if axes else shape
     for extent, scale in zip(extents, scales.array.astype(np.float32), strict=False):
         width = np.float32(extent) * scale if isinstance(extent, int) else scale
@@ -325,4 +327,4 @@ def resize_aligned(site: Site) -> Sequence[Value] | None:
                 f"corners are aligned, and the extent {extent} times the scale {scale} is no whole number, of which "
                 "ONNX and its runtimes make different positions: give `sizes` instead of `scales`"
             )
-    return None
+    return site.same()

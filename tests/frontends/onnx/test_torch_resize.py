@@ -68,3 +68,21 @@ def test_aligned_corners_by_a_whole_width_are_those_of_onnxruntime(
     x = np.random.default_rng(0).standard_normal((1, 2, extent if isinstance(extent, int) else 5)).astype(np.float32)
     wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
     np.testing.assert_allclose(execute(espalier.load(model), [x])[0], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("producer", ["", "pytorch"])
+def test_each_of_two_like_nodes_is_looked_at(producer: str) -> None:
+    model = resized(2.0, 5, producer)
+    again = model.graph.node.add()
+    again.CopyFrom(model.graph.node[0])
+    again.name, again.input[2], again.output[0] = "again", "t", "z"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 1, 1.5], np.float32), "t"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, [None] * 3))
+    graph = espalier.load(model)
+    if not producer:
+        assert [node.op.name for node in graph] == ["resize", "opaque"]
+        return
+    x = np.linspace(-1, 1, 5, dtype=np.float32).reshape(1, 1, 5) ** 3
+    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    for a, b in zip(execute(graph, [x]), wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
