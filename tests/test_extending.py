@@ -222,19 +222,21 @@ def test_axes_that_cannot_be_read_are_refused_at_once(package) -> None:
     assert done.stderr.startswith("E302: the axes of the operator 'channel_gate' (channelwise.operators): can't read")
 
 
-def test_a_graph_pass_may_be_frozen_already() -> None:
-    @passes.graph_pass("frozen_already")
-    @dataclass(frozen=True)
-    class Frozen:
+@pytest.mark.parametrize("decorate", [dataclass(frozen=True), lambda plain: plain], ids=["frozen", "plain"])
+def test_the_options_of_a_graph_pass_are_its_fields(decorate) -> None:
+    @passes.graph_pass("with_options")
+    @decorate
+    class WithOptions:
         limit: int = 3
 
         def run(self, graph, context):
-            return 0
+            return self.limit
 
     try:
-        assert passes.parse_spec("frozen_already:limit=5").limit == 5
+        made = passes.parse_spec("with_options:limit=5")
+        assert made.limit == made.run(None, None) == 5 and made.options == {"limit": 5}
     finally:
-        del passes.PASSES["frozen_already"]
+        del passes.PASSES["with_options"]
 
 
 SHARE = """

@@ -210,13 +210,19 @@ def graph_pass(
     def make(cls: type[Any]) -> type[Any]:
         cls.name, cls.semantics = name, semantics
         cls.requires, cls.establishes, cls.breaks = tuple(requires), tuple(establishes), tuple(breaks)
+        cls = _frozen(cls)
         if not issubclass(cls, Pass):
             names = {key: getattr(cls, key) for key in ("__doc__", "__module__", "__qualname__")}
-            cls = type(cls.__name__, (cls, Pass), names)
-        parameters = cls.__dict__.get("__dataclass_params__")
-        return register(cls if parameters is not None and parameters.frozen else dataclass(frozen=True)(cls))
+            cls = _frozen(type(cls.__name__, (cls, Pass), names))
+        return register(cls)
 
     return make
+
+
+def _frozen(cls: type[Any]) -> type[Any]:
+    """The class as a frozen dataclass of its own annotations."""
+    parameters = cls.__dict__.get("__dataclass_params__")
+    return cls if parameters is not None and parameters.frozen else dataclass(frozen=True)(cls)
 
 
 @cache

@@ -14,6 +14,7 @@ from espalier.ir import zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension, floor_divide
 from espalier.ir.op import In, Op, OperandError, TypeContext, op
+from espalier.ir.ops.movement import listed
 from espalier.ir.terms import Term, Variable
 
 Floats = NDArray[np.float64]
@@ -135,8 +136,11 @@ class Resize(Op):
                 raise OperandError("tf_crop_and_resize needs a region of interest")
             region = xp.to_numpy(roi).astype(np.float64).tolist()
         if sizes is not None and 0 not in sizes.shape:
-            wanted = [int(size) for size in xp.to_numpy(sizes)]
-            factors: list[Any] = [s / extent if extent else 1.0 for s, extent in zip(wanted, extents, strict=True)]
+            wanted = listed(xp, sizes)  # a dimension where an axis stays as it is
+            factors: list[Any] = [
+                1.0 if size == extent or extent == 0 else int(size) / int(extent)
+                for size, extent in zip(wanted, extents, strict=True)
+            ]
             if self.keep_aspect_ratio_policy != "stretch":
                 scale, wanted = self._kept_ratio(wanted, extents)
                 factors = [scale] * len(axes)

@@ -329,6 +329,13 @@ def pad(array: Array, pads: Sequence[tuple[int, int]], mode: str = "constant", v
 
     Modes: constant, edge, reflect (without repeating the border), wrap.
     """
+    if any(before < 0 or after < 0 for before, after in pads):  # what is cut is not repeated elsewhere
+        array = array[
+            tuple(
+                slice(max(0, -before), extent - max(0, -after))
+                for (before, after), extent in zip(pads, array.shape, strict=True)
+            )
+        ]
     grow = [(max(0, before), max(0, after)) for before, after in pads]
     if any(map(any, grow)) and mode == "constant":
         shape = [before + extent + after for (before, after), extent in zip(grow, array.shape, strict=True)]
@@ -336,13 +343,6 @@ def pad(array: Array, pads: Sequence[tuple[int, int]], mode: str = "constant", v
         array[tuple(slice(before, before + n) for (before, _), n in zip(grow, inner.shape, strict=True))] = inner
     elif any(map(any, grow)):
         array = np.pad(array, grow, mode=mode)  # type: ignore[call-overload]  # stubs want a literal
-    if any(before < 0 or after < 0 for before, after in pads):
-        array = array[
-            tuple(
-                slice(max(0, -before), extent - max(0, -after))
-                for (before, after), extent in zip(pads, array.shape, strict=True)
-            )
-        ]
     return array
 
 

@@ -122,6 +122,9 @@ class FoldConstants(Pass):
         count = 0
         for each in graph.all_graphs():
             for node in each:
+                first = node.operands[0] if node.operands else None
+                if first is not None and first.constant is None and all(r.content is None for r in node.results):
+                    continue  # as most are
                 results = self._fold(node, context)
                 if results is None:
                     continue

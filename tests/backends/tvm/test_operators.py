@@ -159,6 +159,12 @@ def test_padding(mode: str) -> None:
     agree(lambda b, x: b.pad(x, np.array([1, 2, 0, 3]), mode=mode), normal(4, 5))
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge", "wrap"])
+@pytest.mark.parametrize("pads", [[0, 2, 0, -1], [-1, -1, 1, 2]])
+def test_what_is_cut_is_not_repeated_at_the_other_end(mode: str, pads: list[int]) -> None:
+    agree(lambda b, x: b.pad(x, np.array(pads), mode=mode), normal(4, 6))
+
+
 def test_cropping_by_negative_pads() -> None:
     agree(lambda b, x: b.pad(x, np.array([-1, 2, 0, -2])), normal(4, 5))
 

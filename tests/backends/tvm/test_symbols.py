@@ -151,6 +151,15 @@ def test_resizing_leaves_an_unknown_batch_as_it_is(mode: str) -> None:
     agree(model, counted(2, 3, 4, 6), types=["f32[N, C, 4, 6]"], more=[[counted(5, 1, 4, 6)]])
 
 
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_resizing_to_sizes_leaves_an_unknown_batch_as_it_is(mode: str) -> None:
+    def model(b: Any, x: Any) -> Any:
+        sizes = b.concat(b.shape(x, start=0, end=2), np.array([9, 5], np.int64), axis=0)
+        return b.resize(x, None, None, sizes, mode=mode, coordinate_transformation_mode="align_corners")
+
+    agree(model, counted(2, 3, 4, 6), types=["f32[N, C, 4, 6]"], more=[[counted(5, 1, 4, 6)]])
+
+
 def test_constants_are_repeated_along_an_extent() -> None:
     def model(b: Any, x: Any) -> Any:
         n = b.shape(x, start=0, end=1)
