@@ -196,6 +196,25 @@ def test_an_exception_in_a_rule_is_the_packages(package, line: str) -> None:
     assert FAULTY[line].strip() in done.stderr and "rewrites.py" in done.stderr and "gated" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "faulty", "what"),
+    [
+        ("xp.sigmoid(xp.wide(gate) * self.sharpness)", "xp.nosuch(gate)", "the reference of the operator channel_gate"),
+        ("xp.sigmoid(xp.wide(gate) * self.sharpness)", "1 / 0", "the reference of the operator channel_gate"),
+        (
+            'arithmetic_element(ctx, "x", "gate", real=True)', "ctx.nothing",
+            "type inference of the operator channel_gate",
+        ),
+    ],
+)  # fmt: skip
+def test_an_exception_in_an_operator_is_the_packages(package, line: str, faulty: str, what: str) -> None:
+    run = package(OPERATORS, line, faulty)
+    done = run("-c", f"{make_model()}\nimport espalier.cli\n{COMPILE}")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"E215: {what} of the plug-in channelwise.operators failed: ")
+    assert faulty in done.stderr and "operators.py" in done.stderr
+
+
 FAULTY_PASS = """
 from espalier.passes import graph_pass
 

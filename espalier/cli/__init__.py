@@ -74,7 +74,7 @@ def compile_(
     pipeline
         Which passes: exact, none, or a .toml file with a list of them.
     passes
-        Further passes, such as `fold_constants:limit=1024`.
+        A further pass, such as `fold_constants:limit=1024`; give the option again for each.
     budget
         Needs a planner, which this version does not have.
     verify

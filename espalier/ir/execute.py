@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from espalier.errors import InputError, UnsupportedError
+from espalier import plugins
+from espalier.errors import EspalierError, InputError, UnsupportedError
 from espalier.ir import elements
 from espalier.ir.agreement import requirements
 from espalier.ir.dims import Dim, Dimension, substitute, symbol_name
@@ -231,6 +232,11 @@ def _run(
             if not varies:
                 raise
             raise _misfit(node, f"{node.op.name} does not take these extents: {error}") from error
+        except Exception as error:
+            what, module = f"the reference of the operator {node.op.name}", type(node.op).__module__
+            if not isinstance(error, EspalierError) and (refusal := plugins.failure(what, module, error, node)):
+                raise refusal from error
+            raise
         results = found if isinstance(found, tuple) else (found,)
         if observe is not None:
             changed = observe(node, results[: len(node.results)])

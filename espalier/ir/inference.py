@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from espalier import plugins
 from espalier.ir.graph import Graph, Node, Value
 from espalier.ir.op import Op, TypeContext, TypeInferenceError, infer_content, may_be_known
 from espalier.ir.types import TensorType, Type, merge_shapes
@@ -96,7 +97,7 @@ def _identity(node: Node) -> tuple[int, ...]:
 def inferred_types(node: Node, context: TypeContext) -> list[Type]:
     """What the operator infers, or inferred before from equal types and equal contents as far as it asks for them."""
     if node.regions:
-        return node.op.infer(context)
+        return _infer(node, context)
     key = (node.op, context.types, context.result_count)
     known = _INFERRED.get(key)
     if known is not None:
@@ -106,7 +107,7 @@ def inferred_types(node: Node, context: TypeContext) -> list[Type]:
             return found
     given = [type for type in context.types if type is not None]
     # A type that an operand has already is that very object: most comparisons of types then end at once.
-    found = [next((type for type in given if type == new), new) for new in node.op.infer(context)]
+    found = [next((type for type in given if type == new), new) for new in _infer(node, context)]
     if not context.cacheable:
         return found
     if known is None:
@@ -120,6 +121,17 @@ def inferred_types(node: Node, context: TypeContext) -> list[Type]:
     if contents is not None and len(known.results) < _CONTENTS_LIMIT:
         known.results[contents] = found
     return found
+
+
+def _infer(node: Node, context: TypeContext) -> list[Type]:
+    """What the operator infers. Raises InputError E215 if a plug-in's fails where operands are not to blame."""
+    try:
+        return node.op.infer(context)
+    except (AttributeError, NameError, TypeError) as error:
+        what, module = f"type inference of the operator {node.op.name}", type(node.op).__module__
+        if (refusal := plugins.failure(what, module, error, node)) is not None:
+            raise refusal from error
+        raise
 
 
 def _contents(context: TypeContext, positions: tuple[int, ...]) -> tuple[Any, ...] | None:

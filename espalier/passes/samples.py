@@ -209,6 +209,8 @@ def try_sizes(
         except NoSample:
             raise
         except Exception as error:  # inputs that were made up need not be ones that the model takes
+            if isinstance(error, EspalierError) and error.code == "E215":  # a fault in somebody's code stays one
+                raise
             reason = reason or _in_words(error)
         else:
             if all(np.size(output) for output in outputs):
