@@ -23,18 +23,20 @@ def pad(array: Array, pads: Sequence[tuple[int, int]], mode: str = "constant", v
         if mode == "constant":
             array = _pad_axis(array, axis, before, after, value)
             continue
-        places = torch.arange(-before, extent + after, device=array.device)
+        first = max(0, -before)  # what is cut is not repeated elsewhere
+        kept = extent - first - max(0, -after)
+        places = torch.arange(-max(0, before), kept + max(0, after), device=array.device)
         if mode == "edge":
-            places = torch.clamp(places, 0, extent - 1)
+            places = torch.clamp(places, 0, kept - 1)
         elif mode == "wrap":
-            places = places % extent
+            places = places % kept
         elif mode == "reflect":
-            period = max(1, 2 * (extent - 1))
+            period = max(1, 2 * (kept - 1))
             places = places % period
-            places = torch.where(places < extent, places, period - places)
+            places = torch.where(places < kept, places, period - places)
         else:
             raise ValueError(f"there is no padding mode {mode!r}")
-        array = torch.index_select(array, axis, places)
+        array = torch.index_select(array, axis, places + first)
     return array
 
 
