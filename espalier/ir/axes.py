@@ -23,7 +23,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from espalier.ir import dims
 from espalier.ir.dims import Dimension, Shape
@@ -51,6 +51,10 @@ class Equation:
     """Axes over which statistics are computed."""
     windows: list[Variable] = field(default_factory=list)
     """Variables that a window slides over: no iteration of their own."""
+
+    def shapes(self) -> list[Shape | None]:
+        """The shapes of the results."""
+        return [None if terms is None else shape_of(terms) for terms in self.results]
 
     def copy(self) -> Equation:
         """The same relations of variables of its own, none of them linked yet."""
@@ -173,10 +177,13 @@ def declare(
     known: Mapping[str, Dimension] | None = None,
     window: WindowRule | None = None,
     result_count: int | None = None,
+    bound: Mapping[str, str] | None = None,
+    normalizes: Sequence[str] = (),
 ) -> Equation:
     """The equation of a declaration for operands of these shapes (None: the operand is absent).
 
-    `known` gives letters extents beforehand (from attributes). Raises DeclarationError if the shapes don't fit.
+    `known` gives letters extents beforehand (from attributes), `bound` attributes the letters whose extents they hold;
+    statistics are computed over the letters `normalizes`. Raises DeclarationError if the shapes don't fit.
     """
     operand_axes, result_axes = parse(text)
     if len(shapes) > len(operand_axes) and operand_axes:  # variadic: the last one repeats
@@ -186,11 +193,39 @@ def declare(
         if shape is not None:
             solver.measure(axes, shape)
     solver.solve()
-    operands = [
-        None if shape is None else solver.terms(axes, shape) for axes, shape in zip(operand_axes, shapes, strict=False)
-    ]
-    results = [solver.terms(axes, None) for axes in result_axes[:result_count]]
-    return Equation(operands, list(results), letters=solver.letters, windows=solver.windows)
+    described = list(zip(operand_axes, shapes, strict=False))
+    return _Declared(solver, described, result_axes[:result_count], bound or {}, normalizes)
+
+
+class _Declared(Equation):
+    """The equation of a declaration. Its terms are made when something asks for them; types need the shapes alone."""
+
+    def __init__(
+        self,
+        solver: _Solver,
+        operand_axes: Sequence[tuple[tuple[_Axis, ...], Shape | None]],
+        result_axes: Sequence[tuple[_Axis, ...]],
+        bound: Mapping[str, str],
+        normalizes: Sequence[str],
+    ) -> None:
+        self._solver, self._operand_axes, self._result_axes = solver, operand_axes, result_axes
+        self._bound, self._normalizes = bound, normalizes
+        self._shapes: list[Shape | None] = [solver.shape(axes) for axes in result_axes]
+        self.equal, self.ordered = [], []
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("operands", "results", "letters", "bound", "normalized", "windows"):
+            raise AttributeError(f"an equation has no {name!r}")
+        solver = self._solver
+        self.operands = [None if shape is None else solver.terms(axes, shape) for axes, shape in self._operand_axes]
+        self.results = [solver.terms(axes, None) for axes in self._result_axes]
+        self.letters, self.windows = solver.letters, solver.windows
+        self.bound = {attribute: solver.letters[letter][0] for attribute, letter in self._bound.items()}
+        self.normalized = [variable for letter in self._normalizes for variable in solver.letters.get(letter, ())]
+        return self.__dict__[name]
+
+    def shapes(self) -> list[Shape | None]:
+        return super().shapes() if "results" in self.__dict__ else self._shapes
 
 
 class _Solver:
@@ -314,6 +349,32 @@ class _Solver:
                     found.append(Variable(1) if extent == 1 and wide != 1 else self._broadcast_letter(k, extent))
         return found
 
+    def shape(self, axes: tuple[_Axis, ...]) -> Shape:
+        """The extents of `terms` of a result."""
+        found: list[Dimension] = []
+        for axis in axes:
+            if axis.kind == "letter":
+                found.append(self._extent(axis.names[0]))
+            elif axis.kind == "run":
+                found += [self._extent(f"{axis.names[0]}.{k}") for k in range(self.runs.get(axis.names[0], 0))]
+            elif axis.kind == "product":
+                found.append(dims.product(self._extent(name) for name in axis.names))
+            elif axis.kind == "sum":
+                found.append(sum((self._extent(name) for name in axis.names), start=0))
+            elif axis.kind == "one":
+                found.append(1)
+            elif axis.kind == "window":
+                found += self.slid[axis.names[0], axis.names[1]]
+            else:
+                found += reversed(self.broadcast)
+        return tuple(found)
+
+    def _extent(self, name: str) -> Dimension:
+        found = self.extents.get(name)
+        if found is None:
+            raise DeclarationError(f"the extent of axis {name.partition('.')[0]!r} is not determined")
+        return found
+
     def _broadcast_rank(self, axes: tuple[_Axis, ...], shape: Shape | None) -> int:
         """How many axes `...` stands for in one operand, or in a result (None)."""
         if shape is None:
@@ -341,8 +402,7 @@ class _Solver:
 
     def _letter(self, name: str) -> Variable:
         base, _, index = name.partition(".")
-        if name not in self.extents:
-            raise DeclarationError(f"the extent of axis {base!r} is not determined")
+        self._extent(name)
         variables = self.letters.setdefault(base, [])
         position = int(index or 0)
         while len(variables) <= position:

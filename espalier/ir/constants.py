@@ -150,7 +150,9 @@ class Constant:
     @property
     def array(self) -> Array:
         """The elements, as a read-only array (mapped from the file where the views allow it)."""
-        array: Array = through(self.views, self.source.read())
+        array: Array = self.source.read()
+        if self.views:
+            array = through(self.views, array)
         if array.flags.writeable:
             array = array.view()
             array.flags.writeable = False

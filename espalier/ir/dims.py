@@ -293,9 +293,12 @@ def product(dims: Iterable[Dimension]) -> Dimension:
     return total if number == 1 else total * number
 
 
+_NUMBERS = frozenset([int])
+
+
 def is_static(shape: Iterable[Dimension]) -> bool:
     """Whether every dimension is a number."""
-    return all(type(dim) is int for dim in shape)
+    return _NUMBERS.issuperset(map(type, shape))  # asked so often that a generator would show
 
 
 def substitute(dim: Dimension, bindings: Mapping[str, Dimension]) -> Dimension:

@@ -7,9 +7,11 @@ their indices relate; `reference` says what it computes. An instance holds the a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 import types as python_types
 import typing
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from espalier import plugins
 from espalier.errors import InputError
 from espalier.ir import axes, zeros
-from espalier.ir.axes import DeclarationError, Equation, declare, shape_of, undescribed
+from espalier.ir.axes import DeclarationError, Equation, declare, undescribed
 from espalier.ir.constants import SMALL
 from espalier.ir.dims import Dim, Dimension, Shape, product, symbol
 from espalier.ir.elements import Element
@@ -226,7 +228,7 @@ class Op:
     def _identity(self) -> tuple[Any, ...]:
         # repr tells 0.0 from -0.0 and 1 from 1.0 and True, and equates NaN with itself
         values = [self.__dict__[key] for key in self.defaults]
-        return tuple(value if type(value) in (int, str) else (type(value), repr(value)) for value in values)
+        return tuple([value if type(value) in (int, str) else (type(value), repr(value)) for value in values])
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.attributes.items())})"
@@ -265,13 +267,11 @@ class Op:
                 shapes.append(operand.shape)
         extents = {**(known or {}), **{letter: getattr(self, attribute) for attribute, letter in self.bound.items()}}
         try:
-            found = declare(text, shapes, extents, self.window_extent, ctx.result_count)
+            return declare(
+                text, shapes, extents, self.window_extent, ctx.result_count, self.bound, self.normalizes
+            )  # fmt: skip
         except DeclarationError as error:
             raise TypeInferenceError(str(error)) from None
-        found.bound.update({attribute: found.letters[letter][0] for attribute, letter in self.bound.items()})
-        for letter in self.normalizes:
-            found.normalized += found.letters.get(letter, [])
-        return found
 
     def window_extent(self, axis: int, extent: Dimension, kernel: Dimension) -> Dimension:
         """Result positions of a window on spatial axis `axis`, for declarations with `window(…)`."""
@@ -300,7 +300,7 @@ class Op:
         found, element = self.equation(ctx), self.element(ctx)
         if found is None:
             return [TensorType(element, None)] * ctx.result_count
-        return [TensorType(element, None if terms is None else shape_of(terms)) for terms in found.results]
+        return [TensorType(element, shape) for shape in found.shapes()]
 
     def macs(self, ctx: TypeContext) -> Dimension | None:
         """Multiply-accumulates of one execution: the iteration space of what contracts, else none. None if unknown."""
@@ -419,7 +419,7 @@ def _part(node: Any, name: str) -> Any:
 def freeze(value: Any) -> Any:
     """Lists as tuples and numpy scalars as numbers, so that attributes hash and print."""
     if isinstance(value, list | tuple):
-        return tuple(freeze(entry) for entry in value)
+        return tuple([freeze(entry) for entry in value])
     if isinstance(value, np.generic):
         return value.item()
     return value
@@ -457,7 +457,10 @@ def may_be_known(operator: Op, result: TensorType) -> bool:
     """Whether `infer_content` could find out what a result of this type holds."""
     if type(operator).content is not Op.content:
         return True
-    return operator.symbolic and result.is_static and isinstance(result.size, int) and result.size <= SMALL
+    return operator.symbolic and result.is_static and math.prod(result.shape or ()) <= SMALL
+
+
+_AS_IT_IS = contextlib.nullcontext()
 
 
 def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -> NDArray[Any] | None:
@@ -472,7 +475,7 @@ def infer_content(operator: Op, xp: Any, ctx: TypeContext, result: TensorType) -
             return None
         contents.append(content)
     try:
-        with np.errstate(all="ignore"):
+        with _AS_IT_IS if operator.moves else np.errstate(all="ignore"):
             found = operator.reference(xp, *contents)
             found = np.asarray(found[0] if isinstance(found, tuple) else found)
             if found.dtype == object and result.element.is_integer:

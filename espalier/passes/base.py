@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from espalier import plugins
 from espalier.errors import InputError
@@ -85,8 +85,7 @@ class Context:
         return True
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """One rewrite: values before, and what stands for them now."""
 
     rule: str

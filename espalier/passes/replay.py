@@ -66,9 +66,9 @@ class Replayer:
         self.told += 1
         if change.semantics.kind not in ("bit-exact", "reassociates") or _is_evident(change):
             return
-        if _is_computation_with_constants(change):
-            leaves, nodes = _computation(change)
-            self._once((change.rule, *(type(node.op) for node in nodes)), change, leaves, nodes)
+        computation = _computation(change)
+        if computation is not None:
+            self._once((change.rule, *[type(node.op) for node in computation]), change, [], computation)
             return
         region = None if self.every else _old_node(change)
         if region is not None and self._holds_for_all_operands(change, *region):
@@ -292,18 +292,19 @@ def _old_region(change: Change) -> tuple[list[Value], list[Node]]:
     return list(leaves), before + nodes
 
 
-def _is_computation_with_constants(change: Change) -> bool:
-    """Whether constants stand for results of nodes that read nothing else."""
-    return (
-        not change.created
-        and all(new is None or new.constant is not None for new in change.new)
-        and all(v.constant is not None for old in change.old if old.producer is not None for v in old.producer.inputs)
-    )
-
-
-def _computation(change: Change) -> tuple[list[Value], list[Node]]:
-    """The old nodes, which need no inputs."""
-    return [], [node for node in dict.fromkeys(old.producer for old in change.old) if node is not None]
+def _computation(change: Change) -> list[Node] | None:
+    """The nodes that read nothing but constants, and for whose results constants now stand; None for other changes."""
+    if change.created:
+        return None
+    for new in change.new:
+        if new is not None and new.constant is None:
+            return None
+    nodes = dict.fromkeys([old.producer for old in change.old])
+    for node in nodes:
+        for operand in node.operands if node is not None else ():
+            if operand is not None and operand.constant is None:
+                return None
+    return [node for node in nodes if node is not None]
 
 
 def _tells(node: Node) -> bool:

@@ -97,7 +97,7 @@ def _numbers(element: Element, shape: list[int], rng: np.random.Generator, mode:
         if element.is_complex:
             found = found + 1j * (np.zeros(shape) if mode == "zero" else rng.standard_normal(shape))
         scale = {"large": 1e3, "extreme": 1e-3}.get(mode, 1.0) if element.bits >= 16 else 1.0
-        return (found * scale).astype(element.dtype)
+        return (found if scale == 1.0 else found * scale).astype(element.dtype)
     if element.kind == "bool":
         return rng.integers(0, 2, shape).astype(bool) if mode != "zero" else np.zeros(shape, bool)
     if element.kind == "string":

@@ -12,7 +12,7 @@ from espalier.ir import Builder, Graph, Node, Value
 from espalier.ir.execute import Allowance
 from espalier.ir.ops import Add, Conv, Mul, Neg, Relu, Slice
 from espalier.ir.types import parse as type_of
-from espalier.passes import BITEXACT, REASSOCIATES, PassManager, manager, parse_spec, samples
+from espalier.passes import BITEXACT, REASSOCIATES, PassManager, manager, parse_spec, replay, samples
 from espalier.passes.base import PASSES, Context, Pass, Predicate, graph_pass, load_passes
 from espalier.passes.manager import compare_models
 from espalier.passes.rewrite import RULES, Replacement, Rewriter, rewrite
@@ -73,6 +73,37 @@ def test_a_rule_that_is_wrong_for_one_known_content_is_caught() -> None:
     graph.set_outputs([sliced(0, 5, 1), sliced(4, -6, -1)], ["all", "reversed"])
     with pytest.raises(VerificationError, match="rewrite 2"):
         PassManager([parse_spec("drop_whole_slices")]).run(graph)
+
+
+@pytest.mark.parametrize("limit", [replay._KINDS_LIMIT, 0])
+@pytest.mark.parametrize("made_of_itself", [[True], [True, True], [False], [True, False]])
+def test_a_rule_that_rests_on_where_operands_come_from(
+    limit: int, made_of_itself: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guess that a rule is right whatever the operands are is never taken for more, even when no more are kept."""
+    monkeypatch.setattr(replay, "_KINDS_LIMIT", limit)
+    monkeypatch.setattr(replay, "_PROVEN", set())
+    monkeypatch.setattr(replay, "_SPECIAL", set())
+
+    @rewrite(Mul, semantics=BITEXACT)
+    def drop_second_factors(node: Node, rewriter: Rewriter) -> Replacement:
+        """x · c is x, supposedly whatever c is; here, it is 1 if p is q."""
+        return node.operand(0)
+
+    graph = Graph()
+    builder = Builder(graph)
+    outputs = []
+    for k, same in enumerate(made_of_itself):
+        x, p, q = (builder.input(type_of("i64[3]"), f"{name}{k}") for name in "xpq")
+        one = builder.sub(np.int64(1), builder.sub(p, p if same else q))
+        outputs.append(builder.mul(x, one))
+    graph.set_outputs(outputs, [f"y{k}" for k in range(len(outputs))])
+    passes = PassManager([parse_spec("drop_second_factors")])
+    if all(made_of_itself):
+        assert passes.run(graph).rewrites == len(made_of_itself)
+        return
+    with pytest.raises(VerificationError, match=f"rewrite {len(made_of_itself)} "):
+        passes.run(graph)
 
 
 def test_a_rule_that_is_wrong_for_one_number_of_groups_is_caught() -> None:

@@ -115,7 +115,7 @@ def _at(
 ) -> tuple[list[Value | None], dict[str, Any]]:
     """Operands and attributes as a schema has them. Raises CannotPrint."""
     assert op.onnx is not None
-    newest, formals = schemas.newest_schema("", op.onnx), schemas.formal_attributes(schema)
+    newest, formals = schemas.newest_schema("", op.onnx), schemas.formal_attributes("", op.onnx, version)
     if newest is not None and newest.since_version != schema.since_version:
         for name, place in schemas.moved_attributes("", op.onnx, version).items():
             if place.position < len(operands) and operands[place.position] is not None:
@@ -203,8 +203,7 @@ def _code(text: str) -> int:
 
 def attribute_protos(printed: Printed, version: int) -> list[AttributeProto]:
     """The attributes as messages, typed as the schema says. Raises UnsupportedError for what is no attribute."""
-    schema = schemas.schema_of(printed.domain, printed.op_type, version)
-    formals = schemas.formal_attributes(schema) if schema is not None else {}
+    formals = schemas.formal_attributes(printed.domain, printed.op_type, version)
     made = []
     for name, value in printed.attributes.items():
         kind = formals[name].kind if name in formals else None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from espalier.errors import InputError
 from espalier.frontends.onnx import functions, opaque, schemas, tensors
@@ -155,6 +155,17 @@ class Importer:
         value.constant = constant
         return value
 
+    def _plain_constant(self, proto: NodeProto, scope: Scope, location: Location) -> Constant | None:
+        """What a Constant holds that says it as most do; None for other nodes."""
+        if proto.op_type != "Constant" or proto.domain not in ("", "ai.onnx") or len(proto.attribute) != 1:
+            return None
+        attribute = proto.attribute[0]
+        formal = schemas.formal_attributes("", "Constant", scope.opsets[""]).get(attribute.name)
+        if formal is None or attribute.type != formal.code or attribute.ref_attr_name:
+            return None
+        value = schemas.attribute_value(attribute)
+        return tensors.read_value(attribute.name, value, self.folder, location.names[0])
+
     def read_nodes(self, nodes: Sequence[NodeProto], scope: Scope) -> None:
         """Import nodes, in order, into a scope's graph."""
         names, graph = scope.names, scope.graph
@@ -184,9 +195,10 @@ class Importer:
             if label.__class__ is not str:
                 raise not_utf8(label)
             location = place or Location((prefix + label if prefix else label,))
-            tensor = _held_tensor(proto) if constants and not operands and len(results) == 1 else None
-            if tensor is not None:
-                values: Results = [self._held(tensors.read_tensor(tensor, self.folder, location.names[0]))]
+            plain = constants and not operands and len(results) == 1
+            held = self._plain_constant(proto, scope, location) if plain else None
+            if held is not None:
+                values: Results = [self._held(held)]
             else:
                 key: Any = (
                     key_of_scope, proto.domain, proto.op_type, proto.overload, len(operands), len(results),
@@ -352,7 +364,7 @@ class Importer:
             if operands[place.position] is None:
                 array, element = schemas.operand_array(place, value, first)
                 operands[place.position] = constant_value(array, element)
-        converted = schemas.to_ir(kind, attributes, str(site.location))
+        converted = schemas.to_ir(kind, attributes, site.location)
         missing = schemas.missing_attributes(kind, converted)
         if missing:
             raise InputError("E116", f"{site.op_type} lacks the attribute {missing[0]!r}", node=site.location)
@@ -388,15 +400,6 @@ def _as_given(given: Type, declared: Type | None, name: str) -> Type:
     return TensorType(given.element, declared.shape) if given.shape is None else given
 
 
-def _held_tensor(proto: NodeProto) -> TensorProto | None:
-    """The tensor of a Constant that says it as most do."""
-    if proto.op_type != "Constant" or proto.domain not in ("", "ai.onnx") or len(proto.attribute) != 1:
-        return None
-    attribute = proto.attribute[0]
-    plain = attribute.name == "value" and attribute.type == AttributeProto.TENSOR and not attribute.ref_attr_name
-    return attribute.t if plain else None
-
-
 def _defined_later(nodes: Sequence[NodeProto], position: int) -> set[str]:
     return {name for k in range(position, len(nodes)) for name in nodes[k].output}
 
@@ -430,7 +433,7 @@ def _check_attributes(site: Site) -> None:
         if not site.domain and schemas.newest_schema("", site.op_type) is not None:
             raise InputError("E107", f"{site.op_type} is not in opset {site.version}", node=site.location)
         return
-    formals = schemas.formal_attributes(schema)
+    formals = schemas.formal_attributes(site.domain, site.op_type, site.version)
     for name, attribute in site.raw.items():
         formal = formals.get(name)
         if formal is None:

@@ -15,6 +15,7 @@ from espalier.errors import InputError
 from espalier.frontends.onnx.elements import BY_CODE
 from espalier.ir import elements
 from espalier.ir.elements import Element
+from espalier.ir.graph import Location
 from espalier.ir.op import REQUIRED, Op
 
 Attributes = dict[str, Any]
@@ -53,6 +54,21 @@ def newest_schema(domain: str, op_type: str) -> Schema | None:
         return None
 
 
+def by_schema(function: Callable[[str, str, int], Found]) -> Callable[[str, str, int], Found]:
+    """Remember a function of domain, operator and version, once for all versions at which one schema is in force."""
+    known: dict[tuple[str, str, int], Found] = {}
+
+    @functools.cache
+    def look_up(domain: str, op_type: str, version: int) -> Found:
+        schema = schema_of(domain, op_type, version)
+        key = domain, op_type, version if schema is None else schema.since_version
+        if key not in known:
+            known[key] = function(*key)
+        return known[key]
+
+    return look_up
+
+
 @functools.cache
 def input_names(schema: Schema) -> tuple[str, ...]:
     return tuple(formal.name for formal in schema.inputs)
@@ -69,23 +85,18 @@ class Formal:
     required: bool
 
 
-_FORMALS: dict[tuple[str, str, int], Mapping[str, Formal]] = {}
+@by_schema
+def formal_attributes(domain: str, op_type: str, version: int) -> Mapping[str, Formal]:
+    """The attributes of an operator at a version; none if ONNX has no schema of it."""
+    schema = schema_of(domain, op_type, version)
+    return {
+        name: Formal(kind, AttributeProto.AttributeType.Value(kind), formal.required)
+        for name, formal in (schema.attributes.items() if schema is not None else ())
+        for kind in [formal.type.name]
+    }
 
 
-def formal_attributes(schema: Schema) -> Mapping[str, Formal]:
-    """The attributes of a schema, which itself makes them anew for everybody who asks."""
-    key = (schema.domain, schema.name, schema.since_version)
-    found = _FORMALS.get(key)
-    if found is None:
-        found = _FORMALS[key] = {
-            name: Formal(kind, AttributeProto.AttributeType.Value(kind), formal.required)
-            for name, formal in schema.attributes.items()
-            for kind in [formal.type.name]
-        }
-    return found
-
-
-@functools.cache
+@by_schema
 def schema_defaults(domain: str, op_type: str, version: int) -> Mapping[str, Any]:
     """The defaults of attributes that have one, as Python values."""
     schema = schema_of(domain, op_type, version)
@@ -144,7 +155,7 @@ def ir_names(kind: type[Op]) -> Mapping[str, str]:
     return {kind.onnx_names.get(name, name): name for name in kind.defaults}
 
 
-def to_ir(kind: type[Op], attributes: Mapping[str, Any], where: str) -> Attributes:
+def to_ir(kind: type[Op], attributes: Mapping[str, Any], where: Location) -> Attributes:
     """Attributes as the operator class wants them. Raises InputError E116 for codes of no element type."""
     names = ir_names(kind)
     converted = {names.get(name, name): value for name, value in attributes.items()}
@@ -177,7 +188,7 @@ _RENAMED = {("Pad", "value"): "constant_value"}
 _VECTORS = {("TopK", "k")}
 
 
-@functools.cache
+@by_schema
 def moved_attributes(domain: str, op_type: str, version: int) -> Mapping[str, Operand]:
     """Attributes at that version that are operands today."""
     old, new = schema_of(domain, op_type, version), newest_schema(domain, op_type)
@@ -185,9 +196,10 @@ def moved_attributes(domain: str, op_type: str, version: int) -> Mapping[str, Op
         return {}
     names = [name.lower() for name in input_names(new)]
     found = {}
-    for name, attribute in formal_attributes(old).items():
+    today = formal_attributes(domain, op_type, new.since_version)
+    for name, attribute in formal_attributes(domain, op_type, version).items():
         current = _RENAMED.get((op_type, name), name).lower()
-        if name in formal_attributes(new) or current not in names:
+        if name in today or current not in names:
             continue
         position = names.index(current)
         kind = {"INTS": "ints", "INT": "int", "FLOAT": "float", "FLOATS": "floats"}[attribute.kind]
@@ -206,7 +218,7 @@ def operand_array(operand: Operand, value: Any, first: Element | None) -> tuple[
         return np.asarray(value).astype(element.dtype), element
 
 
-@functools.cache
+@by_schema
 def renumbered_operands(domain: str, op_type: str, version: int) -> tuple[int, ...] | None:
     """For each operand at that version, its place today; None if no place changed."""
     old, new = schema_of(domain, op_type, version), newest_schema(domain, op_type)
@@ -217,7 +229,7 @@ def renumbered_operands(domain: str, op_type: str, version: int) -> tuple[int, .
     return None if places == tuple(range(len(places))) else places
 
 
-@functools.cache
+@by_schema
 def changed_defaults(domain: str, op_type: str, version: int) -> Mapping[str, Any]:
     """Defaults at that version that differ from today's."""
     new = newest_schema(domain, op_type)

@@ -106,6 +106,18 @@ def read_tensor(tensor: TensorProto, folder: Path | None, name: str = "") -> Con
     return constants.constant(_shaped(_typed(tensor, name, element, count), shape, name), element)
 
 
+_NUMBERS = {"int": np.int64, "float": np.float32, "string": object}
+
+
+def read_value(attribute: str, value: Any, folder: Path | None, name: str) -> Constant:
+    """The constant that a Constant holds by one of its attributes. Raises InputError as `read_tensor` does."""
+    if attribute == "value":
+        return read_tensor(value, folder, name)
+    if attribute == "sparse_value":
+        return read_sparse(value, folder)
+    return constants.constant(np.array(value, _NUMBERS[attribute.removeprefix("value_").rstrip("s")]))
+
+
 def _bytes(element: Element, count: int) -> int:
     return count if element is elements.BOOL else elements.packed_bytes(element, count)
 

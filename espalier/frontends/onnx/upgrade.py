@@ -24,15 +24,8 @@ def constant(site: Site) -> Sequence[Value]:
     given = {name: value for name, value in site.attributes.items() if value is not None}
     if len(given) != 1:
         raise InputError("E116", "Constant needs exactly one value", node=site.location)
-    (name, value), where = next(iter(given.items())), str(site.location)
-    if name == "value":
-        held = tensors.read_tensor(value, site.importer.folder, where)
-    elif name == "sparse_value":
-        held = tensors.read_sparse(value, site.importer.folder)
-    else:
-        dtype = {"float": np.float32, "int": np.int64, "string": object}[name.removeprefix("value_").rstrip("s")]
-        return [constant_value(np.array(value, dtype))]
-    return [constant_value(held)]
+    ((name, value),) = given.items()
+    return [constant_value(tensors.read_value(name, value, site.importer.folder, str(site.location)))]
 
 
 @adapter("Softmax", "LogSoftmax", "Hardmax", before=13)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from espalier.ir import elements, zeros
-from espalier.ir.axes import Equation, shape_of
+from espalier.ir.axes import Equation
 from espalier.ir.dims import Shape
 from espalier.ir.elements import Element
 from espalier.ir.op import In, Op, Out, TypeContext, op
@@ -71,7 +71,7 @@ class BatchNorm(Op):
         if ctx.result_count > 1 and not self.training_mode:
             ctx.fail("batch normalisation has running statistics in training mode only")
         kinds = [element, ctx.element("mean"), ctx.element("variance")][: ctx.result_count]
-        shapes = [shape_of(terms or ()) for terms in found.results] if found else [None] * len(kinds)
+        shapes = found.shapes() if found else [None] * len(kinds)
         return [TensorType(kind, shape) for kind, shape in zip(kinds, shapes, strict=True)]
 
     def reference(self, xp: Any, x: Any, scale: Any, shift: Any, mean: Any, variance: Any) -> Any:
@@ -160,7 +160,7 @@ class LayerNorm(TrailingNorm):
         kinds = [element] + [stashed(element, self.stash_type)] * (ctx.result_count - 1)
         shapes = [ctx.shape("x"), *[None] * (len(kinds) - 1)]
         if found is not None:
-            shapes = [shape_of(terms or ()) for terms in found.results]
+            shapes = found.shapes()
         return [TensorType(kind, shape) for kind, shape in zip(kinds, shapes, strict=True)]
 
     def reference(self, xp: Any, x: Any, scale: Any, shift: Any = None) -> Any:

@@ -188,20 +188,17 @@ def _time_first(xp: Any, x: Any, layout: int) -> Any:
     return xp.transpose(x, (1, 0, 2)) if layout == 1 else x
 
 
-def _weights(xp: Any, w: Any, r: Any, b: Any, direction: int) -> list[tuple[Any, Any, Any, Any]]:
-    """By gate of a direction: weights (input, hidden) and (hidden, hidden), biases of the one and of the other."""
-    hidden = r.shape[2]
-    gates = w.shape[1] // hidden
+def _weights(xp: Any, w: Any, r: Any, b: Any, direction: int) -> tuple[Any, Any, Any, Any]:
+    """Of a direction, with all gates side by side: weights of input and state, biases of the one and of the other."""
     wt, rt = (xp.transpose(xp.wide(weights[direction]), (1, 0)) for weights in (w, r))
-    row = xp.zeros((2 * gates * hidden,), xp.element(wt)) if b is None else xp.wide(b[direction])
-    spans = [slice(k * hidden, (k + 1) * hidden) for k in range(2 * gates)]
-    return [(wt[:, span], rt[:, span], row[span], row[spans[gates + k]]) for k, span in enumerate(spans[:gates])]
+    rows = wt.shape[1]
+    row = xp.zeros((2 * rows,), xp.element(wt)) if b is None else xp.wide(b[direction])
+    return wt, rt, row[:rows], row[rows:]
 
 
-def _affine(xp: Any, gate: tuple[Any, Any, Any, Any], now: Any, before: Any) -> Any:
-    """What goes into a gate's activation."""
-    wi, ri, wb, rb = gate
-    return xp.matmul(now, wi) + xp.matmul(before, ri) + wb + rb
+def _by_gate(rows: Any, hidden: int) -> list[Any]:
+    """What lies side by side for all gates, apart."""
+    return [rows[:, start : start + hidden] for start in range(0, rows.shape[1], hidden)]
 
 
 @op("rnn", onnx="RNN")
@@ -221,7 +218,7 @@ class Rnn(Recurrent):
 
         def cell(direction: int) -> Step:
             (f,) = self.functions(xp, direction)
-            ((wi, ri, wb, rb),) = _weights(xp, w, r, b, direction)
+            wi, ri, wb, rb = _weights(xp, w, r, b, direction)
             return lambda now, states: (f(xp.matmul(now, wi) + xp.matmul(states[0], ri) + wb + rb),)
 
         return self.run(xp, x, sequence_lens, lambda d: (self.initial(xp, initial_h, x, hidden, d),), cell)
@@ -250,16 +247,18 @@ class Gru(Recurrent):
 
         def cell(direction: int) -> Step:
             f, g = self.functions(xp, direction)
-            update_gate, reset_gate, (wi, ri, wb, rb) = _weights(xp, w, r, b, direction)
+            wi, ri, wb, rb = _weights(xp, w, r, b, direction)
+            first = 2 * hidden  # the rows of update and reset, then those of the hidden gate
 
             def step(now: Any, states: tuple[Any, ...]) -> tuple[Any, ...]:
                 (h,) = states
-                update, reset = (f(_affine(xp, gate, now, h)) for gate in (update_gate, reset_gate))
+                given = xp.matmul(now, wi) + wb
+                update, reset = _by_gate(f(given[:, :first] + (xp.matmul(h, ri[:, :first]) + rb[:first])), hidden)
                 if self.linear_before_reset:
-                    recalled = reset * (xp.matmul(h, ri) + rb)
+                    recalled = reset * (xp.matmul(h, ri[:, first:]) + rb[first:])
                 else:
-                    recalled = xp.matmul(reset * h, ri) + rb
-                return ((1 - update) * g(xp.matmul(now, wi) + recalled + wb) + update * h,)
+                    recalled = xp.matmul(reset * h, ri[:, first:]) + rb[first:]
+                return ((1 - update) * g(given[:, first:] + recalled) + update * h,)
 
             return step
 
@@ -302,12 +301,13 @@ class Lstm(Recurrent):
 
         def cell(direction: int) -> Step:
             (f, g), (h,) = self.functions(xp, direction)[:2], self.replace(clip=None).functions(xp, direction)[2:]
-            gates = _weights(xp, w, r, b, direction)
+            wi, ri, wb, rb = _weights(xp, w, r, b, direction)
             peep = [0 if p is None else xp.wide(p[direction, k * hidden : (k + 1) * hidden]) for k in range(3)]
 
             def step(now: Any, states: tuple[Any, ...]) -> tuple[Any, ...]:
                 before, held = states
-                taken, shown, kept, new = (_affine(xp, gate, now, before) for gate in gates)
+                rows = xp.matmul(now, wi) + xp.matmul(before, ri) + wb + rb
+                taken, shown, kept, new = _by_gate(rows, hidden)
                 taken = f(taken + peep[0] * held)
                 kept = 1 - taken if self.input_forget else f(kept + peep[2] * held)
                 held = kept * held + taken * g(new)

@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar
 
 from espalier.ir import elements, zeros
-from espalier.ir.axes import Equation, shape_of
+from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element, Quantized
 from espalier.ir.op import In, Op, TypeContext, op
@@ -79,7 +79,7 @@ class Reduce(Op):
     def infer(self, ctx: TypeContext) -> list[Type]:
         found, element, rank = self.equation(ctx), self.element(ctx), ctx.rank("x")
         if found is not None:
-            return [TensorType(element, shape_of(found.results[0] or ()))]
+            return [TensorType(element, found.shapes()[0])]
         if rank is None:
             return [TensorType(element, None)]
         if self.keepdims:

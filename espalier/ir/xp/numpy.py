@@ -6,6 +6,7 @@ only what differs stands here.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import itertools
 import math
@@ -37,10 +38,14 @@ _OWN = {
 
 def __getattr__(name: str) -> Any:
     if name in _OWN:
-        return getattr(np, name)
-    if name in FORMULAS:
-        return functools.partial(FORMULAS[name], sys.modules[__name__])
-    raise AttributeError(f"no primitive is called {name!r}")
+        found = getattr(np, name)
+    elif name in FORMULAS:
+        found = functools.partial(FORMULAS[name], sys.modules[__name__])
+    else:
+        raise AttributeError(f"no primitive is called {name!r}")
+    if not hasattr(builtins, name):  # the functions below mean Python's own max
+        globals()[name] = found
+    return found
 
 
 def asarray(data: Any) -> Array:
@@ -384,7 +389,7 @@ def conv(
     x = x.reshape(n, groups, per_group, *x.shape[2:])
     w = w.reshape(groups, w.shape[0] // groups, per_group, *kernel)
     places, taps = math.prod(counts), math.prod(kernel)
-    if per_group > 1 and taps > 1 and n * groups * per_group * places * taps <= _UNROLLED:  # one product for all taps
+    if taps > 1 and n * groups * per_group * places * taps <= _UNROLLED:  # one product for all taps
         spatial = range(3 + len(kernel), 3 + 2 * len(kernel))
         moved = windows(x, kernel, strides, dilations, counts).transpose(0, 1, 2, *spatial, *range(3, 3 + len(kernel)))
         unrolled = moved.reshape(n, groups, per_group * taps, places)

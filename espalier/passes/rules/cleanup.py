@@ -181,8 +181,11 @@ class FoldConstants(Pass):
         if sum(array.nbytes for array in arrays) > most:
             context.reasons["the result would be too large"] += 1
             return None
+        arrays = [np.ascontiguousarray(array) if array.ndim else array for array in arrays]
+        for array in arrays:
+            array.flags.writeable = False  # nobody else has it: a constant need not copy it
         return [
-            constant_value(np.ascontiguousarray(array) if array.ndim else array, result.element, result.name)
+            constant_value(array, result.element, result.name)
             for array, result in zip(arrays, node.results, strict=True)
         ]
 
