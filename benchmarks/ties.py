@@ -13,8 +13,8 @@ way, one by one, as long as that leads closer: only ties, and what must change a
 is not how this was found but what it ends with, which is checked from the inputs to the outputs: one run of the
 original in which every quantizer rounds as it should, within the same slack as ever, and that gives the artifact's
 outputs. If a fault has moved those to where no choice of ties leads, there is no such run and nothing is proven; nor is
-it where none is found. What ties make of an output, as of a mean that many meet in, is right whatever made it: `changed`
-tells how many had to be taken the other way.
+it where none is found. An output that ties alone can make, as a mean that many meet in, counts as right whatever made
+it: `changed` tells how many had to be taken the other way.
 """
 
 from __future__ import annotations
