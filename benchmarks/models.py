@@ -46,7 +46,7 @@ from benchmarks.references import (
 
 BACKENDS = ("onnx", "tvm")
 QUICK = ("mnist_cntk", "kws_dscnn_alibaba", "TFC_2W2A", "jsc_three_layer_keras", "qonnx_residual_block")
-TOLERANCE = 1e-4
+TOLERANCE = ties.TOLERANCE
 
 
 def difference(wanted: Sequence[Arrays], found: Sequence[Arrays]) -> float:

@@ -68,7 +68,7 @@ def test_quantizers_of_weights_do_not_count(path: Path) -> None:
 def test_an_honest_artifact_is_proven(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     feed = {"x": RNG.standard_normal(SHAPE).astype(np.float32)}
     found = stepwise(path, path, feed, monkeypatch, tmp_path)
-    assert found == {"proven": True, "ties": 0, "of": 4 * 8 + 4 * 3, "distance": 0.0, "difference": 0.0}
+    assert found == {"proven": True, "ties": 0, "of": 4 * 8 + 4 * 3, "changed": 0, "distance": 0.0, "difference": 0.0}
 
 
 def test_a_tie_is_no_fault(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -84,6 +84,55 @@ def test_a_fault_is_no_tie(path: Path, name: str, monkeypatch: pytest.MonkeyPatc
     feed = {"x": 4 * RNG.standard_normal(SHAPE).astype(np.float32)}
     found = stepwise(path, altered(path, name, lambda w: w * np.float32(1.03)), feed, monkeypatch, tmp_path)
     assert not found["proven"] and found["reason"].startswith({"w": "q", "v": "y"}[name])
+
+
+@pytest.fixture
+def means(tmp_path: Path) -> tuple[Path, dict]:
+    """Rows, quantized in steps of 1/4 (twice), their means, and numbers of which half are ties."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["a"]),
+        helper.make_node("Neg", ["a"], ["b"]),
+        helper.make_node("QuantizeLinear", ["b", "s", "z"], ["r"]),
+        helper.make_node("DequantizeLinear", ["r", "s", "z"], ["c"]),
+        helper.make_node("ReduceMean", ["c"], ["y"], axes=[1], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (4,))],
+        [numpy_helper.from_array(np.float32(0.25), "s"), numpy_helper.from_array(np.int8(0), "z")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "means.onnx")
+    steps = np.array([[0.5, 1.5, 2.5, 3.5, 1, 2, 3, 4], [8.5, 0.5, 1.5, 9.5, 1, 2, 3, 4], [1] * 8, [2] * 8])
+    return tmp_path / "means.onnx", {"x": (steps / 4).astype(np.float32)}
+
+
+@pytest.mark.parametrize(("moved", "changed"), [((0, 0), 0), ((2, 0), 2), ((-2, 1), 3), ((-1, -2), 3), ((2, 2), 4)])
+def test_ties_are_found_that_lead_to_the_outputs(means: tuple[Path, dict], moved: tuple, changed: int) -> None:
+    """To even, two of the four ties of a row go up and two down: its sum may be two steps more or less."""
+    path, feed = means
+    wanted = -np.rint(4 * feed["x"]).mean(1) / 4 - np.array([*moved, 0, 0]) / 4 / 8
+    found = ties.stepwise(path, "onnx", [feed], [{"y": wanted.astype(np.float32)}])
+    assert found["proven"] and found["difference"] < 1e-6
+    assert found["ties"] == changed and found["changed"] == 2 * changed  # both quantizers' results
+
+
+@pytest.mark.parametrize("moved", [(3, 0, 0, 0), (0, -3, 0, 0), (0.5, 0, 0, 0), (0, 0, 1, 0), (2, 2, 0, -1)])
+def test_no_ties_are_found_that_lead_elsewhere(means: tuple[Path, dict], moved: tuple) -> None:
+    path, feed = means
+    wanted = -np.rint(4 * feed["x"]).mean(1) / 4 - np.array(moved) / 4 / 8
+    expected = [{"y": -np.rint(4 * feed["x"]).mean(1).astype(np.float32) / 4}]
+    row = compared(path, "onnx", {"random": [feed]}, {"random": expected}, {"random": [{"y": wanted}]})
+    assert not row["agrees"] and row["stepwise"]["random"]["difference"] > 1e-3
+
+
+def test_a_fault_beside_ties_is_no_tie(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Half the numbers of the first quantizer are ties, but no choice of them makes up for the second's weights."""
+    altered(path, "w", lambda w: np.eye(8, dtype=np.float32)).replace(path)
+    feed = {"x": (RNG.integers(-16, 16, SHAPE) / 8).astype(np.float32)}
+    found = stepwise(path, altered(path, "v", lambda w: w * np.float32(1.5)), feed, monkeypatch, tmp_path)
+    assert not found["proven"] and found["reason"].startswith("y")
 
 
 def test_outputs_are_measured_over_all_samples() -> None:
