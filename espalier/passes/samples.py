@@ -108,7 +108,8 @@ def _numbers(element: Element, shape: list[int], rng: np.random.Generator, mode:
     if mode == "zero":
         return np.zeros(shape, element.dtype)
     top = min(high, 100 if mode == "large" else 2)
-    return rng.integers(max(low, int(mode == "positive")), top + 1, shape).astype(element.dtype)
+    least = -top if mode == "large" else int(mode == "positive")
+    return rng.integers(max(low, least), top + 1, shape).astype(element.dtype)
 
 
 @functools.cache

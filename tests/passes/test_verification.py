@@ -10,7 +10,7 @@ import pytest
 from espalier.errors import UnsupportedError, VerificationError
 from espalier.ir import Builder, Graph, Node, Value
 from espalier.ir.execute import Allowance
-from espalier.ir.ops import Add, Conv, Mul, Neg, Relu, Slice
+from espalier.ir.ops import Abs, Add, Conv, Mul, Neg, Relu, Slice
 from espalier.ir.types import parse as type_of
 from espalier.passes import BITEXACT, REASSOCIATES, PassManager, manager, parse_spec, replay, samples
 from espalier.passes.base import PASSES, Context, Pass, Predicate, graph_pass, load_passes
@@ -52,6 +52,19 @@ def test_a_rule_that_is_wrong_for_one_number_is_caught() -> None:
     assert report.replayed == 1 and report.whole_model.startswith("well-formed")
     with pytest.raises(VerificationError, match="rewrite 2"):
         PassManager([parse_spec("drop_small_factors")]).run(products(1.0, 1.25))
+
+
+def test_a_rule_that_is_wrong_for_negative_integers_is_caught() -> None:
+    @rewrite(Abs, semantics=BITEXACT)
+    def drop_absolutes(node: Node, rewriter: Rewriter) -> Replacement:
+        """|x| is x, supposedly for every integer."""
+        return node.operand(0)
+
+    graph = Graph()
+    builder = Builder(graph)
+    graph.set_outputs([builder.abs(builder.input(type_of("i64[3, 4]"), "x"))], ["y"])
+    with pytest.raises(VerificationError, match="rewrite 1"):
+        PassManager([parse_spec("drop_absolutes")]).run(graph)
 
 
 def test_a_rule_that_is_wrong_for_one_known_content_is_caught() -> None:
