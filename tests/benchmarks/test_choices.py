@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.choices import given_choices, with_choices, with_exponentials
-from benchmarks.prune import agreement, through_onnxruntime
+from benchmarks.prune_models import agreement, through_onnxruntime
 from espalier.ir import Builder, Graph, TensorType, elements
 from espalier.ir.execute import execute
 
