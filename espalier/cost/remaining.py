@@ -11,7 +11,7 @@ import numpy as np
 
 from espalier.analysis.coupling import Coupling, Indices, extent_of
 from espalier.ir import Graph, Node, TensorType, Value
-from espalier.ir.axes import Binding
+from espalier.ir.axes import Binding, FromEnd
 from espalier.ir.constants import through
 from espalier.ir.dims import Dim, Dimension, product, substitute, symbols
 from espalier.ir.op import TypeContext
@@ -103,6 +103,8 @@ def measure(bound: Binding, chosen: Chosen) -> Any:
     """The extents that an attribute or operand is to hold."""
     if isinstance(bound, Variable | Product | Sum):
         return extent_of(bound, chosen)
+    if isinstance(bound, FromEnd):
+        return -extent_of(bound.term, chosen)
     return tuple(measure(part, chosen) for part in bound)
 
 

@@ -29,8 +29,15 @@ from espalier.ir import dims
 from espalier.ir.dims import Dimension, Shape
 from espalier.ir.terms import Product, Sum, Term, Variable, product, segments
 
-Binding: TypeAlias = "Term | Sequence[Binding]"
+Binding: TypeAlias = "Term | FromEnd | Sequence[Binding]"
 """What an attribute or a shape operand follows: the extent of a term, or a list of such."""
+
+
+@dataclass(frozen=True, eq=False)
+class FromEnd:
+    """Minus the extent of a term: what a negative bound of a slice follows, which counts from the end of the axis."""
+
+    term: Term
 
 
 @dataclass
@@ -73,6 +80,8 @@ class Equation:
             return found
 
         def bound(binding: Binding) -> Binding:
+            if isinstance(binding, FromEnd):
+                return FromEnd(again(binding.term))
             return again(binding) if isinstance(binding, Variable | Product | Sum) else [*map(bound, binding)]
 
         def variables(held: list[Variable]) -> list[Variable]:
@@ -425,6 +434,6 @@ def shape_of(terms: Sequence[Term]) -> Shape:
 
 
 __all__ = [
-    "Binding", "DeclarationError", "Equation", "WindowRule", "broadcast_extent", "declare", "parse", "shape_of",
-    "undescribed",
+    "Binding", "DeclarationError", "Equation", "FromEnd", "WindowRule", "broadcast_extent", "declare", "parse",
+    "shape_of", "undescribed",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 With labels the loss is cross-entropy (of the first output; its last axis are the classes). Without, it is the energy of
 the outputs, ½·mean y²: what changes it changes what the model says, and unlike the distance to the model's own outputs
-it has a gradient where the model stands.
+it has a gradient where the model stands. Scores that a mask has set to −∞ count as 0 there.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def gather(
         made_up: the data are noise: the same, for another reason.
 
     Raises:
-        InputError: E206 for data or labels that don't fit; E223 if outputs or gradients are not finite; E226 if no
-            output can be differentiated.
+        InputError: E206 for data or labels that don't fit; E223 if outputs (but for some that are −∞) or gradients are
+            not finite; E226 if no output can be differentiated.
     """
     if set(needs) == {"costs"}:
         return Evidence(costs=removal_costs(coupling, pieces_of(coupling.graph, data, samples), made_up=made_up))
@@ -144,7 +144,8 @@ def _losses(names: Sequence[str], outputs: Sequence[Any], piece: Batch) -> tuple
         n: y for n, y in zip(names, outputs, strict=True) if isinstance(y, torch.Tensor) and y.is_floating_point()
     }
     for name, output in floats.items():
-        if not torch.isfinite(output).all():
+        finite = torch.isfinite(output)
+        if not (finite | torch.isneginf(output)).all() or not (finite.any() or output.numel() == 0):
             raise InputError("E223", f"output {name!r} of the model is not finite on the data", node=name)
     if piece.labels is not None:
         if not outputs or not isinstance(outputs[0], torch.Tensor) or not outputs[0].is_floating_point():
@@ -154,7 +155,7 @@ def _losses(names: Sequence[str], outputs: Sequence[Any], piece: Batch) -> tuple
         raise InputError("E226", "no output is a float, so that there is no gradient")
     losses = torch.zeros(len(piece), dtype=torch.float64)
     for output in floats.values():
-        energy = 0.5 * output.double() ** 2
+        energy = 0.5 * torch.where(torch.isneginf(output), 0, output).double() ** 2
         if output.ndim and len(output) == len(piece):
             losses = losses + energy.reshape(len(piece), -1).mean(1)
         else:  # no axis of samples

@@ -491,6 +491,20 @@ class SteppedChannels(nn.Module):
         return self.head(self.b(x) + x[:, ::2])
 
 
+@network((2, 5, 3))
+class FromEnd(nn.Module):
+    """Parts of an axis whose bounds count from its end, as routed and shared experts lie in the logits of a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed = nn.Linear(3, 24)
+        self.first, self.middle, self.last = nn.Linear(10, 4), nn.Linear(8, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mixed(x)
+        return self.first(y[..., :-14].relu()) + self.middle(y[..., -14:-6]) + self.last(y[..., -6:].tanh())
+
+
 @network((4, 3))
 class ResidualLinear(nn.Module):
     """One coordinate that one layer both sums over and makes."""

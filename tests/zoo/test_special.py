@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import espalier
-from benchmarks.prune import examine
+from benchmarks.prune_models import examine
 from benchmarks.zoo.special import INPUTS, build
 from espalier.ir import Graph
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from espalier.ir import dims, elements, zeros
-from espalier.ir.axes import Binding, Equation
+from espalier.ir.axes import Binding, Equation, FromEnd
 from espalier.ir.dims import Dimension, Shape
 from espalier.ir.op import In, Ins, Op, OperandError, Outs, TypeContext, op
 from espalier.ir.ops.movement import (
@@ -279,18 +279,27 @@ class Slice(Op):
         return xp.flip(data, axis=tuple(reversed_axes)) if reversed_axes else data
 
 
+def _counts_from_end(bound: Dimension) -> bool:
+    most = dims.lower_bound(-bound)
+    return most is not None and 0 < most < INFINITE
+
+
 def _sliced(
     extent: Dimension, begin: Dimension, count: Dimension, start: Dimension, end: Dimension, step: int
-) -> tuple[Term, Term, Term, Term]:
+) -> tuple[Term, Term, Binding, Binding]:
     """The axis, the axis of the result, and what the bounds `start` and `end` follow."""
+    back = _counts_from_end(start)
     if begin == 0 and count == extent and step == 1:
         whole = Variable(extent)
-        return whole, whole, Sum(()), whole
+        return whole, whole, FromEnd(whole) if back else Sum(()), whole
     if step == 1:
         before, kept, after = Variable(begin), Variable(count), Variable(extent - count - begin)
-        return segments(before, kept, after), kept, before, segments(before, kept)
+        first = FromEnd(segments(kept, after)) if back else before
+        last = FromEnd(after) if _counts_from_end(end) else segments(before, kept)
+        return segments(before, kept, after), kept, first, last
     if (
         isinstance(begin, int)
+        and not back
         and 0 <= begin < step
         and count == dims.floor_divide(extent, step) != 1
         and (dims.modulo(extent, step) == 0)

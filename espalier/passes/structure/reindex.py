@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from espalier.analysis.coupling import Coupling, Indices, Unit, describe, extent_of, positions
+from espalier.analysis.coupling import Coupling, Indices, Unit, describe, positions
+from espalier.cost.remaining import measure
 from espalier.errors import InputError
 from espalier.ir import Builder, Graph, Node, Value, constant_value
-from espalier.ir.axes import Binding
+from espalier.ir.axes import Binding, FromEnd
 from espalier.ir.constants import Constant, constant
 from espalier.ir.dims import floor_divide, product
 from espalier.ir.inference import infer_node
@@ -116,19 +117,14 @@ def replace_here(graph: Graph, old: Value, new: Constant) -> list[Node]:
 def _has(bound: Binding, chosen: Mapping[Variable, Indices]) -> bool:
     if isinstance(bound, Variable | Product | Sum):
         return any(leaf in chosen for leaf in leaves(bound))
+    if isinstance(bound, FromEnd):
+        return _has(bound.term, chosen)
     return any(_has(part, chosen) for part in bound)
-
-
-def _measure(bound: Binding, chosen: Mapping[Variable, Indices]) -> Any:
-    """The extents that an attribute or operand is to hold."""
-    if isinstance(bound, Variable | Product | Sum):
-        return extent_of(bound, chosen)
-    return tuple(_measure(part, chosen) for part in bound)
 
 
 def _follow(graph: Graph, node: Node, followers: Mapping[str, Binding], chosen: Mapping[Variable, Indices]) -> None:
     """Give attributes and operands that hold extents the new ones."""
-    attributes = {name: _measure(bound, chosen) for name, bound in followers.items() if name in node.op.defaults}
+    attributes = {name: measure(bound, chosen) for name, bound in followers.items() if name in node.op.defaults}
     if attributes:
         graph.set_op(node, node.op.replace(**attributes))
     for name, bound in followers.items():
@@ -144,7 +140,7 @@ def _extents(graph: Graph, node: Node, old: Value, bound: Binding, chosen: Mappi
         raise InputError("E221", f"the extents that {describe(node)} reads are not known", node=node.op.name)
     if old.constant is not None:
         pairs = zip(content.reshape(-1).tolist(), bound, strict=True)
-        fresh = [_measure(part, chosen) if entry == _measure(part, {}) else entry for entry, part in pairs]
+        fresh = [measure(part, chosen) if entry == measure(part, {}) else entry for entry, part in pairs]
         return constant_value(np.array(fresh, content.dtype).reshape(content.shape), name=old.name)
     columns = zip(*(_correction(node, part, chosen) for part in bound), strict=True)
     divisor, factor, offset = (constant_value(np.array(c, np.int64).reshape(content.shape)) for c in columns)
@@ -155,14 +151,15 @@ def _extents(graph: Graph, node: Node, old: Value, bound: Binding, chosen: Mappi
 
 def _correction(node: Node, bound: Binding, chosen: Mapping[Variable, Indices]) -> tuple[int, int, int]:
     """Numbers d, f, o such that extent / d · f + o is the new extent, whatever the symbols in it are."""
-    was, new = _measure(bound, {}), _measure(bound, chosen)
+    was, new = measure(bound, {}), measure(bound, chosen)
     if isinstance(was, int) and isinstance(new, int):
         return 1, 0, new
     if isinstance(difference := new - was, int):
         return 1, 1, difference
-    factors = flatten(bound, Product) if isinstance(bound, Variable | Product | Sum) else []
+    term = bound.term if isinstance(bound, FromEnd) else bound
+    factors = flatten(term, Product) if isinstance(term, Variable | Product | Sum) else []
     static = [factor for factor in factors if isinstance(factor.extent, int)]
-    divisor, factor = (product(_measure(part, held) for part in static) for held in ({}, chosen))
+    divisor, factor = (product(measure(part, held) for part in static) for held in ({}, chosen))
     if isinstance(divisor, int) and isinstance(factor, int) and divisor and floor_divide(was, divisor) * factor == new:
         return divisor, factor, 0
     raise InputError("E221", f"the extent {was} that {describe(node)} reads cannot follow to {new}", node=node.op.name)

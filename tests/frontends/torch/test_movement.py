@@ -51,6 +51,7 @@ VIEWS = Family(
     unbind=(lambda x: x.unbind(1), X),
     cat=(lambda x: torch.cat([x, x + 1], 1), X),
     cat_empty=(lambda x: torch.cat([torch.zeros(0), x[0, 0]], 0), X),
+    cat_empty_of_another_rank=(lambda x: torch.cat([torch.zeros(0), x, x + 1], 2), X),
     cat_promotes=(lambda x, b: torch.cat([x, b], 1), M, B),
     stack=(lambda x: torch.stack([x, -x], -1), X),
     flip=(lambda x: x.flip(0, 2), X),

@@ -101,6 +101,33 @@ def test_taylor(labels: np.ndarray | None, form: str) -> None:
     np.testing.assert_allclose(found, wanted.detach(), rtol=1e-4)
 
 
+class Masked(nn.Module):
+    """Scores of which a mask sets some to a number that is not finite."""
+
+    def __init__(self, fill: float, masked: list[bool]) -> None:
+        super().__init__()
+        self.net, self.fill = net(), fill
+        self.register_buffer("masked", torch.tensor(masked))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x).masked_fill(self.masked, self.fill)
+
+
+def test_masked_scores_say_nothing() -> None:
+    module = Masked(-np.inf, [True, False, False, True])
+    (0.5 * (module.net(images())[:, 1:3] ** 2).sum(1) / 4).mean().backward()
+    wanted = sum(by_index((w * w.grad).abs(), axis) for w, axis in everything(module.net))
+    found = scores("taylor", module, None)["net.first.weight.0"]
+    np.testing.assert_allclose(found, wanted.detach(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("fill", "count"), [(np.inf, 1), (np.nan, 1), (-np.inf, 4)])
+def test_outputs_that_are_not_finite_are_refused(fill: float, count: int) -> None:
+    with pytest.raises(InputError) as caught:
+        scores("taylor", Masked(fill, [k < count for k in range(4)]), None)
+    assert caught.value.code == "E223"
+
+
 @pytest.mark.parametrize("labels", [LABELS, None])
 def test_obd_squares_the_gradient_of_each_sample(labels: np.ndarray | None) -> None:
     module = net()

@@ -121,10 +121,7 @@ def unbind(s: Scope, x: Value, dim: int = 0) -> tuple[Value, ...]:
 @lowers("aten.cat.default", "aten.concat.default", "aten.concatenate.default")
 def cat(s: Scope, values: Sequence[Value], dim: int = 0) -> Value:
     # torch skips empty vectors whatever the rank of the others
-    kept = [
-        value for value in values if not (s.rank == 1 or tuple(s.shape_of(value)) != (0,)) or s.shape_of(value) != (0,)
-    ]
-    kept = kept or list(values)
+    kept = [value for value in values if s.rank == 1 or tuple(s.shape_of(value)) != (0,)]
     return s.concat([s.cast(value, s.element) for value in kept], s.axis(dim, s.rank))
 
 
