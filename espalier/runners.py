@@ -31,7 +31,7 @@ from espalier.ir.types import parse as parse_type
 from espalier.passes.base import parse_spec
 from espalier.passes.manager import PassManager
 from espalier.passes.pipelines import CLEANING
-from espalier.passes.samples import NoSample, Trial, shapes_of, try_sizes
+from espalier.passes.samples import NoSample, Trial, sensitivity, shapes_of, try_sizes
 from espalier.runtime.manifest import TensorSpec
 from espalier.runtime.manifest import to_json as manifest_json
 from espalier.train.agreement import disagreement
@@ -51,6 +51,8 @@ class Runner:
     call: Callable[[Arrays], Arrays]
     shapes: Collection[Sequence[Dimension]] = ()
     """Shapes of what is computed, in terms of the inputs' symbols."""
+    graph: Graph | None = None
+    """The graph that it executes, if it does."""
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         order, names = [value.name for value in self.inputs], list[str]()
@@ -85,7 +87,7 @@ def open_runner(path: Path, *, threads: int | None = None, trust: bool = False) 
         shapes = [type.shape for type in outputs if isinstance(type, TensorType) and type.shape is not None]
         return Runner(str(path), loaded.manifest.engine, inputs, loaded, shapes)
     graph = frontends.load(path, **({"trust": True} if trust else {}))
-    return Runner(str(path), "reference", tuple(graph.inputs), partial(run_graph, graph), shapes_of(graph))
+    return Runner(str(path), "reference", tuple(graph.inputs), partial(run_graph, graph), shapes_of(graph), graph)
 
 
 def check_threads(threads: int | None) -> None:
@@ -346,7 +348,8 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Largest difference per output over all data (or made-up inputs), relative to the largest element.
 
-    NaN agrees with NaN, and an infinite number with itself. Raises InputError if all outputs are empty.
+    NaN agrees with NaN, and an infinite number with itself. Where no tolerance is given and the first is a model, an
+    output may differ by what rounding in it moves (see `sensitivity`). Raises InputError if all outputs are empty.
     """
     if tolerance is not None and not tolerance >= 0:
         raise InputError("E201", f"the tolerance must be at least 0, not {tolerance}")
@@ -355,6 +358,7 @@ def compare(
         raise InputError("E201", f"{a} has {len(first.inputs)} inputs, {b} has {len(second.inputs)}")
     names = [[value.name for value in runner.inputs] for runner in (first, second)]
     rows: dict[str, dict[str, Any]] = {}
+    tied = first.graph if tolerance is None and first.graph is not None and first.graph.is_deterministic else None
     for inputs in _feeds(first, second, data, seed):
         wanted, found = (
             each(dict(zip(of, inputs, strict=True))) for each, of in zip((first, second), names, strict=True)
@@ -364,17 +368,29 @@ def compare(
         for position, (name, array) in enumerate(wanted.items()):
             other = found[name] if name in found else list(found.values())[position]
             row = rows.setdefault(
-                name, {"output": name, "difference": 0.0, "limit": 0.0, "agrees": True, "elements": 0}
+                name, {"output": name, "difference": 0.0, "limit": 0.0, "agrees": True, "elements": 0, "misfit": None}
             )
             difference, limit = disagreement(array, other)
-            row["limit"] = limit if tolerance is None else tolerance
+            limit = limit if tolerance is None else tolerance
+            if not difference <= limit and tied is not None and np.shape(array) == np.shape(other):
+                with suppress(NoSample, EspalierError):
+                    limit = max(limit, 2 * sensitivity(tied, inputs, list(wanted.values()), position, seed))
+            row["agrees"] &= difference <= limit
+            row["limit"] = max(row["limit"], limit)
             row["difference"] = max(row["difference"], math.inf if math.isnan(difference) else difference)
-            row["agrees"] = row["difference"] <= row["limit"]
             row["elements"] += int(np.size(array))
+            row["misfit"] = row["misfit"] or _misfit(array, other)
     if all(row["agrees"] and not row["elements"] for row in rows.values()):
         message = f"nothing was compared: all outputs of {a} are empty on these inputs"
         raise InputError("E206" if data else "E212", message, hint="Give other inputs with --data.")
     return list(rows.values())
+
+
+def _misfit(a: Any, b: Any) -> str | None:
+    """What makes two outputs incomparable, in words; None if nothing does."""
+    (a, b), kinds = (np.asarray(a), np.asarray(b)), ("biu", "fV", "c", "OSU")
+    apart = next(k for k in kinds if a.dtype.kind in k) != next(k for k in kinds if b.dtype.kind in k)
+    return f"{a.dtype}{list(a.shape)} against {b.dtype}{list(b.shape)}" if apart or a.shape != b.shape else None
 
 
 def _feeds(first: Runner, second: Runner, data: str | None, seed: int) -> Iterator[Sequence[Any]]:

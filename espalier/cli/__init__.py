@@ -7,6 +7,7 @@ gate failed; 130 interrupted.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -209,12 +210,13 @@ def verify(
 
     rows = compare(a, b, data=data, tolerance=tolerance, seed=seed, trust=trust)
     lines = [
-        f"{row['output']}: off by {row['difference']:.3g} (limit {row['limit']:g})"
+        f"{row['output']}: {row['misfit'] or 'off by {:.3g} (limit {:g})'.format(row['difference'], row['limit'])}"
         if row["elements"] or not row["agrees"] else f"{row['output']}: empty, so there was nothing to compare"
         for row in rows
     ]  # fmt: skip
     apart = [row for row in rows if not row["agrees"]]
-    show({"agree": not apart, "outputs": rows}, json, [*lines, *([] if apart else ["They agree."])])
+    found = [{**row, "difference": row["difference"] if math.isfinite(row["difference"]) else None} for row in rows]
+    show({"agree": not apart, "outputs": found}, json, [*lines, *([] if apart else ["They agree."])])
     if apart:
         worst = max(apart, key=lambda row: float(row["difference"]))
         print(f"E605: {a} and {b} do not agree: output {plain(worst['output'])!r} differs most", file=sys.stderr)

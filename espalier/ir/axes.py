@@ -207,7 +207,10 @@ def declare(
 
 
 class _Declared(Equation):
-    """The equation of a declaration. Its terms are made when something asks for them; types need the shapes alone."""
+    """The equation of a declaration. Its terms are made when something asks for them; types need the shapes alone.
+
+    Until then it belongs to one thread.
+    """
 
     def __init__(
         self,
@@ -226,11 +229,15 @@ class _Declared(Equation):
         if name not in ("operands", "results", "letters", "bound", "normalized", "windows"):
             raise AttributeError(f"an equation has no {name!r}")
         solver = self._solver
-        self.operands = [None if shape is None else solver.terms(axes, shape) for axes, shape in self._operand_axes]
-        self.results = [solver.terms(axes, None) for axes in self._result_axes]
-        self.letters, self.windows = solver.letters, solver.windows
-        self.bound = {attribute: solver.letters[letter][0] for attribute, letter in self._bound.items()}
-        self.normalized = [variable for letter in self._normalizes for variable in solver.letters.get(letter, ())]
+        made: dict[str, Any] = {
+            "operands": [None if shape is None else solver.terms(axes, shape) for axes, shape in self._operand_axes],
+            "results": [solver.terms(axes, None) for axes in self._result_axes],
+        }
+        letters = made["letters"] = solver.letters
+        made["windows"] = solver.windows
+        made["bound"] = {attribute: letters[letter][0] for attribute, letter in self._bound.items()}
+        made["normalized"] = [variable for letter in self._normalizes for variable in letters.get(letter, ())]
+        self.__dict__.update({**made, **self.__dict__})  # what an operator has set itself stays
         return self.__dict__[name]
 
     def shapes(self) -> list[Shape | None]:

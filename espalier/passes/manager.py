@@ -18,7 +18,7 @@ from espalier.ir.clone import Snapshot, clone
 from espalier.ir.garbage import few_collections
 from espalier.passes.base import Context, Pass, order
 from espalier.passes.replay import Replayer
-from espalier.passes.samples import NoSample, Trial, run_within, sensitivity, try_graph
+from espalier.passes.samples import NoSample, Trial, check_seed, run_within, sensitivity, try_graph
 from espalier.train.agreement import TOLERANCE, disagreement
 from espalier.train.measure import in_words, measure
 
@@ -115,6 +115,7 @@ class PassManager:
         """Change the graph in place. Raises VerificationError if a pass breaks its promise."""
         if self.verify not in get_args(VerifyLevel):
             raise InputError("E201", f"verify={self.verify!r} is none of {', '.join(get_args(VerifyLevel))}")
+        check_seed(self.seed)
         if self.stop_after is not None and self.stop_after < 0:
             raise InputError("E201", f"stop_after={self.stop_after} is negative")
         names = {each.name for each in self.passes}

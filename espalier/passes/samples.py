@@ -37,6 +37,12 @@ SAMPLES = 8
 """How many samples of given data a check runs on."""
 
 
+def check_seed(seed: int) -> None:
+    """Raise InputError E201 for a seed that numpy would not take."""
+    if seed < 0:
+        raise InputError("E201", f"the seed must be at least 0, not {seed}")
+
+
 class NoSample(Exception):
     """No array can be made for an input; the text says why."""
 
@@ -192,6 +198,7 @@ def try_sizes(
     Raises:
         NoSample: none of the sizes will do; the text says why the first did not.
     """
+    check_seed(seed)
     names = {name for value in values for dim in value.shape or () for name in symbols(dim)}
     dims = {dim for shape in shapes for dim in shape if symbols(dim) and symbols(dim) <= names}
     possible, hollow = list[dict[str, int]](), list[dict[str, int]]()

@@ -73,8 +73,10 @@ class Data:
         """The batches as the source gives them. Raises InputError E206 for data that don't fit, naming the array."""
         empty = True
         for pair in self._pairs():
-            empty = False
-            yield self._batch(pair)
+            batch = self._batch(pair)
+            if len(batch) or any(0 in (value.shape or ())[:1] for value in self.inputs):
+                empty = False
+                yield batch
         if empty:
             hint = "An iterator is used up after it was read once: give a list, or a function." if _once(self) else None
             raise InputError("E206", f"{_named(self.source)} holds no data", hint=hint)

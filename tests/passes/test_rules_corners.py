@@ -11,11 +11,12 @@ import pytest
 from espalier.backends.onnx import to_model
 from espalier.errors import InternalError, VerificationError
 from espalier.ir import Builder, Graph, Node, Value
+from espalier.ir import op as operators
 from espalier.ir.clone import clone
 from espalier.ir.dims import symbol
 from espalier.ir.elements import F8E4M3FN, F16, F32, I32, I64, U8
 from espalier.ir.execute import execute
-from espalier.ir.ops import LayerNorm, Relu, Split
+from espalier.ir.ops import LayerNorm, Relu, Split, TopK
 from espalier.ir.types import parse as type_of
 from espalier.ir.xp import numpy as xp
 from espalier.passes import PassManager, parse_spec
@@ -303,3 +304,40 @@ def test_an_exception_in_a_rule_names_it(m: Model) -> None:
         assert caught.value.code == "E903"
     finally:
         del PASSES["divide_by_nothing"], RULES["divide_by_nothing"]
+
+
+def test_what_an_operator_uses_again_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference code of others may answer from an array that it fills anew each time."""
+    monkeypatch.setattr(operators, "OPS", {**operators.OPS})
+    scratch = np.zeros(8, np.float32)
+
+    @operators.op("doubled_in_place")
+    class Doubled(operators.Op):
+        x: operators.In
+        axes = "n -> n"
+
+        def reference(self, xp: Any, x: Any) -> Any:
+            scratch[:4] = xp.asarray(x) * 2
+            return scratch[:4]
+
+    graph = Graph()
+    builder = Builder(graph)
+    x = builder.input(type_of("f32[4]"), "x")
+    twice = [builder.node(Doubled(), [np.full(4, k, np.float32)]).results[0] for k in (1, 2)]
+    graph.set_outputs([builder.add(x, each) for each in twice], ["a", "b"])
+    report = PassManager([parse_spec("fold_constants")]).run(graph)
+    assert report.rewrites == 2 and scratch.flags.writeable
+    a, b = execute(graph, [np.zeros(4, np.float32)])
+    np.testing.assert_array_equal([a[0], b[0]], [2, 4])
+
+
+def test_what_is_folded_keeps_nothing_larger_alive() -> None:
+    graph = Graph()
+    builder = Builder(graph)
+    node = builder.node(TopK(), [np.arange(1000, dtype=np.float32), np.array([1])])
+    graph.set_outputs([node.results[0]], ["y"])
+    PassManager([parse_spec("fold_constants")]).run(graph)
+    array = graph.outputs[0].array
+    while array.base is not None:
+        array = array.base
+    assert array.nbytes == 4

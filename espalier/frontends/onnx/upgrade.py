@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from espalier.errors import InputError
-from espalier.frontends.onnx import tensors
+from espalier.frontends.onnx import schemas, tensors
 from espalier.frontends.onnx.site import Refused, Site, adapter, scalar
 from espalier.ir import elements
 from espalier.ir.graph import Value, constant_value
@@ -21,7 +21,8 @@ I64 = elements.I64
 @adapter("Constant")
 def constant(site: Site) -> Sequence[Value]:
     """A constant of the graph, whichever attribute holds it."""
-    given = {name: value for name, value in site.attributes.items() if value is not None}
+    formals = schemas.formal_attributes(site.domain, site.op_type, site.version)
+    given = {name: value for name, value in site.attributes.items() if value is not None and name in formals}
     if len(given) != 1:
         raise InputError("E116", "Constant needs exactly one value", node=site.location)
     ((name, value),) = given.items()

@@ -183,7 +183,8 @@ class FoldConstants(Pass):
             return None
         arrays = [np.ascontiguousarray(array) if array.ndim else array for array in arrays]
         for array in arrays:
-            array.flags.writeable = False  # nobody else has it: a constant need not copy it
+            if array.flags.owndata and type(node.op).__module__.startswith("espalier."):
+                array.flags.writeable = False  # our operators keep no arrays: a constant need not copy it
         return [
             constant_value(array, result.element, result.name)
             for array, result in zip(arrays, node.results, strict=True)

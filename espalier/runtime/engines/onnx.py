@@ -67,7 +67,7 @@ class OnnxEngine:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise ArtifactError("E712", f"onnxruntime cannot load {section.model!r}: {error}") from error
+            raise ArtifactError("E712", f"onnxruntime cannot load {section.model!r}: {_text(error)}") from error
         names = {value.name for value in self._session.get_outputs()}
         if missing := [spec.name for spec in self._outputs if spec.name not in names]:
             raise ArtifactError("E702", f"the model has no output {missing[0]!r}, which the manifest lists")
@@ -82,8 +82,12 @@ class OnnxEngine:
             wrapped = {spec.name: _to_value(feeds[spec.name], spec) for spec in self._inputs}
             values = self._session.run_with_ort_values(names, wrapped)
         except Exception as error:
-            raise ArtifactError("E712", f"onnxruntime failed: {error}") from error
+            raise ArtifactError("E712", f"onnxruntime failed: {_text(error)}") from error
         return [_from_value(value, spec) for value, spec in zip(values, self._outputs, strict=True)]
+
+
+def _text(error: Exception) -> str:
+    return "; ".join(filter(None, map(str.strip, str(error).splitlines())))
 
 
 def load(files: ArtifactFiles, threads: int) -> OnnxEngine:

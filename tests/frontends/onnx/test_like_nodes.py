@@ -107,6 +107,14 @@ def test_a_broken_constant_is_refused(change: Any, message: str) -> None:
         espalier.load(model([node, helper.make_node("Add", ["x", "c"], ["y"])], ["y"]))
 
 
+def test_private_attributes_of_a_constant_say_nothing() -> None:
+    add = helper.make_node("Add", ["x", "c"], ["y"])
+    noted = helper.make_node("Constant", [], ["c"], value_float=2.0, _note=1)
+    assert operators(espalier.load(model([noted, add], ["y"]))) == ["add"]
+    with pytest.raises(InputError, match="Constant needs exactly one value"):
+        espalier.load(model([helper.make_node("Constant", [], ["c"], _note=1), add], ["y"]))
+
+
 def test_numbers_of_a_constant_need_an_opset_that_has_them() -> None:
     nodes = [helper.make_node("Constant", [], ["c"], value_ints=[3, 2]), helper.make_node("Reshape", ["x", "c"], ["y"])]
     assert operators(espalier.load(model(nodes, ["y"], opset=12))) == ["reshape"]

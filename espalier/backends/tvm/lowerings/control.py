@@ -15,6 +15,7 @@ from espalier.backends.tvm.tensor import Expr, Program, Tensor, Untraceable
 from espalier.backends.tvm.trace import Region, lowers
 from espalier.errors import UnsupportedError
 from espalier.ir.graph import Node
+from espalier.ir.types import TensorType
 
 UNROLLED = 512
 """Passes of a loop beyond which it is refused rather than unrolled."""
@@ -35,7 +36,9 @@ def branches(node: Node, cond: Any, *captures: Any) -> Any:
     for a, b in zip(then, other, strict=True):
         if a.shape != b.shape or a.element != b.element:
             raise UnsupportedError(
-                "E407", f"the branches of an If give {a} and {b}, and the TVM backend needs one type",
+                "E407",
+                f"the branches of an If give {TensorType(a.element, a.shape)} and {TensorType(b.element, b.shape)}, "
+                "and the TVM backend needs one type",
                 node=node.op.name, source=node.location, hint="Give both branches results of one shape.",
             )  # fmt: skip
         chosen = PRIMITIVES["reshape"](cond, (1,) * a.ndim)
