@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-OBJECTS = 200_000
+OBJECTS = 1_000_000
 """New objects after which a collection looks for garbage among them."""
 
 

@@ -363,16 +363,19 @@ class _Driver:
                 neighbours += old.uses
                 if new.producer is not None and (new.name == "" or new.producer in amended):
                     new.name = old.name
-                learned = not alike or (old.content is None and new.known is not None)
+                holds = new.content is not None or (new.constant is not None and new.known is not None)
+                learned = not alike or (holds and old.content is None)
                 graph.replace(old, new)
                 if learned:
                     neighbours += propagate(graph, new)
-        sources = self._erase_dead(root)
+        sources = self._erase_dead(root, amended)
         if amended or rewriter.created:
-            where = Location.merged([*sources, *[node.location for node in amended]], rule.name)
+            sources += [node.location for node in amended]
+            where = Location.merged(sources, rule.name)
             for node, constants in amended.items():
                 self._amend(node, constants, where)
-            self._settle(rewriter.created, where)
+            if rewriter.created:
+                self._settle(rewriter.created, where)
         for user in neighbours:
             if isinstance(user, Node) and user.graph is graph:
                 self._enqueue(user)
@@ -416,12 +419,15 @@ class _Driver:
         node.location = where
         self._enqueue(node)
 
-    def _erase_dead(self, root: Node) -> list[Location]:
-        """Remove a node whose results nobody uses, and its producers that are dead by that; where they came from."""
+    def _erase_dead(self, root: Node, amended: Mapping[Node, Any]) -> list[Location]:
+        """Remove a node whose results nobody uses, and its producers that are dead by that; where they came from.
+
+        Amended ones have taken over users, all of which are looked at again.
+        """
         graph, sources, stack = self.graph, [root.location], [root]
         while stack:
             node = stack.pop()
-            if node.graph is not graph:
+            if node.graph is not graph or node in amended:
                 continue
             for result in node.results:
                 if result.uses:
