@@ -31,7 +31,7 @@ from benchmarks.common import Benchmark, data_folder
 TOOLS = ("espalier", "onnxslim", "onnxsim")
 QUICK = ("mnist_cntk", "akamaster_resnet20_cifar10", "ultraface_rfb320", "resnet", "mobilenet_v2", "lstm", "vit")
 TOLERANCE = 1e-4
-ROUNDS, QUICK_ROUNDS = 5, 1
+ROUNDS, QUICK_ROUNDS = 11, 1
 
 
 # ---- one tool, in a process of its own -------------------------------------------------------------------------
@@ -212,7 +212,10 @@ def measure(benchmark: Benchmark, folder: Path, quick: bool) -> dict[str, dict[s
         rows[path.stem] = {"before": node_count(model), "standard": standard(model), "runs": runs(path)}
     seconds: dict[tuple[str, str], list[float]] = {}
     ended: dict[str, str] = {}
-    for tool in TOOLS * (QUICK_ROUNDS if quick else ROUNDS):
+    turns = [
+        TOOLS[(first + k) % len(TOOLS)] for first in range(QUICK_ROUNDS if quick else ROUNDS) for k in range(len(TOOLS))
+    ]
+    for tool in turns:
         for row in turn(tool, paths, folder, ended):
             rows[row["model"]][tool] = row
             seconds.setdefault((row.pop("model"), tool), []).append(row.get("seconds", math.nan))

@@ -221,15 +221,34 @@ def floor_divide(a: Dimension, b: Dimension) -> Dimension:
     return _atom("floordiv", "", a, b)
 
 
-def _nested_floor(rest: Dimension, divisor: int) -> Dimension:
-    """⌊⌊x/a⌋/b⌋ = ⌊x/(a·b)⌋."""
-    if isinstance(rest, Dim) and len(rest.terms) == 1:
+def _nested_floor(rest: Dim, divisor: int) -> Dimension:
+    """⌊rest/divisor⌋, with ⌊⌊x/a⌋/b⌋ = ⌊x/(a·b)⌋."""
+    if (exact := _without_remainder(rest, divisor)) is not None:
+        return exact
+    if len(rest.terms) == 1:
         monomial, coefficient = rest.terms[0]
         if coefficient == 1 and len(monomial) == 1 and monomial[0][1] == 1 and monomial[0][0].kind == "floordiv":
             inner, inner_divisor = monomial[0][0].operands
             if isinstance(inner_divisor, int):
                 return floor_divide(inner, inner_divisor * divisor)
     return _atom("floordiv", "", rest, divisor)
+
+
+def _without_remainder(rest: Dim, divisor: int) -> Dimension | None:
+    """rest/divisor where a modulo in it takes the remainder away, as x − x mod a is a multiple of a; None otherwise."""
+    for monomial, coefficient in rest.terms:
+        if not monomial or monomial[0][0].kind != "mod" or (coefficient + 1) % divisor:
+            continue
+        (atom, power), *others = monomial
+        dividend, modulus = atom.operands
+        if others or power != 1 or not isinstance(modulus, int) or modulus % divisor:
+            continue
+        remainder = _atom(*atom[:2], *atom.operands)
+        left = _divide_exactly(rest - remainder * coefficient - dividend, divisor)
+        if left is not None:
+            whole = floor_divide(dividend, modulus) * (modulus // divisor)
+            return left + whole + remainder * ((coefficient + 1) // divisor)
+    return None
 
 
 def modulo(a: Dimension, b: Dimension) -> Dimension:
@@ -242,6 +261,8 @@ def modulo(a: Dimension, b: Dimension) -> Dimension:
         return 0
     if isinstance(b, int) and isinstance(a, Dim):
         a = _canonical({monomial: value % b for monomial, value in a.terms})
+        if isinstance(a, Dim) and _without_remainder(a, b) is not None:
+            return 0
     return a % b if isinstance(a, int) and isinstance(b, int) else _atom("mod", "", a, b)
 
 

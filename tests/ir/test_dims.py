@@ -118,6 +118,9 @@ def test_equal_expressions_are_equal() -> None:
     assert type(n - n) is int
     assert (n // 2) // 3 == n // 6
     assert (n * 4 + 3) % 4 == 3
+    assert (n + 3 - (n + 3) % 4) // 4 == (n + 3) // 4
+    assert (n * 5 + m - (n + m) % 4) // 2 == (n + m) // 4 * 2 + n * 2
+    assert (n - n % 4) % 2 == 0
     assert dims.minimum(n, n + 1) == n
     assert dims.maximum(n, n + 1) == n + 1
     assert dims.ceil_divide(n * 4 - 1, 2) == n * 2

@@ -140,8 +140,9 @@ class Scope:
 
     A bound value is kept in a buffer of one entry rather than in a variable: TVM's simplifier looks through variables
     and grows exponentially, and LLVM makes a register of either (but in TVM's scope "local" it would lie on the heap).
-    Inside an expression (a branch that may not be evaluated) there are only variables. In a loop of vectors, `lanes`
-    (its variable, and how many there are), the buffer has an entry for each lane and is allocated outside.
+    Inside an expression (a branch that may not be evaluated) there are only variables; a branch that needs any becomes
+    a statement where it can. In a loop of vectors, `lanes` (its variable, and how many there are), the buffer has an
+    entry for each lane and is allocated outside.
     """
 
     def __init__(
@@ -152,7 +153,12 @@ class Scope:
         lanes: tuple[Expr, int] = (integer(0), 1),
     ) -> None:
         self.kernel, self.parent, self.expression, self.lanes = kernel, parent, expression, lanes
-        self.bound: list[tuple[Expr, Expr]] = []
+        self.variables: list[tuple[Expr, Expr]] = []
+        """What is bound in an expression."""
+        self.allocations: list[Statement] = []
+        """The buffers of what is bound in statements."""
+        self.computed: list[Statement] = []
+        """The statements that compute it."""
         self.memo: dict[tuple[Tensor, tuple[int, ...]], tuple[Expr, Index]] = {}
         self.reads: int = 0 if parent is None else parent.reads
 
@@ -165,12 +171,21 @@ class Scope:
         dtype = str(value.ty.dtype)
         if self.expression:
             variable = self.kernel.names.variable("v", dtype)
-            self.bound.append((variable, value))
+            self.variables.append((variable, value))
             return variable
-        lane, count = self.lanes
-        cell = tirx.decl_buffer([integer(count)], dtype, self.kernel.names.variable("v").name, layout=None)
-        self.bound.append((cell, value))
-        found = tirx.BufferLoad(cell, [lane])
+        cell = self.cell(dtype)
+        self.computed.append(tirx.BufferStore(cell, value, [self.lanes[0]]))
+        return self.entry(cell)
+
+    def cell(self, dtype: str) -> Expr:
+        """A buffer for one value, in each lane."""
+        cell = tirx.decl_buffer([integer(self.lanes[1])], dtype, self.kernel.names.variable("v").name, layout=None)
+        self.allocations.append(tirx.AllocBuffer(cell))
+        return cell
+
+    def entry(self, cell: Expr) -> Expr:
+        """What lies in a cell."""
+        found = tirx.BufferLoad(cell, [self.lanes[0]])
         self.kernel.cells[id(found)] = found
         return found
 
@@ -207,24 +222,14 @@ class Scope:
     def as_expression(self, value: Expr) -> Expr:
         """The value with everything bound here around it."""
         assert self.expression
-        for variable, bound in reversed(self.bound):
+        for variable, bound in reversed(self.variables):
             value = tirx.Let(variable, bound, value)
         return value
 
     def as_statements(self, *last: Statement) -> Statement:
         """What is bound here, then the statements."""
-        return sequence([*self.allocations, *self.computed, *last])
-
-    @property
-    def allocations(self) -> list[Statement]:
-        """The buffers of what is bound here."""
         assert not self.expression
-        return [tirx.AllocBuffer(cell) for cell, _ in self.bound]
-
-    @property
-    def computed(self) -> list[Statement]:
-        """The statements that compute what is bound here."""
-        return [tirx.BufferStore(cell, value, [self.lanes[0]]) for cell, value in self.bound]
+        return sequence([*self.allocations, *self.computed, *last])
 
 
 def _only(tensor: Constant) -> Any:
@@ -252,10 +257,27 @@ class Reader:
 
     def choose(self, condition: Expr, yes: Callable[[], Expr], no: Callable[[], Expr]) -> Expr:
         """One of two, of which only the one taken may be computed."""
-        outer, branches = self.scope, []
+        outer, scopes, values = self.scope, [], []
         for branch in (yes, no):
-            self.scope = outer.inner(expression=True)
-            branches.append(self.scope.as_expression(branch()))
-            outer.reads = self.scope.reads
-        self.scope = outer
-        return tirx.if_then_else(condition, *branches)
+            value, scope = self._within(outer.inner(expression=True), branch)
+            values.append(scope.as_expression(value))
+            scopes.append(scope)
+        if outer.expression or outer.lanes[1] > 1 or not any(scope.variables for scope in scopes):
+            outer.reads = scopes[-1].reads
+            return tirx.if_then_else(condition, *values)
+        # TVM's simplifier takes time that is exponential in the number of variables within one another
+        cell, stores = outer.cell(str(values[0].ty.dtype)), []
+        for branch in (yes, no):
+            value, scope = self._within(outer.inner(), branch)
+            outer.allocations += scope.allocations
+            stores.append(sequence([*scope.computed, tirx.BufferStore(cell, value, [outer.lanes[0]])]))
+        outer.computed.append(tirx.IfThenElse(condition, *stores))
+        return outer.entry(cell)
+
+    def _within(self, scope: Scope, branch: Callable[[], Expr]) -> tuple[Expr, Scope]:
+        """What a branch gives when it is written in a scope, and the scope."""
+        outer, self.scope = self.scope, scope
+        try:
+            return branch(), scope
+        finally:
+            self.scope = outer

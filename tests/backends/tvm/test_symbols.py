@@ -160,6 +160,36 @@ def test_resizing_to_sizes_leaves_an_unknown_batch_as_it_is(mode: str) -> None:
     agree(model, counted(2, 3, 4, 6), types=["f32[N, C, 4, 6]"], more=[[counted(5, 1, 4, 6)]])
 
 
+def test_long_activations_in_branches_stay_apart() -> None:
+    """Written as one expression, this took TVM's simplifier longer than anybody waits."""
+
+    def model(b: Any, x: Any) -> Any:
+        moved = b.concat(b.mish(x), b.swish(b.tanh(x)), b.gelu(x), axis=2)
+        return b.pad(b.mish(moved), np.array([0, 0, 1, 0, 0, 2], np.int64))
+
+    more = [[np.random.default_rng(0).normal(size=shape).astype(np.float32)] for shape in ((1, 5, 3), (4, 2, 33))]
+    agree(model, ones(2, 3, 4), types=["f32[N, H, W]"], more=more)
+
+
+def test_an_hourglass_of_unknown_extents() -> None:
+    """Extents that were halved and doubled are cut to what they were before."""
+    weights = np.random.default_rng(0).normal(size=(2, 2, 3, 3)).astype(np.float32)
+    once, pads = np.array([1, 1], np.int64), (1, 1, 1, 1)
+
+    def model(b: Any, x: Any) -> Any:
+        height = b.shape(x, start=2, end=3)
+        down = b.swish(b.conv(x, weights, None, strides=(2, 2), pads=pads))
+        again = b.conv(down, weights, None, strides=(2, 2), pads=pads)
+        up = b.swish(b.conv_transpose(again, weights, None, strides=(2, 2), pads=pads, output_padding=(1, 1)))
+        past = b.add(height, once[:1])
+        half = b.div(b.sub(past, b.mod(past, once[:1] * 2)), once[:1] * 2)
+        cut = b.slice(up, once[:1] * 0, half, once[:1] * 2)
+        return b.add(cut, down)
+
+    more = [[np.random.default_rng(0).normal(size=shape).astype(np.float32)] for shape in ((1, 2, 11, 8), (3, 2, 7, 8))]
+    agree(model, ones(1, 2, 8, 8), types=["f32[N, 2, H, 8]"], more=more)
+
+
 def test_constants_are_repeated_along_an_extent() -> None:
     def model(b: Any, x: Any) -> Any:
         n = b.shape(x, start=0, end=1)
