@@ -416,8 +416,9 @@ def describe(
     path: Path, *, text: bool = False, units: bool = False, trust: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
     """Facts about a model (or about its units), and the same as lines to print."""
-    if units and is_artifact(path):
-        raise InputError("E202", f"{path} is an artifact: its units are gone", hint="Inspect the model it was made of.")
+    if (units or text) and is_artifact(path):
+        gone = "units are" if units else "graph is"
+        raise InputError("E202", f"{path} is an artifact: its {gone} gone", hint="Inspect the model it was made of.")
     if is_artifact(path):
         return explain_artifact(path)
     graph = frontends.load(path, **({"trust": True} if trust else {}))

@@ -117,3 +117,15 @@ def test_seeds_are_not_negative(run) -> None:
         PassManager([], seed=-1).run(Graph())
     with pytest.raises(InputError, match="the seed must be at least 0"):
         compare(Path("m.onnx"), Path("m.onnx"), seed=-2)
+
+
+def test_folders_and_artifacts_are_told_from_models(run):
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    save("m.onnx", nodes, {"y": TensorProto.FLOAT})
+    Path("folder").mkdir()
+    assert run("compile m.onnx -o made --backend onnx")[0] == 0
+    code, _, said = run("inspect folder")
+    assert code == 2 and "E101" in said and "is a folder" in said
+    code, _, said = run("inspect made --text")
+    assert code == 2 and "E202" in said and "its graph is gone" in said
+    assert run("inspect made")[0] == 0

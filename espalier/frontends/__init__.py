@@ -61,6 +61,9 @@ def _load_file(path: Path, example_inputs: Any, options: dict[str, Any]) -> Grap
     plugin = _plugin(suffix.removeprefix(".")) if suffix else None
     if plugin is not None:
         return plugin(path, example_inputs, options)
+    if path.is_dir():
+        hint = "Name the model's file. A compiled artifact is run, verified and inspected, not compiled."
+        raise InputError("E101", f"{str(path)!r} is a folder, and no model", hint=hint)
     if suffix in _PICKLES:
         hint = "Load it in Python and give the module with example inputs, or export it to .onnx or .pt2."
         raise InputError(

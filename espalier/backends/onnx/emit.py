@@ -9,6 +9,7 @@ import onnx
 from espalier.backends.base import Emission
 from espalier.backends.onnx import save
 from espalier.backends.onnx.decompose import decompose
+from espalier.backends.onnx.lowering import for_onnxruntime
 from espalier.cost.device import Device
 from espalier.errors import UnsupportedError
 from espalier.ir import Graph
@@ -23,6 +24,7 @@ class OnnxBackend:
     def emit(self, graph: Graph, device: Device, folder: Path) -> Emission:
         """Raises UnsupportedError, naming node and source, for what ONNX cannot say."""
         decompose(graph, QONNX)
+        for_onnxruntime(graph)
         _refuse_foreign(graph)
         save(graph, folder / MODEL)
         data = sorted(path.name for path in folder.glob(f"{MODEL}*.data"))

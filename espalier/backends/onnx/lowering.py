@@ -17,9 +17,21 @@ from espalier.ir import Graph, Node, Value
 from espalier.ir.clone import clone
 from espalier.ir.elements import BOOL, F32
 from espalier.ir.op import Op
-from espalier.ir.ops import Attention, Gelu, HardSwish, LayerNorm, Mish, RmsNorm, Swish
-from espalier.passes.base import REASSOCIATES, Context, parse_spec
-from espalier.passes.rewrite import Replacement, RewritePass, Rewriter, rewrite
+from espalier.ir.ops import (
+    Attention,
+    Gelu,
+    Gru,
+    HardSwish,
+    LayerNorm,
+    Lstm,
+    Mish,
+    Recurrent,
+    RmsNorm,
+    Rnn,
+    Swish,
+)  # fmt: skip
+from espalier.passes.base import BITEXACT, REASSOCIATES, Context, parse_spec
+from espalier.passes.rewrite import Replacement, RewritePass, Rewriter, RewriteRule, rewrite
 from espalier.passes.rules.attention import sees_something
 from espalier.passes.rules.matching import splat
 
@@ -98,6 +110,19 @@ def lower_attention(node: Node, rewriter: Rewriter) -> Replacement:
     return [rewriter.matmul(weights, v), *[None] * (len(node.results) - 1)]
 
 
+@rewrite((Lstm, Gru, Rnn), semantics=BITEXACT)
+def put_time_first(node: Node, rewriter: Rewriter) -> Replacement:
+    """Transposes around a recurrent layer that has the batch first, which onnxruntime lacks."""
+    rewriter.require(node.op.layout == 1, "time comes first already")
+    operands = list(node.operands)
+    for position in (0, 5, 6):  # x and the initial states
+        if position < len(operands) and operands[position] is not None:
+            operands[position] = rewriter.transpose(operands[position], perm=(1, 0, 2))
+    made = rewriter.node(node.op.replace(layout=0), operands, results=len(node.results))
+    y, *states = made.results
+    return [rewriter.transpose(y, perm=(2, 0, 1, 3)), *(rewriter.transpose(each, perm=(1, 0, 2)) for each in states)]
+
+
 def widened(x: Value, rewriter: Rewriter) -> Value:
     """x in f32 if it is narrower: statistics are taken in f32."""
     return rewriter.cast(x, to=F32) if x.element.bits < 32 else x
@@ -126,6 +151,13 @@ LOWERINGS = (
 )  # fmt: skip
 
 
+def for_onnxruntime(graph: Graph) -> None:
+    """Write in place what ONNX has but onnxruntime lacks."""
+    if any(isinstance(node.op, Recurrent) and node.op.layout for each in graph.all_graphs() for node in each):
+        _pass_of(put_time_first).run(graph, Context())
+        parse_spec("simplify").run(graph, Context())
+
+
 def lowered(graph: Graph, version: int) -> Graph:
     """The graph without the operators above that a version of ai.onnx lacks: a copy, or itself if it has none."""
     found = _first_nodes(graph)
@@ -137,10 +169,14 @@ def lowered(graph: Graph, version: int) -> Graph:
     if not rules:
         return graph
     copy, context = clone(graph), Context()
-    lowering: Any = type("lower", (RewritePass,), {"rules": rules})
-    for each in (lowering(), parse_spec("simplify"), parse_spec("common_subexpressions")):
+    for each in (_pass_of(*rules), parse_spec("simplify"), parse_spec("common_subexpressions")):
         each.run(copy, context)
     return copy
+
+
+def _pass_of(*rules: RewriteRule) -> RewritePass:
+    made: type[RewritePass] = type("lower", (RewritePass,), {"rules": rules})
+    return made()
 
 
 def _first_nodes(graph: Graph) -> dict[type[Op], Node]:

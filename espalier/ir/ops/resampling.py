@@ -8,21 +8,20 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from espalier.ir import zeros
+from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension, floor_divide
 from espalier.ir.op import In, Op, OperandError, TypeContext, op
 from espalier.ir.ops.movement import listed
 from espalier.ir.terms import Term, Variable
+from espalier.ir.xp import numpy as numpy_xp
 
-Floats = NDArray[np.float64]
-NEAREST: dict[str, Callable[[Floats], Floats]] = {
-    "round_prefer_floor": lambda positions: np.ceil(positions - 0.5),
-    "round_prefer_ceil": lambda positions: np.floor(positions + 0.5),
-    "floor": lambda positions: np.floor(positions),
-    "ceil": lambda positions: np.ceil(positions),
+NEAREST: dict[str, Callable[[Any, Any], Any]] = {
+    "round_prefer_floor": lambda xp, positions: xp.ceil(positions - 0.5),
+    "round_prefer_ceil": lambda xp, positions: xp.floor(positions + 0.5),
+    "floor": lambda xp, positions: xp.floor(positions),
+    "ceil": lambda xp, positions: xp.ceil(positions),
 }
 """The index next to each position, by ONNX's nearest_mode."""
 
@@ -112,13 +111,8 @@ class Resize(Op):
             ctx.fail(f"{scales.size} scales for {len(axes)} axes")
         found: list[Dimension] = []
         for axis, scale in zip(axes, scales.tolist(), strict=True):
-            extent, ratio = x[axis], Fraction(scale)
-            if isinstance(extent, int):
-                found.append(scaled_extent(extent, scale))
-            elif ratio.numerator < 1 << 12 and ratio.denominator < 1 << 12:
-                found.append(floor_divide(extent * ratio.numerator, ratio.denominator))
-            else:
-                found.append(ctx.fresh())
+            extent = scaled_extent(x[axis], scale)
+            found.append(ctx.fresh() if extent is None else extent)
         return found
 
     def _kept_ratio(self, sizes: list[int], extents: list[int]) -> tuple[float, list[int]]:
@@ -137,16 +131,20 @@ class Resize(Op):
             region = xp.to_numpy(roi).astype(np.float64).tolist()
         if sizes is not None and 0 not in sizes.shape:
             wanted = listed(xp, sizes)  # a dimension where an axis stays as it is
-            factors: list[Any] = [
-                1.0 if size == extent or extent == 0 else int(size) / int(extent)
-                for size, extent in zip(wanted, extents, strict=True)
-            ]
             if self.keep_aspect_ratio_policy != "stretch":
                 scale, wanted = self._kept_ratio(wanted, extents)
-                factors = [scale] * len(axes)
+                factors: list[Any] = [scale] * len(axes)
+            else:
+                factors = [
+                    1.0 if size == extent or extent == 0 else number(xp, size) / number(xp, extent)
+                    for size, extent in zip(wanted, extents, strict=True)
+                ]
         else:
             factors = list(xp.to_numpy(scales).astype(np.float32))
-            wanted = [scaled_extent(extent, float(scale)) for extent, scale in zip(extents, factors, strict=True)]
+            wanted = [
+                int(extent) if (found := scaled_extent(extent, float(scale))) is None else found  # what a Dim refuses
+                for extent, scale in zip(extents, factors, strict=True)
+            ]
             if crop and region != [0.0] * len(axes) + [1.0] * len(axes):
                 raise OperandError("resizing a region by scales is ambiguous in ONNX; give sizes")
         y = xp.wide(x) if self.mode != "nearest" else x
@@ -156,56 +154,60 @@ class Resize(Op):
             y = self._along(xp, y, axis, factors[k], wanted[k], (region[k], region[k + len(axes)]))
         return xp.astype(y if not xp.element(x).is_integer else xp.trunc(y), xp.element(x))
 
-    def _along(self, xp: Any, x: Any, axis: int, scale: Any, count: int, region: tuple[float, float]) -> Any:
-        """One axis resampled to `count` positions."""
+    def _along(self, xp: Any, x: Any, axis: int, scale: Any, count: Dimension, region: tuple[float, float]) -> Any:
+        """One axis resampled to `count` positions.
+
+        Where they and their weights are numbers by now, they are computed as numbers.
+        """
         extent = x.shape[axis]
+        at = numpy_xp if isinstance(extent, int) and isinstance(count, int) else xp
+        last, wide = number(at, extent) - 1, float(scale) if isinstance(scale, float | np.floating) else scale
         positions = COORDINATES[self.coordinate_transformation_mode](
-            np.arange(count), scale, extent, float(scale) * extent, count, region
+            at, at.arange(count), scale, last + 1, wide * (last + 1), number(at, count), region
         )
-        positions = np.asarray(positions, np.float64)
+        positions = at.astype(positions, elements.F64)
         if self.mode == "nearest":
-            y = xp.take(x, xp.asarray(np.clip(self._nearest(positions), 0, extent - 1)), axis=axis)
+            nearest = at.minimum(at.maximum(NEAREST[self.nearest_mode](at, positions), 0.0), last)
+            y = xp.take(x, xp.asarray(at.astype(nearest, elements.I64)), axis=axis)
         else:
-            indices, weights = self._taps(positions, float(scale), extent)
-            y = self._weighted(xp, x, axis, np.clip(indices, 0, extent - 1), weights)
+            indices, weights = self._taps(at, positions, wide, last)
+            y = self._weighted(
+                xp, x, axis, at.astype(at.minimum(at.maximum(indices, 0.0), last), elements.I64), weights
+            )
         if self.coordinate_transformation_mode == "tf_crop_and_resize":
-            outside = (positions < 0) | (positions > extent - 1)
-            outside = outside.reshape((-1,) + (1,) * (x.ndim - 1 - axis))
+            outside = at.reshape((positions < 0) | (positions > last), (-1,) + (1,) * (x.ndim - 1 - axis))
             y = xp.where(xp.asarray(outside), xp.zeros_like(y) + self.extrapolation_value, y)
         return y
 
-    def _weighted(self, xp: Any, x: Any, axis: int, indices: NDArray[np.int64], weights: Floats) -> Any:
+    def _weighted(self, xp: Any, x: Any, axis: int, indices: Any, weights: Any) -> Any:
         """Σ over taps of weight · x at index; both are taps × positions."""
-        floats = x if xp.is_floating(x) else xp.astype(x, xp.element(xp.asarray(weights)))
+        floats = x if xp.is_floating(x) else xp.astype(x, elements.F64)
         total: Any = 0
-        for index, weight in zip(indices, weights, strict=True):
-            factor = xp.astype(xp.asarray(weight.reshape((-1,) + (1,) * (x.ndim - 1 - axis))), xp.element(floats))
-            total = total + xp.take(floats, xp.asarray(index), axis=axis) * factor
+        for tap in range(weights.shape[0]):
+            factor = xp.reshape(xp.asarray(weights[tap]), (-1,) + (1,) * (x.ndim - 1 - axis))
+            total = total + xp.take(floats, xp.asarray(indices[tap]), axis=axis) * xp.astype(factor, xp.element(floats))
         return total
 
-    def _nearest(self, positions: Floats) -> NDArray[np.int64]:
-        return NEAREST[self.nearest_mode](positions).astype(np.int64)
-
-    def _taps(self, positions: Floats, scale: float, extent: int) -> tuple[NDArray[np.int64], Floats]:
-        """Indices (perhaps outside) and weights that make each position: taps × positions."""
-        squeeze = min(scale, 1.0) if self.antialias else 1.0
+    def _taps(self, xp: Any, positions: Any, scale: Any, last: Any) -> tuple[Any, Any]:
+        """Indices (perhaps outside) and weights that make each position, in f64: taps × positions."""
+        squeeze = min(float(scale), 1.0) if self.antialias else 1.0
         reach = 1 if self.mode == "linear" else 2
         first = math.floor(-reach / squeeze) + 1
-        base = np.floor(positions)
-        offsets = np.arange(first, 1 - first + 1)[:, None]
-        distance = np.abs(offsets - (positions - base)) * squeeze
+        base = xp.floor(positions)
+        offsets = np.arange(first, 1 - first + 1, dtype=np.float64)[:, None]
+        distance = xp.abs(offsets - (positions - base)) * squeeze
         a = self.cubic_coeff_a
         if self.mode == "linear":
-            weights = np.clip(1 - distance, 0, 1)
+            weights = xp.maximum(1 - distance, 0.0)
         else:
             near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
             far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-            weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
-        indices = (base + offsets).astype(np.int64)
+            weights = xp.where(distance <= 1, near, xp.where(distance < 2, far, 0.0))
+        indices = base + offsets
         if self.exclude_outside:
-            weights = np.where((indices < 0) | (indices >= extent), 0.0, weights)
+            weights = xp.where((indices < 0) | (indices > last), 0.0, weights)
         if self.antialias or self.exclude_outside:
-            weights = weights / weights.sum(axis=0)
+            weights = weights / xp.sum(weights, axis=0)
         return indices, weights
 
 
@@ -214,37 +216,68 @@ def given(ctx: TypeContext, operand: str) -> bool:
     return ctx.has(operand) and ctx.shape(operand) != (0,)
 
 
-def scaled_extent(extent: int, scale: float) -> int:
-    """⌊extent · scale⌋ in f32, as ONNX computes it; an extent that is not known may stay as it is."""
-    return extent if scale == 1 else int(np.floor(np.float32(extent) * np.float32(scale)))
+def scaled_extent(extent: Dimension, scale: float) -> Dimension | None:
+    """⌊extent · scale⌋ in f32, as ONNX computes it; None for what a dimension can't say."""
+    if scale == 1:
+        return extent
+    if isinstance(extent, int):
+        return int(np.floor(np.float32(extent) * np.float32(scale)))
+    ratio = Fraction(scale)
+    small = ratio.numerator < 1 << 12 and ratio.denominator < 1 << 12  # f32 is exact then
+    return floor_divide(extent * ratio.numerator, ratio.denominator) if small else None
 
 
-def _align_corners(x: Any, scale: Any, extent: int, width: float, count: int, region: Any) -> Any:
-    return x * (extent - 1) / (width - 1) if width != 1 else x * 0.0
+def number(xp: Any, extent: Dimension) -> Any:
+    """An extent as a float; as an array of one in f64 where it is not known by now."""
+    return float(extent) if isinstance(extent, int) else xp.astype(xp.arange(extent, extent + 1), elements.F64)
 
 
-def _crop(x: Any, scale: Any, extent: int, width: float, count: int, region: tuple[float, float]) -> Any:
+def _either(xp: Any, condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """One of two; entry by entry where the condition is not known by now."""
+    if isinstance(condition, bool | np.bool_):
+        return yes() if condition else no()
+    return xp.where(condition, yes(), no())
+
+
+def _align_corners(xp: Any, x: Any, scale: Any, extent: Any, width: Any, count: Any, region: Any) -> Any:
+    return _either(xp, width == 1, lambda: x * 0.0, lambda: x * (extent - 1) / (width - 1))
+
+
+def _crop(xp: Any, x: Any, scale: Any, extent: Any, width: Any, count: Any, region: tuple[float, float]) -> Any:
     begin, end = region
-    if width == 1:
-        return x * 0.0 + 0.5 * (begin + end) * (extent - 1)
-    return begin * (extent - 1) + x * (end - begin) * (extent - 1) / (width - 1)
+    return _either(
+        xp, width == 1,
+        lambda: x * 0.0 + 0.5 * (begin + end) * (extent - 1),
+        lambda: begin * (extent - 1) + x * (end - begin) * (extent - 1) / (width - 1),
+    )  # fmt: skip
 
 
-def _half_pixel(x: Any, scale: Any, extent: int, width: float, count: int, region: Any) -> Any:
-    half = type(scale)(0.5)
-    return (x.astype(np.asarray(scale).dtype) + half) / scale - half
+def _as_scale(xp: Any, x: Any, scale: Any) -> Any:
+    """Positions in the element that scales are given in."""
+    return xp.astype(x, elements.F32 if isinstance(scale, np.float32) else elements.F64)
 
 
-def _half_pixel_symmetric(x: Any, scale: Any, extent: int, width: float, count: int, region: Any) -> Any:
-    return extent / 2 * (1 - count / width) + (x + 0.5) / float(scale) - 0.5
+def _half_pixel(xp: Any, x: Any, scale: Any, extent: Any, width: Any, count: Any, region: Any) -> Any:
+    return (_as_scale(xp, x, scale) + 0.5) / scale - 0.5
 
 
-COORDINATES: dict[str, Callable[[Any, Any, int, float, int, Any], Any]] = {
+def _pytorch_half_pixel(xp: Any, x: Any, scale: Any, extent: Any, width: Any, count: Any, region: Any) -> Any:
+    wanted = _half_pixel(xp, x, scale, extent, width, count, region)
+    return _either(xp, count > 1, lambda: wanted, lambda: wanted * 0.0)
+
+
+def _half_pixel_symmetric(xp: Any, x: Any, scale: Any, extent: Any, width: Any, count: Any, region: Any) -> Any:
+    wide = float(scale) if isinstance(scale, np.floating) else scale
+    return extent / 2 * (1 - count / width) + (x + 0.5) / wide - 0.5
+
+
+COORDINATES: dict[str, Callable[[Any, Any, Any, Any, Any, Any, Any], Any]] = {
     "half_pixel": _half_pixel,
     "half_pixel_symmetric": _half_pixel_symmetric,
-    "pytorch_half_pixel": lambda x, *rest: _half_pixel(x, *rest) if rest[3] > 1 else x * 0.0,
+    "pytorch_half_pixel": _pytorch_half_pixel,
     "align_corners": _align_corners,
-    "asymmetric": lambda x, scale, *rest: x.astype(np.asarray(scale).dtype) / scale,
+    "asymmetric": lambda xp, x, scale, *rest: _as_scale(xp, x, scale) / scale,
     "tf_crop_and_resize": _crop,
 }
-"""Position in x by (positions in the result, scale, extent, scale · extent, extent of the result, region)."""
+"""Position in x by the primitives and (positions in the result, scale, extent, scale · extent, extent of the result,
+region); what is a number where all extents are known is an array of one otherwise."""

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from espalier.backends.onnx import save, to_model
+from espalier.backends.onnx.lowering import for_onnxruntime
 from espalier.errors import InputError, UnsupportedError
 from espalier.frontends.onnx import load
 from espalier.ir import Builder, Graph, TensorType, constant_value, dims, elements
@@ -225,3 +226,17 @@ def test_a_weight_that_is_only_read_transposed_stays_a_product() -> None:
     graph = graph_of(lambda b, x: b.matmul(x, transposed), TensorType(F32, (3, 8)))
     model = agrees(graph, RNG.normal(size=(3, 8)).astype(np.float32))
     assert [node.op_type for node in model.graph.node] == ["MatMul"]
+
+
+@pytest.mark.parametrize(("kind", "gates", "count"), [("lstm", 4, 2), ("gru", 3, 1), ("rnn", 1, 1)])
+def test_recurrent_layers_with_the_batch_first_run_in_onnxruntime(kind: str, gates: int, count: int) -> None:
+    w, r = (RNG.normal(size=(2, gates * 5, extent)).astype(np.float32) for extent in (4, 5))
+    states = [RNG.normal(size=(2, 2, 5)).astype(np.float32) for _ in range(count)]
+    attributes = {"hidden_size": 5, "direction": "bidirectional", "layout": 1, "results": 1 + count}
+    layer = lambda b, x: getattr(b, kind)(x, w, r, None, None, *states, **attributes)  # noqa: E731
+    graph = graph_of(layer, X, names=("y", "h", "c")[: 1 + count])
+    wanted = execute(graph, [ARRAY])
+    for_onnxruntime(graph)
+    agrees(graph, ARRAY)
+    for want, have in zip(wanted, execute(graph, [ARRAY]), strict=True):
+        np.testing.assert_array_equal(have, want)

@@ -160,6 +160,27 @@ def test_resizing_to_sizes_leaves_an_unknown_batch_as_it_is(mode: str) -> None:
     agree(model, counted(2, 3, 4, 6), types=["f32[N, C, 4, 6]"], more=[[counted(5, 1, 4, 6)]])
 
 
+@pytest.mark.parametrize("given", ["scales", "sizes"])
+@pytest.mark.parametrize(
+    ("mode", "coordinates"),
+    [
+        ("nearest", "asymmetric"), ("nearest", "half_pixel"), ("linear", "half_pixel"), ("linear", "align_corners"),
+        ("linear", "pytorch_half_pixel"), ("cubic", "half_pixel"), ("cubic", "half_pixel_symmetric"),
+    ],
+)  # fmt: skip
+def test_resizing_unknown_extents(mode: str, coordinates: str, given: str) -> None:
+    attributes = {"mode": mode, "coordinate_transformation_mode": coordinates}
+
+    def model(b: Any, x: Any, like: Any) -> Any:
+        if given == "scales":
+            return b.resize(x, None, np.array([1, 1, 2, 0.75], np.float32), None, **attributes)
+        return b.resize(x, None, None, b.shape(like), exclude_outside=int(mode == "cubic"), **attributes)
+
+    shapes = [((1, 2, 9, 6), (1, 2, 5, 11)), ((3, 2, 1, 2), (3, 2, 4, 1)), ((2, 2, 8, 8), (2, 2, 1, 8))]
+    more = [[counted(*shape) for shape in pair] for pair in shapes]
+    agree(model, counted(2, 2, 4, 6), ones(2, 2, 4, 6), types=["f32[N, 2, H, W]", "f32[N, 2, K, L]"], more=more)
+
+
 def test_long_activations_in_branches_stay_apart() -> None:
     """Written as one expression, this took TVM's simplifier longer than anybody waits."""
 
@@ -204,8 +225,9 @@ def test_what_needs_an_extent_as_a_number_is_refused() -> None:
     def split(b: Any, x: Any) -> Any:
         return b.sequence_at(b.split_to_sequence(x, None, axis=0), np.array(0, np.int64))
 
-    def resize(b: Any, x: Any) -> Any:
-        return b.resize(x, None, None, b.concat(np.array([9], np.int64), b.shape(x, start=1), axis=0))
+    def resize(b: Any, x: Any) -> Any:  # with antialiasing, how many entries count depends on it
+        sizes = b.concat(np.array([9], np.int64), b.shape(x, start=1), axis=0)
+        return b.resize(x, None, None, sizes, mode="linear", antialias=1)
 
     for model in (split, resize):
         with pytest.raises(UnsupportedError, match="E402"):
