@@ -113,7 +113,7 @@ def lower_attention(node: Node, rewriter: Rewriter) -> Replacement:
 @rewrite((Lstm, Gru, Rnn), semantics=BITEXACT)
 def put_time_first(node: Node, rewriter: Rewriter) -> Replacement:
     """Transposes around a recurrent layer that has the batch first, which onnxruntime lacks."""
-    rewriter.require(node.op.layout == 1, "time comes first already")
+    rewriter.require(node.layout == 1, "time comes first already")
     operands = list(node.operands)
     for position in (0, 5, 6):  # x and the initial states
         if position < len(operands) and operands[position] is not None:
@@ -153,7 +153,7 @@ LOWERINGS = (
 
 def for_onnxruntime(graph: Graph) -> None:
     """Write in place what ONNX has but onnxruntime lacks."""
-    if any(isinstance(node.op, Recurrent) and node.op.layout for each in graph.all_graphs() for node in each):
+    if any(isinstance(node.op, Recurrent) and node.layout for each in graph.all_graphs() for node in each):
         _pass_of(put_time_first).run(graph, Context())
         parse_spec("simplify").run(graph, Context())
 
