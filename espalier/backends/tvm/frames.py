@@ -258,14 +258,15 @@ class Reader:
     def choose(self, condition: Expr, yes: Callable[[], Expr], no: Callable[[], Expr]) -> Expr:
         """One of two, of which only the one taken may be computed."""
         outer, scopes, values = self.scope, [], []
+        before = outer.reads
         for branch in (yes, no):
             value, scope = self._within(outer.inner(expression=True), branch)
             values.append(scope.as_expression(value))
             scopes.append(scope)
         if outer.expression or outer.lanes[1] > 1 or not any(scope.variables for scope in scopes):
-            outer.reads = scopes[-1].reads
             return tirx.if_then_else(condition, *values)
         # TVM's simplifier takes time that is exponential in the number of variables within one another
+        outer.reads = before  # it is written anew
         cell, stores = outer.cell(str(values[0].ty.dtype)), []
         for branch in (yes, no):
             value, scope = self._within(outer.inner(), branch)
@@ -275,9 +276,9 @@ class Reader:
         return outer.entry(cell)
 
     def _within(self, scope: Scope, branch: Callable[[], Expr]) -> tuple[Expr, Scope]:
-        """What a branch gives when it is written in a scope, and the scope."""
+        """What a branch gives when it is written in an inner scope, and the scope; what it reads counts outside too."""
         outer, self.scope = self.scope, scope
         try:
             return branch(), scope
         finally:
-            self.scope = outer
+            self.scope, outer.reads = outer, scope.reads
