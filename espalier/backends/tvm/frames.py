@@ -154,7 +154,9 @@ class Scope:
     ) -> None:
         self.kernel, self.parent, self.expression, self.lanes = kernel, parent, expression, lanes
         self.variables: list[tuple[Expr, Expr]] = []
-        """What is bound in an expression."""
+        """What is bound in an expression, …"""
+        self.nested = False
+        """… and whether anything is in a branch of it."""
         self.allocations: list[Statement] = []
         """The buffers of what is bound in statements."""
         self.computed: list[Statement] = []
@@ -263,7 +265,9 @@ class Reader:
             value, scope = self._within(outer.inner(expression=True), branch)
             values.append(scope.as_expression(value))
             scopes.append(scope)
-        if outer.expression or outer.lanes[1] > 1 or not any(scope.variables for scope in scopes):
+        binds = any(scope.variables or scope.nested for scope in scopes)
+        if outer.expression or outer.lanes[1] > 1 or not binds:
+            outer.nested |= binds
             return tirx.if_then_else(condition, *values)
         # TVM's simplifier takes time that is exponential in the number of variables within one another
         outer.reads = before  # it is written anew
