@@ -154,7 +154,9 @@ class Scope:
     ) -> None:
         self.kernel, self.parent, self.expression, self.lanes = kernel, parent, expression, lanes
         self.variables: list[tuple[Expr, Expr]] = []
-        """What is bound in an expression."""
+        """What is bound in an expression, …"""
+        self.nested = False
+        """… and whether anything is in a branch of it."""
         self.allocations: list[Statement] = []
         """The buffers of what is bound in statements."""
         self.computed: list[Statement] = []
@@ -258,14 +260,17 @@ class Reader:
     def choose(self, condition: Expr, yes: Callable[[], Expr], no: Callable[[], Expr]) -> Expr:
         """One of two, of which only the one taken may be computed."""
         outer, scopes, values = self.scope, [], []
+        before = outer.reads
         for branch in (yes, no):
             value, scope = self._within(outer.inner(expression=True), branch)
             values.append(scope.as_expression(value))
             scopes.append(scope)
-        if outer.expression or outer.lanes[1] > 1 or not any(scope.variables for scope in scopes):
-            outer.reads = scopes[-1].reads
+        binds = any(scope.variables or scope.nested for scope in scopes)
+        if outer.expression or outer.lanes[1] > 1 or not binds:
+            outer.nested |= binds
             return tirx.if_then_else(condition, *values)
         # TVM's simplifier takes time that is exponential in the number of variables within one another
+        outer.reads = before  # it is written anew
         cell, stores = outer.cell(str(values[0].ty.dtype)), []
         for branch in (yes, no):
             value, scope = self._within(outer.inner(), branch)
@@ -275,9 +280,9 @@ class Reader:
         return outer.entry(cell)
 
     def _within(self, scope: Scope, branch: Callable[[], Expr]) -> tuple[Expr, Scope]:
-        """What a branch gives when it is written in a scope, and the scope."""
+        """What a branch gives when it is written in an inner scope, and the scope; what it reads counts outside too."""
         outer, self.scope = self.scope, scope
         try:
             return branch(), scope
         finally:
-            self.scope = outer
+            self.scope, outer.reads = outer, scope.reads

@@ -186,7 +186,8 @@ def test_long_activations_in_branches_stay_apart() -> None:
 
     def model(b: Any, x: Any) -> Any:
         moved = b.concat(b.mish(x), b.swish(b.tanh(x)), b.gelu(x), axis=2)
-        return b.pad(b.mish(moved), np.array([0, 0, 1, 0, 0, 2], np.int64))
+        last = b.concat(x, x, b.tanh(b.exp(x)), axis=1)  # only a branch of a branch holds one
+        return b.pad(b.mish(moved), np.array([0, 0, 1, 0, 0, 2], np.int64)), last
 
     more = [[np.random.default_rng(0).normal(size=shape).astype(np.float32)] for shape in ((1, 5, 3), (4, 2, 33))]
     agree(model, ones(2, 3, 4), types=["f32[N, H, W]"], more=more)
