@@ -73,7 +73,7 @@ def _load_file(path: Path, example_inputs: Any, options: dict[str, Any]) -> Grap
     if suffix not in (".onnx", ".pb", ".model", ""):
         if not path.exists():
             raise InputError("E101", f"{str(path)!r} does not exist")
-        hint = "Files that end in .onnx or .pt2 are read; a plug-in can read others."
+        hint = "Files that end in .onnx or .pt2 are read; a plug-in can read others. Artifacts are run, not compiled."
         raise InputError("E102", f"no frontend reads files like {path.name!r}", hint=hint)
     return _onnx(path, options)
 

@@ -468,6 +468,16 @@ def other_activations(m: Maker) -> Value:
     return m.mish(m.hard_swish(m.x("n", m.extent())))
 
 
+@pattern("put_time_first")
+def batch_first(m: Maker) -> Value:
+    h, i = m.extent(), m.extent()
+    x, w, r = m.x(2, 3, i), m.c(1, 4 * h, i), m.c(1, 4 * h, h)
+    if m.extent(0, 1):
+        return m.lstm(x, w, r, None, None, m.c(2, 1, h), hidden_size=h, layout=1, results=1)
+    y, state, _ = m.lstm(x, w, r, hidden_size=h, layout=1, results=3)
+    return m.add(m.squeeze(y, np.array([2])), state)
+
+
 @pattern("lower_rms_norm")
 def rms_norm(m: Maker) -> Value:
     k = m.extent()

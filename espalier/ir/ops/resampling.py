@@ -12,6 +12,7 @@ import numpy as np
 from espalier.ir import elements, zeros
 from espalier.ir.axes import Equation
 from espalier.ir.dims import Dimension, floor_divide
+from espalier.ir.elements import Element
 from espalier.ir.op import In, Op, OperandError, TypeContext, op
 from espalier.ir.ops.movement import listed
 from espalier.ir.terms import Term, Variable
@@ -129,14 +130,17 @@ class Resize(Op):
             if roi is None:
                 raise OperandError("tf_crop_and_resize needs a region of interest")
             region = xp.to_numpy(roi).astype(np.float64).tolist()
-        if sizes is not None and 0 not in sizes.shape:
+        sized = sizes is not None and 0 not in sizes.shape
+        if sized:
             wanted = listed(xp, sizes)  # a dimension where an axis stays as it is
+            # which entry is the nearest is decided by rounding, and so as onnxruntime computes it
+            element = elements.F32 if self.mode == "nearest" else elements.F64
             if self.keep_aspect_ratio_policy != "stretch":
                 scale, wanted = self._kept_ratio(wanted, extents)
-                factors: list[Any] = [scale] * len(axes)
+                factors: list[Any] = [element.dtype.type(scale)] * len(axes)
             else:
                 factors = [
-                    1.0 if size == extent or extent == 0 else number(xp, size) / number(xp, extent)
+                    1.0 if size == extent or extent == 0 else number(xp, size, element) / number(xp, extent, element)
                     for size, extent in zip(wanted, extents, strict=True)
                 ]
         else:
@@ -151,29 +155,33 @@ class Resize(Op):
         for k, axis in enumerate(axes):
             if wanted[k] == extents[k] and float(factors[k]) == 1.0 and not crop:
                 continue
-            y = self._along(xp, y, axis, factors[k], wanted[k], (region[k], region[k + len(axes)]))
+            y = self._along(xp, y, axis, factors[k], wanted[k], sized, (region[k], region[k + len(axes)]))
         return xp.astype(y if not xp.element(x).is_integer else xp.trunc(y), xp.element(x))
 
-    def _along(self, xp: Any, x: Any, axis: int, scale: Any, count: Dimension, region: tuple[float, float]) -> Any:
-        """One axis resampled to `count` positions.
+    def _along(
+        self, xp: Any, x: Any, axis: int, scale: Any, count: Dimension, sized: bool, region: tuple[float, float]
+    ) -> Any:
+        """One axis resampled to `count` positions, which were given if `sized`.
 
         Where they and their weights are numbers by now, they are computed as numbers.
         """
         extent = x.shape[axis]
         at = numpy_xp if isinstance(extent, int) and isinstance(count, int) else xp
-        last, wide = number(at, extent) - 1, float(scale) if isinstance(scale, float | np.floating) else scale
+        last = number(at, extent) - 1
+        wide = float(scale) if isinstance(scale, float | np.floating) else at.astype(scale, elements.F64)
+        width = number(at, count) if sized else wide * (last + 1)
         positions = COORDINATES[self.coordinate_transformation_mode](
-            at, at.arange(count), scale, last + 1, wide * (last + 1), number(at, count), region
+            at, at.arange(count), scale, last + 1, width, number(at, count), region
         )
         positions = at.astype(positions, elements.F64)
         if self.mode == "nearest":
             nearest = at.minimum(at.maximum(NEAREST[self.nearest_mode](at, positions), 0.0), last)
-            y = xp.take(x, xp.asarray(at.astype(nearest, elements.I64)), axis=axis)
+            index = at.positions(at.astype(nearest, elements.I64), extent)
+            y = xp.take(x, xp.asarray(index), axis=axis)
         else:
             indices, weights = self._taps(at, positions, wide, last)
-            y = self._weighted(
-                xp, x, axis, at.astype(at.minimum(at.maximum(indices, 0.0), last), elements.I64), weights
-            )
+            inside = at.positions(at.astype(at.minimum(at.maximum(indices, 0.0), last), elements.I64), extent)
+            y = self._weighted(xp, x, axis, inside, weights)
         if self.coordinate_transformation_mode == "tf_crop_and_resize":
             outside = at.reshape((positions < 0) | (positions > last), (-1,) + (1,) * (x.ndim - 1 - axis))
             y = xp.where(xp.asarray(outside), xp.zeros_like(y) + self.extrapolation_value, y)
@@ -227,9 +235,11 @@ def scaled_extent(extent: Dimension, scale: float) -> Dimension | None:
     return floor_divide(extent * ratio.numerator, ratio.denominator) if small else None
 
 
-def number(xp: Any, extent: Dimension) -> Any:
-    """An extent as a float; as an array of one in f64 where it is not known by now."""
-    return float(extent) if isinstance(extent, int) else xp.astype(xp.arange(extent, extent + 1), elements.F64)
+def number(xp: Any, extent: Dimension, element: Element = elements.F64) -> Any:
+    """An extent as a float; as an array of one where it is not known by now."""
+    if isinstance(extent, int):
+        return element.dtype.type(extent)
+    return xp.astype(xp.arange(extent, extent + 1), element)
 
 
 def _either(xp: Any, condition: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
@@ -254,7 +264,8 @@ def _crop(xp: Any, x: Any, scale: Any, extent: Any, width: Any, count: Any, regi
 
 def _as_scale(xp: Any, x: Any, scale: Any) -> Any:
     """Positions in the element that scales are given in."""
-    return xp.astype(x, elements.F32 if isinstance(scale, np.float32) else elements.F64)
+    kind = elements.from_dtype(np.asarray(scale).dtype) if isinstance(scale, float | np.floating) else xp.element(scale)
+    return xp.astype(x, kind)
 
 
 def _half_pixel(xp: Any, x: Any, scale: Any, extent: Any, width: Any, count: Any, region: Any) -> Any:
@@ -267,8 +278,8 @@ def _pytorch_half_pixel(xp: Any, x: Any, scale: Any, extent: Any, width: Any, co
 
 
 def _half_pixel_symmetric(xp: Any, x: Any, scale: Any, extent: Any, width: Any, count: Any, region: Any) -> Any:
-    wide = float(scale) if isinstance(scale, np.floating) else scale
-    return extent / 2 * (1 - count / width) + (x + 0.5) / wide - 0.5
+    wide = float(scale) if isinstance(scale, float | np.floating) else xp.astype(scale, elements.F64)
+    return extent / 2 * (1 - count / (wide * extent)) + (x + 0.5) / wide - 0.5
 
 
 COORDINATES: dict[str, Callable[[Any, Any, Any, Any, Any, Any, Any], Any]] = {
@@ -279,5 +290,8 @@ COORDINATES: dict[str, Callable[[Any, Any, Any, Any, Any, Any, Any], Any]] = {
     "asymmetric": lambda xp, x, scale, *rest: _as_scale(xp, x, scale) / scale,
     "tf_crop_and_resize": _crop,
 }
-"""Position in x by the primitives and (positions in the result, scale, extent, scale · extent, extent of the result,
-region); what is a number where all extents are known is an array of one otherwise."""
+"""Position in x by the primitives and (positions in the result, scale, extent, width, extent of the result, region).
+
+The width is the extent of the result where sizes are given, and scale · extent, perhaps a fraction, where scales are.
+What is a number where all extents are known is an array of one otherwise.
+"""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from espalier.backends.tvm import build
 from espalier.backends.tvm.trace import trace
 from espalier.errors import InternalError, UnsupportedError
 from espalier.ir import elements
@@ -179,6 +180,18 @@ def test_resizing_unknown_extents(mode: str, coordinates: str, given: str) -> No
     shapes = [((1, 2, 9, 6), (1, 2, 5, 11)), ((3, 2, 1, 2), (3, 2, 4, 1)), ((2, 2, 8, 8), (2, 2, 1, 8))]
     more = [[counted(*shape) for shape in pair] for pair in shapes]
     agree(model, counted(2, 2, 4, 6), ones(2, 2, 4, 6), types=["f32[N, 2, H, W]", "f32[N, 2, K, L]"], more=more)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_resizing_nothing_is_refused(mode: str) -> None:
+    def model(b: Any, x: Any, like: Any) -> Any:
+        return b.resize(x, None, None, b.shape(like), mode=mode)
+
+    compiled = build.build(graph_of(model, [ones(1, 4), ones(1, 3)], ["f32[1, H]", "f32[1, K]"]), threads=1)
+    assert compiled([ones(1, 0), ones(1, 0)])[0].shape == (1, 0)
+    assert compiled([ones(1, 3), ones(1, 0)])[0].shape == (1, 0)
+    with pytest.raises(IndexError, match="outside of its axis"):
+        compiled([ones(1, 0), ones(1, 3)])
 
 
 def test_long_activations_in_branches_stay_apart() -> None:

@@ -127,6 +127,11 @@ RESAMPLING = Family(
     },
     affine=(lambda t: F.affine_grid(t, (2, 3, 4, 5), align_corners=False), normal(2, 2, 3)),
     nearest_1d=(lambda x: F.interpolate(x, size=7), SIGNAL),
+    nearest_rounded=(lambda x: F.interpolate(x, size=2), torch.arange(28.0).reshape(1, 2, 14)),
+    nearest_exact_rounded=(
+        lambda x: F.interpolate(x, size=37, mode="nearest-exact"),
+        torch.arange(12.0).reshape(1, 2, 6),
+    ),
 )
 
 Q, K = normal(2, 4, 5, 8), normal(2, 4, 7, 8)

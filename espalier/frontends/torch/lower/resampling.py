@@ -12,6 +12,7 @@ from espalier.frontends.torch.scope import Scope
 from espalier.ir import dims
 from espalier.ir.elements import F32
 from espalier.ir.graph import Value, constant_value
+from espalier.ir.xp import numpy as numpy_xp
 
 _MODES: dict[str, dict[str, Any]] = {
     "nearest": {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
@@ -37,14 +38,41 @@ def resize(
         factors = constant_value(np.array([1.0, 1.0, *scales], np.float32), F32)
         found = s.b.resize(x, None, factors, None, **attributes)
         if found.shape is not None and all(a == b for a, b in zip(found.shape, shape, strict=True)):
-            return found
+            return _as_torch_picks(s, found, mode, scales)
         # a product that floating point rounds to another side of an integer: the ratio of sizes is as good
         if dims.is_static(shape) and found.shape is not None and dims.is_static(found.shape):
             assert found.producer is not None
             s.graph.erase(found.producer)
-            return s.b.resize(x, None, None, s.sizes(shape), **attributes)
+            return _as_torch_picks(s, s.b.resize(x, None, None, s.sizes(shape), **attributes), mode, scales)
         return s.typed(found, shape)
-    return s.b.resize(x, None, None, s.sizes(shape), **attributes)
+    return _as_torch_picks(s, s.b.resize(x, None, None, s.sizes(shape), **attributes), mode, scales)
+
+
+def _as_torch_picks(s: Scope, found: Value, mode: str, scales: Sequence[float] | None) -> Value:
+    """A resized value; by gathers where f32 rounds torch's formula for the nearest entry another way than ONNX's."""
+    node: Any = found.producer
+    x: Value = node.x
+    extents = (*x.shape[2:], *found.shape[2:])
+    if mode not in ("nearest", "nearest_exact") or not dims.is_static(extents) or 0 in extents:
+        return found
+    picks: dict[int, Any] = {}
+    same = True
+    for axis in range(2, len(x.shape)):
+        extent, count = x.shape[axis], found.shape[axis]
+        scale = None if scales is None else scales[axis - 2]
+        ratio = np.float32(extent) / np.float32(count) if scale is None else np.float32(1.0 / scale)
+        places = np.arange(count, dtype=np.float32) + np.float32(0.5 if mode == "nearest_exact" else 0)
+        picks[axis] = np.minimum((places * ratio).astype(np.int64), extent - 1)
+        given = (None, [count]) if node.scales is None else ([node.scales.array[axis]], None)
+        operands = [None if each is None else np.asarray(each) for each in given]
+        own = node.op.reference(numpy_xp, np.arange(extent), None, *operands)
+        same &= np.array_equal(own, picks[axis])
+    if same:
+        return found
+    s.graph.erase(node)
+    for axis, indices in picks.items():
+        x = s.b.gather(x, indices, axis=axis)
+    return x
 
 
 def _given(scales: Sequence[Any]) -> list[float] | None:

@@ -1,4 +1,4 @@
-"""Resizing with aligned corners by a fractional factor, as PyTorch means it."""
+"""Resizing as onnxruntime does it, and with aligned corners by a fractional factor as PyTorch means it."""
 
 from __future__ import annotations
 
@@ -86,3 +86,47 @@ def test_each_of_two_like_nodes_is_looked_at(producer: str) -> None:
     wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
     for a, b in zip(execute(graph, [x]), wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def sized(extents: tuple[int, int], sizes: tuple[int, int], **attributes: object) -> onnx.ModelProto:
+    """A model that resizes two axes."""
+    roi = "roi" if attributes["coordinate_transformation_mode"] == "tf_crop_and_resize" else ""
+    node = onnx.helper.make_node("Resize", ["x", roi, "", "sizes"], ["y"], axes=[2, 3], **attributes)
+    numbers = {"roi": np.array([0.1, 0.2, 0.8, 0.9], np.float32), "sizes": np.array(sizes)}
+    graph = onnx.helper.make_graph(
+        [node], "g",
+        [onnx.helper.make_tensor_value_info("x", 1, [1, 1, *extents])],
+        [onnx.helper.make_tensor_value_info("y", 1, [None] * 4)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in numbers.items()],
+    )  # fmt: skip
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+
+
+def both(model: onnx.ModelProto, extents: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """What the reference and onnxruntime give."""
+    x = np.arange(extents[0] * extents[1], dtype=np.float32).reshape(1, 1, *extents)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return execute(espalier.load(model), [x])[0], session.run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
+@pytest.mark.parametrize(
+    "coordinates", ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel", "tf_crop_and_resize"]
+)
+def test_kept_aspect_ratios(coordinates: str, policy: str) -> None:
+    model = sized(
+        (9, 7), (5, 20), mode="linear", coordinate_transformation_mode=coordinates, keep_aspect_ratio_policy=policy
+    )
+    found, wanted = both(model, (9, 7))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("nearest", ["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "asymmetric", "align_corners"])
+def test_the_nearest_entry_is_that_of_onnxruntime(coordinates: str, nearest: str) -> None:
+    """Where a place falls on an entry, or between two, rounding decides."""
+    for extents, sizes in (((14, 7), (18, 1)), ((21, 6), (3, 37)), ((14, 9), (9, 13)), ((14, 13), (2, 26))):
+        model = sized(extents, sizes, mode="nearest", coordinate_transformation_mode=coordinates, nearest_mode=nearest)
+        np.testing.assert_array_equal(*both(model, extents))
