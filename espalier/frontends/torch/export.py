@@ -40,7 +40,7 @@ def export(
     _check_call(module, args, kwargs)
     raise InputError(
         "E114", f"torch.export refused {type(module).__name__}: {reasons[0]}",
-        hint=f"With Dynamo (strict=True) it said: {reasons[1]}",
+        hint=f"With Dynamo (strict=True) it said: {reasons[1]}" if reasons[1] != reasons[0] else None,
     ) from first  # fmt: skip
 
 
@@ -55,8 +55,13 @@ def _check_call(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[st
 
 
 def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:500]
+    """The first line of what an error says; of dimensions that cannot be as declared also a reason, and torch's remedy."""
+    text = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+    shown = text[:1]
+    if shown and shown[0].startswith("Constraints violated"):
+        remedy = text.index("Suggested fixes:") if "Suggested fixes:" in text else len(text)
+        shown = [*text[:2], *text[remedy:]]
+    return f"{type(error).__name__}: {' '.join(shown)}"[:1000]
 
 
 def decompose(program: ExportedProgram) -> ExportedProgram:

@@ -211,6 +211,17 @@ def test_a_module_that_cannot_be_traced_is_refused() -> None:
     assert caught.value.code == "E114"
 
 
+def test_dimensions_that_cannot_vary_as_declared_are_refused_with_the_reason() -> None:
+    class Quarters(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(x.shape[0], -1, 4) if x.shape[1] % 4 == 0 else x
+
+    height = torch.export.Dim("height", min=2, max=100)
+    with pytest.raises(InputError, match=r"% 4\) == 0") as caught:
+        from_module(Quarters(), (torch.randn(2, 8),), dynamic_shapes=({1: height},))
+    assert caught.value.code == "E114"
+
+
 def test_wrong_example_inputs_are_refused() -> None:
     with pytest.raises(InputError) as caught:
         from_module(nn.Linear(4, 2), (normal(2, 3),))
