@@ -55,12 +55,12 @@ def _check_call(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[st
 
 
 def _line(error: Exception) -> str:
-    """The first line of what an error says; of dimensions that cannot be as declared also a reason, and torch's remedy."""
+    """The first line of what an error says; of dimensions that cannot be as declared also a reason and the remedy."""
     text = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     shown = text[:1]
     if shown and shown[0].startswith("Constraints violated"):
         remedy = text.index("Suggested fixes:") if "Suggested fixes:" in text else len(text)
-        shown = [*text[:2], *text[remedy:]]
+        shown = [*text[:2], *(line for line in text[remedy:] if not line.startswith("The error above"))]
     return f"{type(error).__name__}: {' '.join(shown)}"[:1000]
 
 
