@@ -29,7 +29,7 @@ from espalier.ir.ops import (
     RmsNorm,
     Rnn,
     Swish,
-)  # fmt: skip
+)
 from espalier.passes.base import BITEXACT, REASSOCIATES, Context, parse_spec
 from espalier.passes.rewrite import Replacement, RewritePass, Rewriter, RewriteRule, rewrite
 from espalier.passes.rules.attention import sees_something
@@ -155,7 +155,6 @@ def for_onnxruntime(graph: Graph) -> None:
     """Write in place what ONNX has but onnxruntime lacks."""
     if any(isinstance(node.op, Recurrent) and node.layout for each in graph.all_graphs() for node in each):
         _pass_of(put_time_first).run(graph, Context())
-        parse_spec("simplify").run(graph, Context())
 
 
 def lowered(graph: Graph, version: int) -> Graph:

@@ -231,7 +231,7 @@ def scaled_extent(extent: Dimension, scale: float) -> Dimension | None:
     if isinstance(extent, int):
         return int(np.floor(np.float32(extent) * np.float32(scale)))
     ratio = Fraction(scale)
-    small = ratio.numerator < 1 << 12 and ratio.denominator < 1 << 12  # f32 is exact then
+    small = ratio.numerator < 1 << 12 and ratio.denominator < 1 << 12  # exact in f32 up to extents of 1 << 12
     return floor_divide(extent * ratio.numerator, ratio.denominator) if small else None
 
 
