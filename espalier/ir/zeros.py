@@ -41,6 +41,10 @@ def affine(states: States) -> bool:
     return either(states[:2]) and every(states[2:])
 
 
+PRODUCTS = (either, affine)
+"""How operators say that they multiply their first two operands with each other."""
+
+
 @ZeroRule
 def passed(states: States) -> bool:
     """Movements and functions with f(0) = 0: zero where the operands that have the index are."""

@@ -14,14 +14,12 @@ import numpy as np
 import torch
 
 from espalier.analysis.coupling import Coupling, Indices, Unit, coordinate, positions
-from espalier.ir import Node, Value, zeros
+from espalier.ir import Node, Value
 from espalier.ir.axes import Equation
 from espalier.ir.constants import Array
 from espalier.ir.terms import Term, Variable, letters
 from espalier.ir.xp import torch as xp
-
-PRODUCTS = (zeros.either, zeros.affine)
-"""The zero rules of operators that multiply their first two operands (and add further ones)."""
+from espalier.ir.zeros import PRODUCTS
 
 
 @dataclass(frozen=True)

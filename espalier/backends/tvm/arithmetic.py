@@ -432,10 +432,13 @@ def astype(array: Any, kind: Element) -> Any:
         return array
     expression_type(kind)
     source = array.element
-    return Map(
+    found = Map(
         array.shape, kind, [array], ["same"], lambda at, index: convert(at.bind(at(0, index)), source, kind, at.bind),
         cost=1 if min(source.bits, kind.bits) >= 16 or source.is_integer else 4,
     )  # fmt: skip
+    if (source, kind) == (elements.BF16, elements.F32):
+        found.narrow = array
+    return found
 
 
 @primitive

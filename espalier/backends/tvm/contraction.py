@@ -56,11 +56,13 @@ def matmul(a: Any, b: Any) -> Tensor:
 def batched(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension, kind: Element) -> Tensor:
     """The product of two stacks of matrices, whose leading axes broadcast to those of `shape`."""
     shape = tuple(shape)
-    from espalier.backends.tvm import integers, products
+    from espalier.backends.tvm import bf16, integers, products
 
-    whole = integers.matrices(left, right, shape, count)
-    if whole is not None:
-        return whole
+    narrow = integers.matrices(left, right, shape, count)
+    if narrow is None:
+        narrow = bf16.matrices(left, right, shape)
+    if narrow is not None:
+        return narrow
     tiled = products.matrices(left, right, shape, count, kind)
     if tiled is not None:
         return tiled
@@ -93,12 +95,13 @@ def conv(
         for extent, ends, size, stride, dilation in zip(source.shape[2:], pads, kernel, strides, dilations, strict=True)
     ]
     counts = [max(0, count) if isinstance(count, int) else count for count in counts]
-    from espalier.backends.tvm import integers, packing, products, winograd
+    from espalier.backends.tvm import bf16, integers, packing, products, winograd
 
-    whole = integers.convolution(source, weights, counts, strides, pads, dilations, groups)
-    if whole is not None:
-        return whole
-    tiled: Tensor | None = None
+    for narrow in (integers.convolution, bf16.convolution):
+        tiled = narrow(source, weights, counts, strides, pads, dilations, groups)
+        if tiled is not None:
+            summed: Tensor = astype(tiled, kind)
+            return summed
     if source.affine is not None or not packing.fits(weights):
         tiled = winograd.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
     if tiled is None:

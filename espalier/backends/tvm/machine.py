@@ -10,19 +10,48 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Dot:
-    """An instruction for products of four integers of 8 bits in each lane, added to the lane's 32 bits."""
+    """An instruction for products of a few narrow numbers in each lane, added to the lane's 32 bits."""
 
     intrinsic: str
-    """LLVM's name: sum, first and second operand."""
+    """LLVM's name, or that of the function: sum, first and second operand."""
     lanes: int
     """Lanes of one instruction; a vector of the tile takes one or more."""
-    signed: bool
-    """Whether the first operand's integers are read as signed; the second's always are."""
+    count: int
+    """Numbers in each lane: 4 of 8 bits, 2 of 16."""
+    first: str
+    """TVM's type of the first operand's numbers: some instructions read unsigned integers here. Floats go by bits."""
+    second: str
+    sums: str
+    llvm: str = ""
+    """A function in LLVM's own text, called instead of the intrinsic: for types that TVM does not write."""
+
+    @property
+    def signed(self) -> bool:
+        """Whether the first operand's numbers are read as signed; the second's always are."""
+        return not self.first.startswith("u")
 
 
-AVX512_VNNI = Dot("llvm.x86.avx512.vpdpbusd.512", 16, signed=False)
-AVX_VNNI = Dot("llvm.x86.avx512.vpdpbusd.256", 8, signed=False)
-SDOT = Dot("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, signed=True)
+AVX512_VNNI = Dot("llvm.x86.avx512.vpdpbusd.512", 16, 4, "uint8", "int8", "int32")
+AVX_VNNI = Dot("llvm.x86.avx512.vpdpbusd.256", 8, 4, "uint8", "int8", "int32")
+SDOT = Dot("llvm.aarch64.neon.sdot.v4i32.v16i8", 4, 4, "int8", "int8", "int32")
+AVX512_BF16 = Dot(
+    "espalier_dpbf16ps",
+    16,
+    2,
+    "int16",
+    "int16",
+    "float32",
+    """
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+
+define <16 x float> @espalier_dpbf16ps(<16 x float> %sum, <32 x i16> %first, <32 x i16> %second) {
+  %a = bitcast <32 x i16> %first to <32 x bfloat>
+  %b = bitcast <32 x i16> %second to <32 x bfloat>
+  %found = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %sum, <32 x bfloat> %a, <32 x bfloat> %b)
+  ret <16 x float> %found
+}
+""",
+)
 
 
 @dataclass(frozen=True)
@@ -35,12 +64,17 @@ class Machine:
     """Such vectors that a tile may accumulate in, with room left for operands."""
     dot: Dot | None = None
     """The instruction that multiplies four integers of 8 bits in each lane and adds them up, if there is one."""
+    bf16: Dot | None = None
+    """The one that multiplies two floats of bf16 in each lane, if there is one that is fast."""
 
 
 def of(instruction_sets: Collection[str]) -> Machine:
     """The machine that has these instruction sets, by LLVM's names."""
     if "avx512f" in instruction_sets:
-        return Machine(16, 28, AVX512_VNNI if "avx512vnni" in instruction_sets else None)
+        integers = AVX512_VNNI if "avx512vnni" in instruction_sets else None
+        # where there are tiles for it, the vectors' instruction takes longer than products of f32
+        vectors = "avx512bf16" in instruction_sets and "amx-bf16" not in instruction_sets
+        return Machine(16, 28, integers, AVX512_BF16 if vectors else None)
     if "neon" in instruction_sets:  # 32 registers of 4 lanes
         return Machine(8, 12, SDOT if "dotprod" in instruction_sets else None)
     if "avx2" in instruction_sets:

@@ -251,6 +251,13 @@ def decode(element: Element, raw: Expr, bind: Bind) -> Expr:
     return tirx.reinterpret("float32", value)
 
 
+def widened(raw: Expr) -> Expr:
+    """A vector of bf16, by its bits, as floats."""
+    lanes = raw.ty.dtype.lanes
+    wide = tirx.Cast(f"uint32x{lanes}", raw)
+    return tirx.reinterpret(f"float32x{lanes}", tirx.shift_left(wide, tirx.Broadcast(_u32(16), lanes)))
+
+
 def load(element: Element, raw: Expr, bind: Bind) -> Expr:
     """A buffer's entry as an expression."""
     element = element.storage

@@ -10,7 +10,7 @@ import numpy as np
 import tvm
 from tvm import tirx
 
-from espalier.backends.tvm import build, integers, machine, objects
+from espalier.backends.tvm import build, dots, machine, objects
 from espalier.backends.tvm.frames import integer, loop, sequence
 from espalier.backends.tvm.numbers import immediate
 from espalier.backends.tvm.static import attributes
@@ -26,7 +26,7 @@ RUNS = 9
 
 
 def peaks(threads: int) -> dict[str, float]:
-    """Multiply–accumulates in a second by element ("f32", and "i8" where there are dot products), and "bytes" read.
+    """Multiply–accumulates in a second by element ("f32"; "i8", "bf16" where there are dot products), and "bytes" read.
 
     Each is the best of some runs, so one of this machine as it is at the moment.
     """
@@ -38,14 +38,22 @@ def peaks(threads: int) -> dict[str, float]:
         half = tirx.Broadcast(immediate(0.5, "float32"), lanes)
         seconds = _run(target, threads, "float32", STEPS, lambda total, place: total * half + half)
         found = {"f32": threads * STEPS * CHAINS * lanes / seconds}
-        if current.dot is not None:
+        if (dot := current.dot) is not None:
             ones = tirx.Broadcast(immediate(0x01010101, "int32"), lanes)
             whole = f"int8x{4 * lanes}"
             seconds = _run(
                 target, threads, "int32", STEPS,
-                lambda total, place: integers.dot(total, ones, tirx.reinterpret(whole, total)),
+                lambda total, place: dots.multiplied(dot, total, ones, tirx.reinterpret(whole, total)),
             )  # fmt: skip
             found["i8"] = threads * STEPS * CHAINS * lanes * 4 / seconds
+        if (pairs := current.bf16) is not None:
+            ones = tirx.Broadcast(immediate(0x3F803F80, "int32"), lanes)
+            whole = f"uint16x{2 * lanes}"
+            seconds = _run(
+                target, threads, "float32", STEPS,
+                lambda total, place: dots.multiplied(pairs, total, ones, tirx.reinterpret(whole, total)),
+            )  # fmt: skip
+            found["bf16"] = threads * STEPS * CHAINS * lanes * 2 / seconds
     steps = READ // (4 * threads * CHAINS * lanes)
     source = tirx.decl_buffer([integer(threads * steps * CHAINS * lanes)], "float32", name="x")
 

@@ -74,6 +74,8 @@ class Plan:
     """The type of the vectors, if it is not lanes of the result's."""
     combine: Callable[[Expr, Expr, Expr], Expr] = lambda old, factor, vector: old + factor * vector
     """(sum so far, first operand's vector, second operand's) → the sum with their products."""
+    imports: str = ""
+    """Functions that `combine` calls, in LLVM's text."""
     about: tuple[Any, ...] = ()
     """What shapes do not tell of how operands are read: strides, dilations, groups."""
     written_out: int = 0
@@ -92,7 +94,8 @@ class Plan:
 
     def write(self, function: Function, product: Product) -> Statement:
         """The loops of the product, and of what is computed from its entries in the same kernel."""
-        return _written(function, product, self)
+        loops = _written(function, product, self)
+        return tirx.AttrStmt(integer(0), "pragma_import_llvm", self.imports, loops) if self.imports else loops
 
 
 def _written(function: Function, product: Product, plan: Plan) -> Statement:

@@ -117,6 +117,8 @@ class Tensor:
     """How its buffer is laid out; None for row-major order."""
     affine: Affine | None = None
     """What it is dequantized from."""
+    narrow: Tensor | None = None
+    """The tensor of bf16 whose numbers these are, in f32."""
 
     def __init__(
         self,

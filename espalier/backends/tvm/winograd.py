@@ -25,7 +25,7 @@ from espalier.backends.tvm.filters import FILTERS, KERNEL, Filter, Transform
 from espalier.backends.tvm.frames import Statement, integer, loop, sequence
 from espalier.backends.tvm.kernels import Function, is_large, stored, stored_lanes
 from espalier.backends.tvm.layout import Reach
-from espalier.backends.tvm.numbers import immediate
+from espalier.backends.tvm.numbers import immediate, widened
 from espalier.backends.tvm.tensor import Constant, Expr, Input, Layout, Product, Tensor
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension
@@ -133,16 +133,14 @@ class Writer:
         line = Line(self)
         image, *start = (line.bind(index) for index in (image, *start))
         channel = self.function.composed(block, self.lane_ramp(integer(0)), self.lanes)
-        grid = [
-            [
-                line.keep(tirx.BufferLoad(self.images, self.function.place(self.x, [
-                    image, channel, start[0] + integer(i - self.plan.before[0]),
-                    start[1] + integer(j - self.plan.before[1]),
-                ])))
-                for j in range(size)
-            ]
-            for i in range(size)
-        ]  # fmt: skip
+
+        def entry(i: int, j: int) -> Expr:
+            before = self.plan.before
+            place = [image, channel, start[0] + integer(i - before[0]), start[1] + integer(j - before[1])]
+            loaded = tirx.BufferLoad(self.images, self.function.place(self.x, place))
+            return line.keep(loaded if self.x.element == elements.F32 else widened(loaded))
+
+        grid = [[entry(i, j) for j in range(size)] for i in range(size)]
         grid = line.both(self.filter.into, grid)
         base = (block * integer(self.rows) + number) * integer(self.lanes)  # unbound: TVM sees that it is aligned
         for point, entry in enumerate(entry for row in grid for entry in row):
@@ -320,10 +318,11 @@ def convolution(
         return None
     batch = x.shape[0] if isinstance(x.shape[0], int) else 1
     ways = [Way.of(each, batch, w.array.shape, results) for each in FILTERS.values()]
-    way = cheapest(ways, direct(batch, w.array.shape, results))
+    pairs = x.narrow is not None and machine.current().bf16 is not None
+    way = cheapest(ways, direct(batch, w.array.shape, results) / (2 if pairs else 1))
 
     def ask() -> choices.Question | None:
-        return _question(x, w, results, pads, way)
+        return None if pairs else _question(x, w, results, pads, way)
 
     chosen = choices.pick(_name(way), ask)
     if chosen != _name(way):
@@ -446,4 +445,5 @@ def _planned(x: Tensor, w: Constant, counts: Sequence[int], pads: Sequence[tuple
         beyond.append((before, max(after, end - before - extent)))
     reach = Reach(lanes, tuple(beyond), True)
     plan = Plan(chosen, (beyond[0][0], beyond[1][0]), lanes, way.group, way.height, blocks, reach)
-    return Product((x.shape[0], outputs, *counts), elements.F32, [x, weights], plan)
+    stored = x if x.narrow is None else x.narrow
+    return Product((x.shape[0], outputs, *counts), elements.F32, [stored, weights], plan)

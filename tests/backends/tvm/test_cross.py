@@ -237,17 +237,16 @@ def test_what_is_beyond_is_found(tmp_path: Path) -> None:
 
 @on_x86_64
 def test_what_this_processor_lacks_is_refused_by_name(tmp_path: Path) -> None:
-    """Bulldozer's instruction sets: no processor since 2017 has them."""
+    """Bulldozer's instruction sets: no processor since 2017 has all of them (sse4a is AMD's)."""
     description = tmp_path / "bulldozer.toml"
     sets = '["sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "avx", "fma4", "xop"]'
     description.write_text(
         f'name = "bulldozer"\nkind = "cpu"\nbackend = "tvm"\narchitecture = "x86_64"\ninstruction_sets = {sets}'
     )
     artifact = compiled_for(description, tmp_path)
-    assert artifact.agreement.startswith("not compared: this processor lacks sse4a, fma4, xop")
-    with pytest.raises(
-        EspalierError, match="lacks sse4a, fma4, xop, which the artifact for 'bulldozer' needs"
-    ) as caught:
+    lacking = "this processor lacks (sse4a, )?fma4, xop, which the artifact for 'bulldozer' needs"
+    assert re.match(f"not compared: {lacking}", artifact.agreement)
+    with pytest.raises(EspalierError, match=lacking.removeprefix("this processor ")) as caught:
         espalier.runtime.load(artifact.path)
     assert caught.value.code == "E707" and "--device cpu" in str(caught.value.hint)
 

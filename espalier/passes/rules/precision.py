@@ -1,0 +1,74 @@
+"""Narrower floats where products are taken."""
+
+from __future__ import annotations
+
+import math
+
+from espalier.ir import Builder, Graph, Node, Value, constant_value, elements
+from espalier.ir.constants import Constant, computed
+from espalier.ir.ops import Cast
+from espalier.ir.zeros import PRODUCTS
+from espalier.passes.base import Context, Pass, approximates, graph_pass
+
+
+@graph_pass("mixed_precision", semantics=approximates("rounding to bf16", math.inf))
+class MixedPrecision(Pass):
+    """Round what layers with constant weights multiply to bf16; they add up, and all else is computed, in f32.
+
+    Each rounded tensor becomes a cast to bf16 and back, which everything that reads it reads, so that it need not be
+    kept in f32 too. Products of two activations stay in f32.
+    """
+
+    def run(self, graph: Graph, context: Context) -> int:
+        count = 0
+        for each in list(graph.all_graphs()):
+            each.renumber()
+            factors = dict.fromkeys(value for node in each for value in _factors(node))
+            for value in factors:
+                if not context.may_rewrite():
+                    return count
+                _round(each, value)
+                count += 1
+        return count
+
+
+def _factors(node: Node) -> list[Value]:
+    """The two operands in f32 that a node multiplies, if one is constant; without those that are rounded already."""
+    if not node.op.contracts or node.op.zero not in PRODUCTS or len(node.results) != 1:
+        return []
+    found = [value for value in node.operands[:2] if value is not None]
+    if any(value.element != elements.F32 for value in found):
+        return []
+    if sum(_origin(value).is_constant for value in found) != 1:
+        return []
+    return [value for value in found if _origin(value) is value]
+
+
+def _origin(value: Value) -> Value:
+    """What a value is rounded from; itself if it is not rounded."""
+    wide = value.defined_by(Cast)
+    return wide.operand(0) if wide is not None and wide.operand(0).element == elements.BF16 else value
+
+
+def _round(graph: Graph, value: Value) -> None:
+    """Let the nodes of a graph that read a value read it rounded."""
+    users = [node for node in value.users if node.graph is graph]
+    if value.producer is not None:
+        after, location = value.producer.next, value.producer.location
+    else:
+        after = min(users, key=lambda node: node.position) if value.is_constant else graph.first
+        location = (after or users[0]).location
+    builder = Builder(graph, after, location.touched("mixed_precision"))
+    if value.constant is None:
+        narrow = builder.cast(value, to=elements.BF16)
+    else:
+        narrow = constant_value(_narrowed(value.constant), name=value.name)
+    wide = builder.cast(narrow, to=elements.F32)
+    for node in users:
+        for position, operand in enumerate(node.operands):
+            if operand is value:
+                graph.set_operand(node, position, wide)
+
+
+def _narrowed(constant: Constant) -> Constant:
+    return computed(lambda: constant.array.astype(elements.BF16.dtype), elements.BF16, constant.shape)

@@ -1,0 +1,125 @@
+"""Products of bf16: against the reference, by the machine's instructions where it has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espalier.backends.tvm import build, machine
+from espalier.ir import Builder, Graph, TensorType, Value, elements
+from espalier.ir.dims import symbol
+from espalier.passes import PassManager, parse_spec
+from tests.backends.tvm.test_layouts import agrees, graph_of, weights
+
+Network = Callable[[Builder, Value], Value]
+NARROW = tvm.target.Target(build.target_with(["avx512f", "avx512bw", "avx512vl", "avx512bf16"], "x86_64"))
+
+
+def narrowed(graph: Graph, y: Value, tolerance: float = 2e-6) -> None:
+    """Round what is multiplied, and compare the compiled graph with the reference of the rounded one."""
+    graph.set_outputs([y], ["y"])
+    PassManager([parse_spec("mixed_precision")], verify="none").run(graph)
+    agrees(graph, graph.outputs[0], tolerance=tolerance)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_convolutions(data: st.DataObject) -> None:
+    """Of one to three axes, with odd channels, groups, strides, dilations and padding."""
+    draw = data.draw
+    rank = draw(st.integers(1, 3), label="axes")
+    groups = draw(st.sampled_from([1, 1, 1, 2]), label="groups")
+    each = draw(st.sampled_from([1, 3, 6, 16, 17, 32, 33]), label="channels")
+    outputs = draw(st.sampled_from([1, 5, 16, 20, 32]), label="outputs") * groups
+    kernel = [draw(st.integers(1, 3)) for _ in range(rank)]
+    size = tuple(draw(st.integers(6, 9)) for _ in range(rank))
+    options = {
+        "strides": tuple(draw(st.integers(1, 2)) for _ in range(rank)),
+        "dilations": tuple(draw(st.integers(1, 2)) for _ in range(rank)),
+        "pads": tuple(draw(st.integers(0, 2)) for _ in range(2 * rank)),
+        "group": groups,
+    }
+    graph, b, x = graph_of(each * groups, size)
+    narrowed(graph, b.relu(b.conv(x, weights(1, outputs, each, *kernel), weights(2, outputs), **options)))
+
+
+@pytest.mark.parametrize("channels", [16, 24, 50])
+def test_depthwise_ones_between_dense_ones(channels: int) -> None:
+    graph, b, x = graph_of(3)
+    y = b.relu(b.conv(x, weights(1, channels, 3, 3, 3), weights(2, channels), pads=(1, 1, 1, 1)))
+    y = b.relu(b.conv(y, weights(3, channels, 1, 3, 3), pads=(1, 1, 1, 1), group=channels))
+    narrowed(graph, b.add(b.conv(y, weights(4, channels, channels, 1, 1)), y), tolerance=1e-2)  # roundings may flip
+
+
+def test_large_ones_of_three_by_three_are_transformed_where_that_pays() -> None:
+    graph, b, x = graph_of(64, (24, 24))
+    narrowed(graph, b.conv(x, weights(1, 64, 64, 3, 3), pads=(1, 1, 1, 1)), tolerance=2e-5)
+
+
+@pytest.mark.parametrize(("steps", "columns"), [(2, 1), (16, 40), (17, 16), (64, 33), (130, 64)])
+def test_matrices(steps: int, columns: int) -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = b.input(TensorType(elements.F32, (2, 7, steps)), "x")
+    narrowed(graph, b.add(b.matmul(x, weights(1, columns, steps).T.copy()), weights(2, 1, columns)[0]))
+
+
+def test_extents_that_the_run_knows() -> None:
+    graph, b, x = graph_of(16, batch=symbol("N"))
+    y = b.relu(b.conv(x, weights(1, 32, 16, 3, 3), pads=(1, 1, 1, 1)))
+    narrowed(graph, b.matmul(b.flatten(b.global_average_pool(y)), weights(2, 10, 32).T.copy()), tolerance=1e-2)
+
+
+def test_infinities_and_nan() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = b.input(TensorType(elements.F32, (32, 34)), "x")
+    graph.set_outputs([b.matmul(x, np.abs(weights(1, 40, 34)).T.copy())], ["y"])
+    PassManager([parse_spec("mixed_precision")], verify="none").run(graph)
+    given = np.ones((32, 34), np.float32)
+    given[3, 5], given[4, 6], given[5, 7] = np.inf, -np.inf, np.nan
+    (found,) = build.run(graph, [given])
+    assert np.all(found[3] == np.inf)
+    assert np.all(found[4] == -np.inf)
+    assert np.isnan(found[5]).all()
+    assert np.isfinite(np.delete(found, [3, 4, 5], 0)).all()
+
+
+def test_a_model_of_bf16_takes_the_same_way() -> None:
+    """Its own products are the same, and then rounded."""
+    graph = Graph()
+    b = Builder(graph)
+    x = b.input(TensorType(elements.BF16, (8, 64)), "x")
+    w = weights(1, 48, 64).T.astype(elements.BF16.dtype)
+    graph.set_outputs([b.matmul(x, w)], ["y"])
+    given = np.random.default_rng(0).normal(size=(8, 64)).astype(elements.BF16.dtype)
+    (found,) = build.run(graph, [given])
+    wanted = given.astype(np.float64) @ w.astype(np.float64)
+    np.testing.assert_allclose(found.astype(np.float64), wanted, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", ["conv", "matmul"])
+def test_the_instruction_is_used_where_the_processor_has_it(layer: str) -> None:
+    graph = Graph()
+    b = Builder(graph)
+    if layer == "conv":
+        y: Any = b.conv(b.input(TensorType(elements.F32, (1, 32, 8, 8)), "x"), weights(1, 32, 32, 1, 1))
+    else:
+        y = b.matmul(b.input(TensorType(elements.F32, (16, 32)), "x"), weights(1, 32, 32))
+    graph.set_outputs([y], ["y"])
+    PassManager([parse_spec("mixed_precision")], verify="none").run(graph)
+    assert "espalier_dpbf16ps" in str(build.written(graph, NARROW).functions)
+    others = tvm.target.Target(build.target_with(["avx512f", "avx512bw", "avx512vl"], "x86_64"))
+    assert "espalier_dpbf16ps" not in str(build.written(graph, others).functions)
+
+
+def test_tiles_for_matrices_leave_the_vectors_instruction_alone() -> None:
+    assert machine.of(["avx512f", "avx512bf16"]).bf16 is not None
+    assert machine.of(["avx512f", "avx512bf16", "amx-bf16"]).bf16 is None
+    assert machine.of(["avx512f"]).bf16 is None
