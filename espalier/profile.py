@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from espalier import runtime
 from espalier.errors import InputError
 from espalier.runners import check_threads, feed, is_artifact, open_runner
+from espalier.runtime.cpu import default_threads
 
 
 def profile(
@@ -37,7 +37,7 @@ def profile(
         model.profile(arrays)  # the first call loads code and pages
         calls = [model.profile(arrays) for _ in range(rounds)]
     seconds = np.median([[each for _, each in call] for call in calls], axis=0)
-    count = threads or len(os.sched_getaffinity(0))
+    count = threads or default_threads()
     best = _best(count)
     total = float(seconds.sum())
     rows = [

@@ -28,7 +28,8 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> LoadedM
 
     Args:
         path: The artifact's directory or zip file.
-        threads: Threads to compute with; by default as many as the processor has cores for this process.
+        threads: Threads to compute with; by default one for each processor of this process, or as many as
+            OMP_NUM_THREADS says if those are fewer.
 
     Raises:
         ArtifactError: The artifact is broken, changed, too new, or not for this machine (codes E701 to E715).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Iterable
 from functools import cache
@@ -124,3 +125,10 @@ def permit_tiles(instructions: tuple[str, ...]) -> None:
     system_call, request_permission, tile_data = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
     if ctypes.CDLL(None).syscall(system_call, request_permission, tile_data) != 0:
         raise ArtifactError("E707", "the kernel does not permit this process to use the AMX tile registers")
+
+
+def default_threads() -> int:
+    """As many threads as this process has processors, or as OMP_NUM_THREADS asks for if those are fewer."""
+    processors = len(os.sched_getaffinity(0))
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(processors, int(asked)) if asked.isdecimal() and int(asked) else processors

@@ -10,6 +10,7 @@ The same goes for TVM's compiler, which the backend imports.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -47,3 +48,15 @@ def import_without_torch(name: str) -> Any:
         return importlib.import_module(name)
     finally:
         sys.meta_path.remove(absent)
+
+
+_GIVEN = os.environ.get("TVM_NUM_THREADS")
+
+
+def permit_threads(count: int) -> None:
+    """Let TVM's pools that start from now on have so many threads, unless TVM_NUM_THREADS was set from outside.
+
+    TVM would have as many as OMP_NUM_THREADS says, or one for each two processors.
+    """
+    if _GIVEN is None:
+        os.environ["TVM_NUM_THREADS"] = str(max(count, int(os.environ.get("TVM_NUM_THREADS", "1"))))

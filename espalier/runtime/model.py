@@ -37,7 +37,7 @@ class LoadedModel:
             for spec in (*self.inputs, *self.outputs):
                 value_dtype(spec.element)
             cpu.check_device(self.manifest.device)
-            self._engine: engines.Engine | None = engines.load(files, threads or len(os.sched_getaffinity(0)))
+            self._engine: engines.Engine | None = engines.load(files, threads or cpu.default_threads())
         except BaseException:
             files.close()
             raise

@@ -184,6 +184,6 @@ def _combining(dot: Dot) -> dict[str, Any]:
     """What a plan says of an instruction."""
     stored = "uint16" if dot.second == "int16" else dot.second  # of buffers that hold the second operand
     return {
-        "vector_type": f"{stored}x{dot.count * machine.current().lanes}", "imports": dot.llvm,
+        "vector_type": f"{stored}x{dot.count * machine.current().lanes}", "functions": dot.llvm,
         "combine": lambda *operands: multiplied(dot, *operands),
     }  # fmt: skip

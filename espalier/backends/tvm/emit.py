@@ -19,6 +19,7 @@ from espalier.cost.measured import Database, default_path
 from espalier.errors import UnsupportedError
 from espalier.ir import Graph
 from espalier.ir.elements import from_dtype
+from espalier.runtime.cpu import default_threads
 from espalier.runtime.engines.tvm import RUNTIME_LIBRARY
 from espalier.runtime.weights import save_weights
 
@@ -42,7 +43,7 @@ class TvmBackend:
         Raises InputError E235 if the database can't be used, UnsupportedError for what can't be emitted.
         """
         start, path = time.perf_counter(), asked.database or default_path()
-        threads = asked.threads or len(os.sched_getaffinity(0))
+        threads = asked.threads or default_threads()
         target = build.host_target(os.cpu_count() or 1)
         found = tuning.Tuning()
         if asked.seconds or asked.database is not None or path.exists():

@@ -37,6 +37,11 @@ def loop(variable: Expr, extent: Expr, body: Statement, kind: str = "serial") ->
     return tirx.For(variable, integer(0), extent, kinds[kind], body)
 
 
+def knowing(functions: str, body: Statement) -> Statement:
+    """The statement, which may call functions that LLVM's text defines, if there are any."""
+    return tirx.AttrStmt(integer(0), "pragma_import_llvm", functions, body) if functions else body
+
+
 class Names:
     """Variable names of one kernel: a letter and a count, never anything from the model."""
 

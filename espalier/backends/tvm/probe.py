@@ -11,10 +11,11 @@ import tvm
 from tvm import tirx
 
 from espalier.backends.tvm import build, dots, machine, objects
-from espalier.backends.tvm.frames import integer, loop, sequence
+from espalier.backends.tvm.frames import integer, knowing, loop, sequence
 from espalier.backends.tvm.numbers import immediate
 from espalier.backends.tvm.static import attributes
 from espalier.backends.tvm.tensor import Expr
+from espalier.runtime.ffi import permit_threads
 
 STEPS = 100_000
 """Steps of a thread in a run."""
@@ -30,6 +31,7 @@ def peaks(threads: int) -> dict[str, float]:
 
     Each is the best of some runs, so one of this machine as it is at the moment.
     """
+    permit_threads(threads)
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
     target = build.host_target(threads)
     current = machine.of(build.instruction_sets(target))
@@ -52,6 +54,7 @@ def peaks(threads: int) -> dict[str, float]:
             seconds = _run(
                 target, threads, "float32", STEPS,
                 lambda total, place: dots.multiplied(pairs, total, ones, tirx.reinterpret(whole, total)),
+                functions=pairs.llvm,
             )  # fmt: skip
             found["bf16"] = threads * STEPS * CHAINS * lanes * 2 / seconds
     steps = READ // (4 * threads * CHAINS * lanes)
@@ -67,7 +70,7 @@ def peaks(threads: int) -> dict[str, float]:
 
 def _run(
     target: Any, threads: int, dtype: str, steps: int, step: Callable[[Expr, Expr], Expr],
-    given: Sequence[tuple[Expr, Any]] = (),
+    given: Sequence[tuple[Expr, Any]] = (), functions: str = "",
 ) -> float:  # fmt: skip
     """Seconds in which every thread does so many steps on each of its registers; `step(register, number)`."""
     lanes = machine.of(build.instruction_sets(target)).lanes
@@ -90,6 +93,7 @@ def _run(
         *map(tirx.AllocBuffer, cells), *(tirx.BufferStore(cell, start, whole) for cell in cells),
         loop(number, integer(steps), inner), tirx.BufferStore(out, total, [ramp]),
     ]), "parallel" if threads > 1 else "serial")  # fmt: skip
+    body = knowing(functions, body)
     main = tirx.PrimFunc([*(buffer for buffer, _ in given), out], body, attrs=attributes("main"))
     with target:
         entry = tirx.build(tvm.IRModule({tvm.ir.GlobalVar("main"): main}), target, pipeline=objects.PIPELINE)["main"]

@@ -16,7 +16,7 @@ from tvm import tirx
 from espalier.backends.tvm import choices, kernels, machine, packing, panels
 from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor
 from espalier.backends.tvm.broadcasting import broadcast_index
-from espalier.backends.tvm.frames import Scope, Statement, integer, loop, sequence
+from espalier.backends.tvm.frames import Scope, Statement, integer, knowing, loop, sequence
 from espalier.backends.tvm.kernels import Function, Nest, is_large, stored, stored_lanes
 from espalier.backends.tvm.layout import Reach
 from espalier.backends.tvm.numbers import expression_type, immediate
@@ -74,7 +74,7 @@ class Plan:
     """The type of the vectors, if it is not lanes of the result's."""
     combine: Callable[[Expr, Expr, Expr], Expr] = lambda old, factor, vector: old + factor * vector
     """(sum so far, first operand's vector, second operand's) → the sum with their products."""
-    imports: str = ""
+    functions: str = ""
     """Functions that `combine` calls, in LLVM's text."""
     about: tuple[Any, ...] = ()
     """What shapes do not tell of how operands are read: strides, dilations, groups."""
@@ -94,8 +94,7 @@ class Plan:
 
     def write(self, function: Function, product: Product) -> Statement:
         """The loops of the product, and of what is computed from its entries in the same kernel."""
-        loops = _written(function, product, self)
-        return tirx.AttrStmt(integer(0), "pragma_import_llvm", self.imports, loops) if self.imports else loops
+        return knowing(self.functions, _written(function, product, self))
 
 
 def _written(function: Function, product: Product, plan: Plan) -> Statement:
