@@ -403,3 +403,36 @@ def test_importing_the_runtime_is_light() -> None:
     program = "import sys, espalier.runtime; print('numpy' in sys.modules, 'zipfile' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
     assert run.stdout.split() == ["False", "False"]
+
+
+THREADS = """
+import os, sys
+import numpy as np
+import espalier.runtime
+model = espalier.runtime.load(sys.argv[1], threads=int(sys.argv[2]) if sys.argv[2] else None)
+model(np.zeros((5, 4), np.float32))
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "variables", "least", "most"),
+    [
+        ("3", {}, 3, 99),
+        ("3", {"OMP_NUM_THREADS": "1"}, 3, 99),
+        ("3", {"TVM_NUM_THREADS": "1"}, 1, 2),
+        ("1", {}, 1, 2),
+        ("", {"OMP_NUM_THREADS": "1"}, 1, 2),
+        ("", {"OMP_NUM_THREADS": "many"}, 1, 99),
+    ],
+)
+def test_as_many_threads_as_asked_for(
+    asked: str, variables: dict[str, str], least: int, most: int, artifact: Path
+) -> None:
+    """Whatever TVM would take for the number of cores; its own variable stays in force."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "TVM_NUM_THREADS")}
+    environment = {**kept, "OPENBLAS_NUM_THREADS": "1", **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, str(artifact), asked], env=environment, capture_output=True, text=True, check=True
+    )
+    assert least <= int(done.stdout) <= most

@@ -22,7 +22,18 @@ from espalier.backends.tvm.numbers import (
     select,
     wrap,
 )
-from espalier.backends.tvm.tensor import TRANSCENDENTAL, Access, At, Constant, Expr, Index, Map, Tensor, Untraceable
+from espalier.backends.tvm.tensor import (
+    TRANSCENDENTAL,
+    Access,
+    Affine,
+    At,
+    Constant,
+    Expr,
+    Index,
+    Map,
+    Tensor,
+    Untraceable,
+)
 from espalier.errors import UnsupportedError
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dim, Dimension, Shape
@@ -438,6 +449,15 @@ def astype(array: Any, kind: Element) -> Any:
     )  # fmt: skip
     if (source, kind) == (elements.BF16, elements.F32):
         found.narrow = array
+    return found
+
+
+def dequantized(held: Affine) -> Tensor:
+    """The floats in f32 that integers of at most 16 bits stand for."""
+    spread = () if held.axis is None else (-1, *(1,) * (held.stored.ndim - 1 - held.axis))
+    scale, zero = (each.astype(np.float32).reshape(spread) for each in (held.scale, held.zero))
+    found: Tensor = (astype(held.stored, elements.F32) - zero) * scale  # the difference is exact: 17 bits at most
+    found.affine = held
     return found
 
 

@@ -19,7 +19,19 @@ from espalier.backends.tvm.arithmetic import (
 from espalier.backends.tvm.numbers import expression_type, immediate, select
 from espalier.backends.tvm.requirements import path, require
 from espalier.backends.tvm.selection import getitem, take, view, zero
-from espalier.backends.tvm.tensor import Affine, Alias, At, Constant, Dequantized, Expr, Index, Map, Tensor, Untraceable
+from espalier.backends.tvm.tensor import (
+    Affine,
+    Alias,
+    At,
+    Constant,
+    Dequantized,
+    Expr,
+    Index,
+    Map,
+    Tensor,
+    Untraceable,
+    moved,
+)
 from espalier.ir import dims, elements
 from espalier.ir.agreement import Requirement
 from espalier.ir.dims import Dim, Dimension
@@ -77,7 +89,7 @@ def reshape(array: Any, shape: Any) -> Tensor:
         return filled(target, 0, array.element)
     if path() and size != wanted:
         array = resized(Alias(array, (size,)), (wanted,))
-    return Alias(array, tuple(target))
+    return moved(Alias(array, tuple(target)), [array], lambda stored: Alias(stored[0], tuple(target)))
 
 
 def _unit_axes(array: Tensor, target: Sequence[Dimension]) -> Tensor:
@@ -179,7 +191,8 @@ def concat(arrays: Sequence[Any], axis: int = 0) -> Tensor:
 
         return rest(0)
 
-    return Map(tuple(shape), element, parts, ["once"] * len(parts), body, cost=1)
+    found = Map(tuple(shape), element, parts, ["once"] * len(parts), body, cost=1)
+    return moved(found, parts, lambda stored: concat(stored, axis))
 
 
 @primitive
@@ -255,7 +268,12 @@ def pad(array: Any, pads: Sequence[tuple[Any, Any]], mode: str = "constant", val
         outside = at(1, [zero()] * filler.ndim)
         return at(0, place) if inside is None else at.guard(inside, lambda: at(0, place), outside)
 
-    return Map(tuple(shape), source.element, [source, filler], ["once", "many"], body, cost=1)
+    found = Map(tuple(shape), source.element, [source, filler], ["once", "many"], body, cost=1)
+    if isinstance(filler, Constant) and not filler.array.any():  # 0 is the zero point
+        held = source.affine
+        nothing = 0 if held is None or held.axis is not None else held.zero.item()
+        return moved(found, [source], lambda stored: pad(stored[0], pads, value=nothing))
+    return found
 
 
 def _pad_by_index(source: Tensor, pads: Sequence[tuple[Any, Any]], shape: Sequence[Dimension], mode: str) -> Tensor:

@@ -13,7 +13,7 @@ from espalier.backends.tvm.arithmetic import PRIMITIVES, as_tensor, primitive
 from espalier.backends.tvm.broadcasting import broadcast_index, broadcast_shapes
 from espalier.backends.tvm.numbers import expression_type, immediate, select
 from espalier.backends.tvm.requirements import path
-from espalier.backends.tvm.tensor import Access, At, Expr, Index, Map, Tensor, Untraceable
+from espalier.backends.tvm.tensor import Access, At, Expr, Index, Map, Tensor, Untraceable, moved
 from espalier.ir import dims
 from espalier.ir.dims import Dim, Dimension
 
@@ -24,7 +24,8 @@ def zero() -> Expr:
 
 def view(source: Tensor, shape: Sequence[Dimension], position: Any, access: Access = "once", cost: int = 0) -> Tensor:
     """A tensor whose entry at an index is the source's at `position(at, index)`."""
-    return Map(tuple(shape), source.element, [source], [access], lambda at, index: at(0, position(at, index)), cost)
+    found = Map(tuple(shape), source.element, [source], [access], lambda at, index: at(0, position(at, index)), cost)
+    return moved(found, [source], lambda stored: view(stored[0], shape, position, access, cost))
 
 
 @primitive

@@ -335,5 +335,22 @@ class Alias(Tensor):
         super().__init__(shape, source.element, [source], ["many"])
 
 
+def moved(result: Tensor, sources: Sequence[Tensor], move: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
+    """What movements make, with what it is dequantized from or widened from, which is moved in the same way.
+
+    That is asked for only if all sources are dequantized alike, with one scale, or all are widened.
+    """
+    narrow = [source.narrow for source in sources if source.narrow is not None]
+    if len(narrow) == len(sources):
+        result.narrow = move(narrow)
+    held = [source.affine for source in sources if source.affine is not None and source.affine.axis is None]
+    if len(held) == len(sources) and not isinstance(result, Constant):
+        first = held[0]
+        alike = {(each.stored.element, each.scale.item(), each.zero.item()) for each in held if not each.block}
+        if len(alike) == 1 and not any(each.block for each in held):
+            result.affine = Affine(move([each.stored for each in held]), first.scale, first.zero, None)
+    return result
+
+
 def is_dimension(value: Any) -> bool:
     return isinstance(value, int | Dim) and not isinstance(value, bool)

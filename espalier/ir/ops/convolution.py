@@ -144,7 +144,9 @@ class ConvTranspose(Op):
             ctx.fail(f"a convolution of rank {len(x)} with weights of rank {len(w)}")
         check_window(self, ctx, w)
         positions = [f"p{axis}" for axis in range(len(x) - 2)]
-        known = {p: self._extents(axis, x[axis + 2], w[axis + 2])[0] for axis, p in enumerate(positions)}
+        known = {p: self.extents(axis, x[axis + 2], w[axis + 2])[0] for axis, p in enumerate(positions)}
+        if any(isinstance(extent, int) and extent < 0 for extent in known.values()):
+            ctx.fail(f"the padding cuts off more positions than there are: {tuple(known.values())} are left")
         text = f"n (g i) S, (g i) o K, (g o) -> n (g o) {' '.join(positions)}"
         found = self.declared(ctx, text, known)
         if found is not None:  # the result's positions are those that the kernel slides over
@@ -153,7 +155,7 @@ class ConvTranspose(Op):
                 found.windows += found.letters[p]
         return found
 
-    def _extents(self, axis: int, extent: Dimension, kernel: Dimension) -> tuple[Dimension, Dimension]:
+    def extents(self, axis: int, extent: Dimension, kernel: Dimension) -> tuple[Dimension, Dimension]:
         """Result extent on a spatial axis, and how many positions are cut off before it."""
         stride = self.strides[axis] if self.strides else 1
         dilation = self.dilations[axis] if self.dilations else 1
@@ -180,7 +182,7 @@ class ConvTranspose(Op):
         pads = []
         for axis in range(spatial):
             extent = (x.shape[axis + 2] - 1) // strides[axis] + 1
-            count, cut = self._extents(axis, extent, kernel[axis])
+            count, cut = self.extents(axis, extent, kernel[axis])
             reach = dilations[axis] * (kernel[axis] - 1)
             pads.append((reach - cut, count - x.shape[axis + 2] + cut))
         inner, outer = w.shape[0] // groups, w.shape[1]

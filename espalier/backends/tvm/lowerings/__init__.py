@@ -1,5 +1,5 @@
 """Operators whose lowering is better than their reference run on tensors."""
 
-from espalier.backends.tvm.lowerings import control, indexing, pooling, quantization, recurrent, reduction
+from espalier.backends.tvm.lowerings import control, convolution, indexing, pooling, quantization, recurrent, reduction
 
-__all__ = ["control", "indexing", "pooling", "quantization", "recurrent", "reduction"]
+__all__ = ["control", "convolution", "indexing", "pooling", "quantization", "recurrent", "reduction"]

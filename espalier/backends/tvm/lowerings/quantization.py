@@ -8,7 +8,7 @@ import numpy as np
 from tvm import tirx
 
 from espalier.backends.tvm import xp
-from espalier.backends.tvm.arithmetic import as_tensor, astype, elementwise
+from espalier.backends.tvm.arithmetic import as_tensor, astype, dequantized, elementwise
 from espalier.backends.tvm.numbers import immediate, is_nan, select
 from espalier.backends.tvm.tensor import Affine, At, Constant, Dequantized, Expr, Tensor
 from espalier.backends.tvm.trace import lowers
@@ -65,14 +65,7 @@ def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
         return Dequantized(affine, elements.F32, lambda: np.asarray(op.reference(numpy_xp, x, scale, zero_point)))
     if not isinstance(x, Tensor) or not x.element.is_integer or x.element.bits > 16 or block:
         return NotImplemented
-    spread = [1] * x.ndim
-    if axis is not None:
-        spread[axis] = -1
-    shape = spread if axis is not None else ()
-    shifted = astype(x, elements.F32) - zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
-    found = shifted * scale.reshape(shape)
-    found.affine = Affine(x, steps, shifts, axis)
-    return found
+    return dequantized(Affine(x, steps, shifts, axis))
 
 
 @lowers("gather")
