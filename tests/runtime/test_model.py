@@ -433,6 +433,10 @@ def test_as_many_threads_as_asked_for(
     kept = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "TVM_NUM_THREADS")}
     environment = {**kept, "OPENBLAS_NUM_THREADS": "1", **variables}
     done = subprocess.run(
-        [sys.executable, "-c", THREADS, str(artifact), asked], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", THREADS, str(artifact), asked],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert least <= int(done.stdout) <= most
