@@ -13,7 +13,7 @@ from espalier.backends.tvm.movement import pad, reshape, transpose
 from espalier.backends.tvm.numbers import cast_type, expression_type, immediate
 from espalier.backends.tvm.reduction import LONG
 from espalier.backends.tvm.selection import getitem
-from espalier.backends.tvm.tensor import At, Expr, Fold, Index, Tensor, Untraceable
+from espalier.backends.tvm.tensor import Alias, At, Expr, Fold, Index, Tensor, Untraceable, moved
 from espalier.ir import elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
@@ -57,6 +57,12 @@ def batched(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dime
     """The product of two stacks of matrices, whose leading axes broadcast to those of `shape`."""
     shape = tuple(shape)
     from espalier.backends.tvm import bf16, integers, products
+
+    if right.ndim == 2 and len(shape) > 2 and shape[-2] == 1 and left.shape[:-2] == shape[:-2]:
+        flat = (*left.shape[:-2], left.shape[-1])  # a stack of rows is a matrix
+        rows = moved(Alias(left, flat), [left], lambda sources: Alias(sources[0], flat))
+        merged: Tensor = reshape(batched(rows, right, (*shape[:-2], shape[-1]), count, kind), shape)
+        return merged
 
     narrow = integers.matrices(left, right, shape, count)
     if narrow is None:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from espalier.backends.tvm import build
+from espalier.backends.tvm import build, fuse, trace
+from espalier.backends.tvm.tensor import Product
 from espalier.ir import Builder, Graph, TensorType, Value, elements
 from espalier.ir.dims import symbol
 from espalier.ir.execute import execute
@@ -109,6 +110,21 @@ def test_products_of_what_is_computed(rows: int, count: int, columns: int) -> No
     x = b.input(TensorType(elements.F32, (2, rows, count)), "x")
     right = b.relu(b.matmul(b.transpose(x, perm=(0, 2, 1)), weights(1, rows, columns)))
     agrees(graph, b.softmax(b.matmul(x, right), axis=-1), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("lead", [(197,), (1, 30), (3, 20), (symbol("N"),)])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_stack_of_rows_is_a_matrix(lead: tuple[Any, ...], narrow: bool) -> None:
+    """Not as many products of one row each: their tiles have several rows."""
+    graph = Graph()
+    b = Builder(graph)
+    x = b.input(TensorType(elements.F32, (*lead, 1, 64)), "x")
+    w = dequantized(b, integers(1, 64, 40, axis=1), axis=1) if narrow else weights(1, 40, 64).T.copy()
+    y = b.add(b.matmul(quantized(b, x, np.uint8, 9) if narrow else b.relu(x), w), weights(2, 1, 40)[0])
+    agrees(graph, b.transpose(y, perm=tuple(reversed(range(len(lead) + 2)))), tolerance=1e-5)
+    _, outputs = trace.trace(graph)
+    (product,) = (tensor for tensor in fuse.in_order(outputs) if isinstance(tensor, Product))
+    assert product.shape == (*lead, 40)
 
 
 # ---- integers ----------------------------------------------------------------------------------------------------
