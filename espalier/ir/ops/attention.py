@@ -171,7 +171,8 @@ class Attention(Op):
     def _bias(self, xp: Any, scores: Any, attn_mask: Any, past: int, nonpad_kv_seqlen: Any) -> Any:
         """What is added to the scores: −∞ where a key may not be seen. None if nothing is."""
         queries, keys = scores.shape[2:]
-        zero, never = xp.zeros_like(scores), xp.zeros_like(scores) - math.inf
+        zero = xp.zeros((), xp.element(scores))
+        never = zero - math.inf
         bias = None
         if attn_mask is not None:
             missing = keys - attn_mask.shape[-1]
@@ -181,7 +182,7 @@ class Attention(Op):
             else:
                 added = xp.astype(attn_mask, xp.element(scores))
                 added = xp.pad(added, [(0, 0)] * (added.ndim - 1) + [(0, missing)], "constant", -math.inf)
-                bias = zero + added
+                bias = added
         windowed = self.is_causal or self.left_window_size >= 0 or self.right_window_size >= 0
         if nonpad_kv_seqlen is None and not windowed:
             return bias
