@@ -7,7 +7,7 @@ Scan) are graphs of their own that see outer values only as explicit operands of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -40,7 +40,7 @@ class Location(NamedTuple):
                 lines = _union(lines, more_lines)
             if more_passes:
                 passes = _union(passes, more_passes)
-        return Location(names, lines, (*passes, by) if by and by not in passes else passes)
+        return tuple.__new__(Location, (names, lines, (*passes, by) if by and by not in passes else passes))
 
     def merge(self, other: Location) -> Location:
         """Everything that either location says, once."""
@@ -377,6 +377,24 @@ class Graph:
         self.epochs.topology += 1
         for listener in self.listeners:
             listener.changed(node)
+
+    def set_operands(self, node: Node, values: Mapping[int, Value]) -> None:
+        """Change several operands at once, by their positions (beyond the last: append)."""
+        operands, changed = node.operands, False
+        for position, value in values.items():
+            while len(operands) <= position:
+                operands.append(None)
+            old = operands[position]
+            if old is value:
+                continue
+            operands[position], changed = value, True
+            if old is not None:
+                _drop_use(old, node)
+            value.uses[node] = value.uses.get(node, 0) + 1
+        if changed:
+            self.epochs.topology += 1
+            for listener in self.listeners:
+                listener.changed(node)
 
     def set_op(self, node: Node, op: Op) -> None:
         """Change a node's attributes, or its operator for one of the same operands and results."""

@@ -278,7 +278,7 @@ class _Driver:
         self.queued: set[Node] = set()
 
     def run(self) -> int:
-        roots, queue = self.table.roots, self.queue
+        roots, known, queue = self.table.roots, self.table.by_pattern, self.queue
         node = self.graph.first
         while node is not None:
             if roots[type(node.op)]:
@@ -291,7 +291,8 @@ class _Driver:
             self.queued.discard(node)
             if node.graph is not self.graph:
                 continue
-            pattern = self.table.pattern(_kinds(node))
+            kinds = _kinds(node)
+            pattern = known.get(kinds) or self.table.pattern(kinds)
             if pattern.passed_over:
                 self.looked[pattern] = self.looked.get(pattern, 0) + 1
             for rule in pattern.rules:
@@ -337,7 +338,7 @@ class _Driver:
         if replacement is None or not self.context.may_rewrite():
             self._discard(rewriter)
             return False
-        news = [replacement] if isinstance(replacement, Value) else list(replacement)
+        news = [replacement] if isinstance(replacement, Value) else replacement
         if len(news) != len(root.results):
             raise InternalError(
                 "E903", f"{rule.name} gives {len(news)} values for {len(root.results)} results", node=root
@@ -370,7 +371,8 @@ class _Driver:
                     neighbours += propagate(graph, new)
         sources = self._erase_dead(root, amended)
         if amended or rewriter.created:
-            sources += [node.location for node in amended]
+            for node in amended:
+                sources.append(node.location)
             where = Location.merged(sources, rule.name)
             for node, constants in amended.items():
                 self._amend(node, constants, where)
@@ -411,8 +413,7 @@ class _Driver:
 
     def _amend(self, node: Node, constants: Mapping[int, Value], where: Location) -> None:
         """Change a node's constants; it then counts as its operands' newest user, as a new node would."""
-        for position, value in constants.items():
-            self.graph.set_operand(node, position, value)
+        self.graph.set_operands(node, constants)
         for operand in node.operands:
             if operand is not None and len(operand.uses) > 1:
                 operand.uses[node] = operand.uses.pop(node)
@@ -436,7 +437,10 @@ class _Driver:
                 graph.erase(node)
                 if node is not root:
                     sources.append(node.location)
-                stack += [v.producer for v in node.operands if v is not None and v.producer is not None]
+                for operand in node.operands:
+                    maker = None if operand is None else operand.producer
+                    if maker is not None:
+                        stack.append(maker)
                 if self.context.recorder is None:
                     node.results = []  # they know the node: both would wait for a garbage collection
                 continue

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from espalier.errors import VerificationError
 from espalier.ir import Node, TensorType, Value, constant_value
-from espalier.ir.constants import Constant, computed
+from espalier.ir.constants import ComputedSource, Constant, computed
 from espalier.ir.elements import Element
 from espalier.ir.ops import Add, BatchNorm, Conv, ConvTranspose, Div, Gemm, MatMul, Mul
 from espalier.passes.base import REASSOCIATES
@@ -199,8 +199,8 @@ def scaled(layer: Node, affine: Affine, axis: int, rewriter: Rewriter) -> Value:
     if not (affine.__class__ is NormAffine and element.bits >= 32) and not made.fits():
         rewriter.why(f"the scaled weights are out of the range of {element.name}")
     new_weight, new_bias = Value(weight.type), Value(vector_type(element, channels))
-    new_weight.constant = computed(made.weight, element, shape)
-    new_bias.constant = computed(made.moved_bias, element, (channels,))
+    new_weight.constant = Constant(ComputedSource(made.weight), element, shape)
+    new_bias.constant = Constant(ComputedSource(made.moved_bias), element, (channels,))
     return rewriter.amend(layer, {1: new_weight, 2: new_bias}).results[0]
 
 
