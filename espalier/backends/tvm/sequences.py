@@ -1,14 +1,14 @@
 """Recurrent layers as one kernel: the inputs' products of all times at once, then a loop over time.
 
-The kernel goes through all times for a few rows of the batch at a time, in one direction; threads share these (or, in
-large layers, the hidden units of each time). At each time it accumulates the products of a block of hidden units with
-the hidden state in registers, and computes the block's gates as vectors, which a cell says in stages.
+The kernel goes through all times for a few rows of the batch at a time, in one direction; threads share these. Or they
+share the hidden units, and go through the times together: each has its part of the weights in the caches of its core,
+and waits for the others after each stage. At each time it accumulates the products of a few blocks of hidden units with
+the hidden state in registers, and computes the blocks' gates as vectors, which a cell says in stages (`cells`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tvm import tirx
 
 from espalier.backends.tvm import machine, xp
 from espalier.backends.tvm.arithmetic import as_tensor
+from espalier.backends.tvm.cells import Operands, Stage, Values
 from espalier.backends.tvm.frames import Kernel, Scope, Statement, awaited, integer, launched, loop, sequence
 from espalier.backends.tvm.kernels import Nest, is_large, vectors
 from espalier.backends.tvm.numbers import expression_type, immediate
@@ -29,81 +30,16 @@ ROWS = 4
 """Rows of the batch that are multiplied at once: enough to hide the reading of weights."""
 SHARE = 64
 """Rows that go through all times together at most."""
+STEP = 1 << 16
+"""Multiplications from one wait for each other to the next from which on threads share the hidden units of each time:
+each keeps its part of the weights in its caches, and needs it once for all rows. Four times as many if there are rows
+enough to share instead, …"""
 LONG_STEP = 1 << 22
-"""Multiplications of one time from which on threads share the hidden units of each time, not the rows: each thread's
-part of the weights then passes once for all rows."""
-SUMS = 16
+"""… and so many if there are two directions, which need not wait for each other."""
+SUMS = 8
 """Vectors that are accumulated at once: enough to hide how long an addition takes."""
 STREAMS = 8
 """Blocks of hidden units whose weights are read at once."""
-
-
-class Values:
-    """What a cell sees of one row and one lane of hidden units, as tensors of rank 0."""
-
-    def __init__(self, kind: Element, read: Callable[[str, int], Expr | None]) -> None:
-        self._kind, self._read = kind, read
-        self._known: dict[tuple[str, int], Any] = {}
-
-    def _value(self, name: str, k: int = 0) -> Any:
-        if (name, k) not in self._known:
-            entry = self._read(name, k)
-            self._known[name, k] = 0 if entry is None else leaf(entry, self._kind)
-        return self._known[name, k]
-
-    def now(self, gate: int) -> Any:
-        """The input's share of a gate, with its biases."""
-        return self._value("now", gate)
-
-    def before(self, gate: int) -> Any:
-        """The hidden state's share of a gate."""
-        return self._value("before", gate)
-
-    def whole(self, gate: int) -> Any:
-        """What goes into a gate's activation."""
-        return self.now(gate) + self.before(gate)
-
-    def extra(self, k: int) -> Any:
-        """Of further numbers for each hidden unit the k-th; 0 if the layer has none."""
-        return self._value("extra", k)
-
-    def state(self, name: str) -> Any:
-        """The entry of a state."""
-        return self._value(name)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of a cell: products of some neighbouring gates with a state, and what is computed from them.
-
-    `finish` gives the states that it changes: "next" becomes h, others change at once, so that a stage must not change
-    what it multiplies by.
-    """
-
-    gates: tuple[int, ...]
-    source: str
-    finish: Callable[[Values], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Operands:
-    """The operands of a layer; the states' initial values by name, "h" first."""
-
-    x: Any
-    w: Any
-    r: Any
-    b: Any
-    lengths: Any
-    initial: Mapping[str, Any]
-    extras: Any = None
-    """(directions, how many, hidden)."""
-    apart: tuple[int, ...] = ()
-    """Gates whose recurrent bias is not added to the input's share."""
-
-
-def leaf(entry: Expr, kind: Element) -> Tensor:
-    """A tensor of rank 0 that is an expression."""
-    return Map((), kind, [], [], lambda at, index: entry, cost=1)
 
 
 class Layer:
@@ -120,7 +56,7 @@ class Layer:
         self.batch: Dimension = batch
         self.kind: Element = xp.element(x)
         self.dtype = expression_type(self.kind)
-        self.gates = given.w.shape[1] // hidden
+        self.gates: int = given.w.shape[1] // hidden
         self.initial = dict(given.initial)
         recurrent = self.packed(given.r, given.r.shape[2])
         self.operands: dict[str, Tensor] = {"now": self.inputs(given, x)}
@@ -180,25 +116,29 @@ class Layer:
         """The kernel: rows of the batch, as many at a time as fit, in each direction."""
         function: Any = scope.kernel
         buffers = dict(zip(self.operands, inputs, strict=True))
-        most = self.share()
+        shared, most = self.shares_units(), self.share()
         tiles = dims.ceil_divide(self.batch, most)
         nest = Nest(function, [self.directions, tiles])
         direction, tile = nest.variables
         first = tile * integer(most)
 
-        def sweep(stages: Sequence[Stage]) -> Statement:
-            def rows(row: Expr, count: int) -> Statement:
-                return Sweep(self, function, buffers, outputs, stages, direction, row, count).write()
+        def rows(stages: Sequence[Stage], row: Expr, count: int, shared: bool) -> Statement:
+            which = integer(0) if self.directions == 1 else direction
+            return Sweep(self, function, buffers, outputs, stages, which, row, count, shared).write()
 
-            whole = rows(first, most)
+        def one_by_one(stages: Sequence[Stage], start: Expr, count: Expr, shared: bool) -> Statement:
+            row = function.names.variable("i")
+            return loop(row, count, rows(stages, start + row, 1, shared))
+
+        def sweep(stages: Sequence[Stage]) -> Statement:
+            whole = rows(stages, first, most, shared)
             if most == 1 or (isinstance(self.batch, int) and self.batch % most == 0):
                 return whole
             left = function.dim(self.batch) - first
             if isinstance(self.batch, int):
-                rest = rows(first, self.batch % most)
+                rest = rows(stages, first, self.batch % most, shared)
             else:
-                row = function.names.variable("i")
-                rest = loop(row, left, rows(first + row, 1))
+                rest = one_by_one(stages, first, left, shared)
             return tirx.IfThenElse(left >= integer(most), whole, rest)
 
         body = sweep(self.stages[0])
@@ -206,19 +146,28 @@ class Layer:
             body = tirx.IfThenElse(tirx.EQ(direction, integer(0)), body, sweep(self.stages[1]))
         work = dims.product([self.time, self.batch, self.gates, self.hidden, self.hidden])
         alone = self.directions == 1 and tiles == 1
-        return nest.around(body, parallel=is_large(work) and not alone and not self.shares_units)
+        found = nest.around(body, parallel=is_large(work) and not alone and not shared)
+        if isinstance(self.batch, int) or not self.shares_units(1):
+            return found
+        batch = function.dim(self.batch)
+        few = one_by_one(self.stages[0], integer(0), batch, True)
+        return tirx.IfThenElse(batch < integer(max(most, 2)), few, found)
 
     def share(self) -> int:
         """Rows of the batch that go through all times together."""
         if not isinstance(self.batch, int):
             return self.group()
-        return -(-self.batch // -(-self.batch // (SHARE if self.shares_units else self.group())))
+        return -(-self.batch // -(-self.batch // (SHARE if self.shares_units() else self.group())))
 
-    @property
-    def shares_units(self) -> bool:
-        """Whether threads share the hidden units of each time, rather than rows and directions."""
-        work = dims.product([self.batch, self.gates, self.hidden, self.hidden])
-        return isinstance(work, int) and work >= (1<<15)
+    def shares_units(self, batch: Dimension | None = None) -> bool:
+        """Whether threads share the hidden units of each time, for a batch, rather than rows and directions."""
+        batch = self.batch if batch is None else batch
+        if not isinstance(batch, int):
+            return False
+        work = batch * self.gates * self.hidden**2 // len(self.stages[0])
+        if self.directions > 1:
+            return work >= LONG_STEP
+        return work >= (STEP if batch <= self.group() else 4 * STEP)
 
     def group(self) -> int:
         """Rows of the batch that are multiplied at once."""
@@ -263,11 +212,11 @@ class Sweep:
 
     def __init__(
         self, layer: Layer, function: Kernel, buffers: Mapping[str, Expr], outputs: Sequence[Expr],
-        stages: Sequence[Stage], direction: Expr, first: Expr, rows: int,
+        stages: Sequence[Stage], direction: Expr, first: Expr, rows: int, shared: bool,
     ) -> None:  # fmt: skip
         self.layer, self.function, self.buffers, self.outputs = layer, function, buffers, outputs
         self.stages, self.direction, self.first, self.rows = stages, direction, first, rows
-        self.width = layer.blocks * layer.lanes
+        self.shared, self.width = shared, layer.blocks * layer.lanes
         step = function.names.variable("r")
         last = function.dim(layer.time) - integer(1)
         self.step, self.time = step, step
@@ -288,11 +237,15 @@ class Sweep:
         return tirx.decl_buffer([integer(size)], self.layer.dtype, self.function.names.variable("s").name)
 
     def write(self) -> Statement:
-        shared = self.layer.shares_units
-        parts = [Part(self.function, -(-self.layer.blocks // self.together(stage)), shared) for stage in self.stages]
-        stages = [self.stage(number, stage, part) for number, (stage, part) in enumerate(zip(self.stages, parts))]
+        parts = [
+            Part(self.function, -(-self.layer.blocks // self.together(stage)), self.shared) for stage in self.stages
+        ]
+        stages = [
+            self.stage(number, stage, part)
+            for number, (stage, part) in enumerate(zip(self.stages, parts, strict=True))
+        ]
         body = loop(self.step, self.function.dim(self.layer.time), sequence(stages))
-        if shared:
+        if self.shared:
             body = launched(sequence([*(found for part in parts for found in part.found), body]))
         return sequence([
             *map(tirx.AllocBuffer, self.states.values()),
@@ -411,7 +364,8 @@ class Sweep:
             row = names.variable("i")
             found = []
             if full:
-                found.append(loop(row, integer(full), self.tile(number, stage, row * integer(group), group, first, blocks)))
+                tile = self.tile(number, stage, row * integer(group), group, first, blocks)
+                found.append(loop(row, integer(full), tile))
             if rest:
                 found.append(self.tile(number, stage, integer(full * group), rest, first, blocks))
             return sequence(found)
@@ -426,7 +380,7 @@ class Sweep:
         back = tirx.EQ(tirx.floormod(self.step, integer(2)), integer(1))
         turned = tirx.Bind(some, tirx.Select(back, part.last - integer(1) - count, part.first + count))
         body = loop(count, part.count, sequence([turned, body]))
-        return awaited(body) if self.layer.shares_units else body
+        return awaited(body) if self.shared else body
 
     def tile(self, number: int, stage: Stage, row: Expr, rows: int, block: Expr, blocks: int) -> Statement:
         """The products of some rows and some blocks' gates, in registers, and what is computed from them."""
