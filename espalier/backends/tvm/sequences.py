@@ -32,10 +32,10 @@ SHARE = 64
 """Rows that go through all times together at most."""
 STEP = 1 << 16
 """Multiplications from one wait for each other to the next from which on threads share the hidden units of each time:
-each keeps its part of the weights in its caches, and needs it once for all rows. Four times as many if there are rows
-enough to share instead, …"""
+each keeps its part of the weights in its caches. …"""
 LONG_STEP = 1 << 22
-"""… and so many if there are two directions, which need not wait for each other."""
+"""… and so many if they could share rows or directions, which need not wait for each other: each thread's part of the
+weights then passes once for all rows."""
 SUMS = 8
 """Vectors that are accumulated at once: enough to hide how long an addition takes."""
 STREAMS = 8
@@ -165,9 +165,7 @@ class Layer:
         if not isinstance(batch, int):
             return False
         work = batch * self.gates * self.hidden**2 // len(self.stages[0])
-        if self.directions > 1:
-            return work >= LONG_STEP
-        return work >= (STEP if batch <= self.group() else 4 * STEP)
+        return work >= (STEP if self.directions == 1 and batch <= self.group() else LONG_STEP)
 
     def group(self) -> int:
         """Rows of the batch that are multiplied at once."""

@@ -159,7 +159,7 @@ def test_threads_share_the_hidden_units_of_large_layers(kind: str) -> None:
 
 
 SHARED = [
-    ("lstm", {"hidden": 136, "batch": 1}), ("lstm", {"hidden": 160, "batch": 9, "lengths": True, "time": 4}),
+    ("lstm", {"hidden": 136, "batch": 1}), ("lstm", {"hidden": 360, "batch": 9, "lengths": True, "time": 4}),
     ("lstm", {"hidden": 130, "batch": 1, "direction": "reverse", "layout": 1, "peepholes": True, "time": 2}),
     ("lstm", {"hidden": 144, "batch": 2, "lengths": True, "time": 1, "bias": False}),
     ("rnn", {"hidden": 257, "batch": 1}), ("gru", {"hidden": 250, "batch": 1, "initial": False}),
