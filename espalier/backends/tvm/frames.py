@@ -37,6 +37,16 @@ def loop(variable: Expr, extent: Expr, body: Statement, kind: str = "serial") ->
     return tirx.For(variable, integer(0), extent, kinds[kind], body)
 
 
+def launched(body: Statement) -> Statement:
+    """The statement, run by every thread: they share its parallel loops, of which there must be one."""
+    return tirx.AttrStmt(integer(0), "pragma_parallel_launch_point", integer(1), body)
+
+
+def awaited(body: Statement) -> Statement:
+    """In a launch, outside of parallel loops: the statement, after which a thread waits until all have come so far."""
+    return tirx.AttrStmt(integer(0), "pragma_parallel_barrier_when_finish", integer(1), body)
+
+
 def knowing(functions: str, body: Statement) -> Statement:
     """The statement, which may call functions that LLVM's text defines, if there are any."""
     return tirx.AttrStmt(integer(0), "pragma_import_llvm", functions, body) if functions else body

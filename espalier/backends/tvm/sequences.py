@@ -1,14 +1,14 @@
 """Recurrent layers as one kernel: the inputs' products of all times at once, then a loop over time.
 
-The kernel goes through all times for a few rows of the batch at a time, in one direction; threads share these (or, in
-large layers, the hidden units of each time). At each time it accumulates the products of a block of hidden units with
-the hidden state in registers, and computes the block's gates as vectors, which a cell says in stages.
+The kernel goes through all times for a few rows of the batch at a time, in one direction; threads share these. Or they
+share the hidden units, and go through the times together: each has its part of the weights in the caches of its core,
+and waits for the others after each stage. At each time it accumulates the products of a few blocks of hidden units with
+the hidden state in registers, and computes the blocks' gates as vectors, which a cell says in stages (`cells`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from tvm import tirx
 
 from espalier.backends.tvm import machine, xp
 from espalier.backends.tvm.arithmetic import as_tensor
-from espalier.backends.tvm.frames import Kernel, Scope, Statement, integer, loop, sequence
+from espalier.backends.tvm.cells import Operands, Stage, Values
+from espalier.backends.tvm.frames import Kernel, Scope, Statement, awaited, integer, launched, loop, sequence
 from espalier.backends.tvm.kernels import Nest, is_large, vectors
 from espalier.backends.tvm.numbers import expression_type, immediate
 from espalier.backends.tvm.products import GAP
@@ -29,81 +30,16 @@ ROWS = 4
 """Rows of the batch that are multiplied at once: enough to hide the reading of weights."""
 SHARE = 64
 """Rows that go through all times together at most."""
+STEP = 1 << 16
+"""Multiplications from one wait for each other to the next from which on threads share the hidden units of each time:
+each keeps its part of the weights in its caches. …"""
 LONG_STEP = 1 << 22
-"""Multiplications of one time from which on threads share the hidden units of each time, not the rows: each thread's
-part of the weights then passes once for all rows."""
-SUMS = 16
+"""… and so many if they could share rows or directions, which need not wait for each other: each thread's part of the
+weights then passes once for all rows."""
+SUMS = 8
 """Vectors that are accumulated at once: enough to hide how long an addition takes."""
 STREAMS = 8
 """Blocks of hidden units whose weights are read at once."""
-
-
-class Values:
-    """What a cell sees of one row and one lane of hidden units, as tensors of rank 0."""
-
-    def __init__(self, kind: Element, read: Callable[[str, int], Expr | None]) -> None:
-        self._kind, self._read = kind, read
-        self._known: dict[tuple[str, int], Any] = {}
-
-    def _value(self, name: str, k: int = 0) -> Any:
-        if (name, k) not in self._known:
-            entry = self._read(name, k)
-            self._known[name, k] = 0 if entry is None else leaf(entry, self._kind)
-        return self._known[name, k]
-
-    def now(self, gate: int) -> Any:
-        """The input's share of a gate, with its biases."""
-        return self._value("now", gate)
-
-    def before(self, gate: int) -> Any:
-        """The hidden state's share of a gate."""
-        return self._value("before", gate)
-
-    def whole(self, gate: int) -> Any:
-        """What goes into a gate's activation."""
-        return self.now(gate) + self.before(gate)
-
-    def extra(self, k: int) -> Any:
-        """Of further numbers for each hidden unit the k-th; 0 if the layer has none."""
-        return self._value("extra", k)
-
-    def state(self, name: str) -> Any:
-        """The entry of a state."""
-        return self._value(name)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of a cell: products of some neighbouring gates with a state, and what is computed from them.
-
-    `finish` gives the states that it changes: "next" becomes h, others change at once, so that a stage must not change
-    what it multiplies by.
-    """
-
-    gates: tuple[int, ...]
-    source: str
-    finish: Callable[[Values], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Operands:
-    """The operands of a layer; the states' initial values by name, "h" first."""
-
-    x: Any
-    w: Any
-    r: Any
-    b: Any
-    lengths: Any
-    initial: Mapping[str, Any]
-    extras: Any = None
-    """(directions, how many, hidden)."""
-    apart: tuple[int, ...] = ()
-    """Gates whose recurrent bias is not added to the input's share."""
-
-
-def leaf(entry: Expr, kind: Element) -> Tensor:
-    """A tensor of rank 0 that is an expression."""
-    return Map((), kind, [], [], lambda at, index: entry, cost=1)
 
 
 class Layer:
@@ -120,7 +56,7 @@ class Layer:
         self.batch: Dimension = batch
         self.kind: Element = xp.element(x)
         self.dtype = expression_type(self.kind)
-        self.gates = given.w.shape[1] // hidden
+        self.gates: int = given.w.shape[1] // hidden
         self.initial = dict(given.initial)
         recurrent = self.packed(given.r, given.r.shape[2])
         self.operands: dict[str, Tensor] = {"now": self.inputs(given, x)}
@@ -180,25 +116,29 @@ class Layer:
         """The kernel: rows of the batch, as many at a time as fit, in each direction."""
         function: Any = scope.kernel
         buffers = dict(zip(self.operands, inputs, strict=True))
-        most = self.share()
+        shared, most = self.shares_units(), self.share()
         tiles = dims.ceil_divide(self.batch, most)
         nest = Nest(function, [self.directions, tiles])
         direction, tile = nest.variables
         first = tile * integer(most)
 
-        def sweep(stages: Sequence[Stage]) -> Statement:
-            def rows(row: Expr, count: int) -> Statement:
-                return Sweep(self, function, buffers, outputs, stages, direction, row, count).write()
+        def rows(stages: Sequence[Stage], row: Expr, count: int, shared: bool) -> Statement:
+            which = integer(0) if self.directions == 1 else direction
+            return Sweep(self, function, buffers, outputs, stages, which, row, count, shared).write()
 
-            whole = rows(first, most)
+        def one_by_one(stages: Sequence[Stage], start: Expr, count: Expr, shared: bool) -> Statement:
+            row = function.names.variable("i")
+            return loop(row, count, rows(stages, start + row, 1, shared))
+
+        def sweep(stages: Sequence[Stage]) -> Statement:
+            whole = rows(stages, first, most, shared)
             if most == 1 or (isinstance(self.batch, int) and self.batch % most == 0):
                 return whole
             left = function.dim(self.batch) - first
             if isinstance(self.batch, int):
-                rest = rows(first, self.batch % most)
+                rest = rows(stages, first, self.batch % most, shared)
             else:
-                row = function.names.variable("i")
-                rest = loop(row, left, rows(first + row, 1))
+                rest = one_by_one(stages, first, left, shared)
             return tirx.IfThenElse(left >= integer(most), whole, rest)
 
         body = sweep(self.stages[0])
@@ -206,19 +146,26 @@ class Layer:
             body = tirx.IfThenElse(tirx.EQ(direction, integer(0)), body, sweep(self.stages[1]))
         work = dims.product([self.time, self.batch, self.gates, self.hidden, self.hidden])
         alone = self.directions == 1 and tiles == 1
-        return nest.around(body, parallel=is_large(work) and not alone and not self.shares_units)
+        found = nest.around(body, parallel=is_large(work) and not alone and not shared)
+        if isinstance(self.batch, int) or not self.shares_units(1):
+            return found
+        batch = function.dim(self.batch)
+        few = one_by_one(self.stages[0], integer(0), batch, True)
+        return tirx.IfThenElse(batch < integer(max(most, 2)), few, found)
 
     def share(self) -> int:
         """Rows of the batch that go through all times together."""
         if not isinstance(self.batch, int):
             return self.group()
-        return -(-self.batch // -(-self.batch // (SHARE if self.shares_units else self.group())))
+        return -(-self.batch // -(-self.batch // (SHARE if self.shares_units() else self.group())))
 
-    @property
-    def shares_units(self) -> bool:
-        """Whether threads share the hidden units of each time, rather than rows and directions."""
-        work = dims.product([self.batch, self.gates, self.hidden, self.hidden])
-        return isinstance(work, int) and work >= LONG_STEP
+    def shares_units(self, batch: Dimension | None = None) -> bool:
+        """Whether threads share the hidden units of each time, for a batch, rather than rows and directions."""
+        batch = self.batch if batch is None else batch
+        if not isinstance(batch, int):
+            return False
+        work = batch * self.gates * self.hidden**2 // len(self.stages[0])
+        return work >= (STEP if self.directions == 1 and batch <= self.group() else LONG_STEP)
 
     def group(self) -> int:
         """Rows of the batch that are multiplied at once."""
@@ -230,16 +177,44 @@ class Layer:
         return machine.current().registers // (1 if self.dtype == "float32" else 2)
 
 
+class Part:
+    """Of a stage's tiles of hidden units, those that a thread computes: from `first` up to `last`.
+
+    In a launch, `found` says which these are, by a loop that TVM shares among threads: so they stay the same at all
+    times, and what belongs to them in the caches of the core.
+    """
+
+    def __init__(self, function: Kernel, tiles: int, shared: bool) -> None:
+        self.first, self.last, self.count = integer(0), integer(tiles), integer(tiles)
+        self.found: list[Statement] = []
+        if shared:
+            least, most = (
+                tirx.decl_buffer([integer(1)], "int64", function.names.variable("m").name) for _ in range(2)
+            )
+            one, tile = [integer(0)], function.names.variable("b")
+            self.first, self.last = tirx.BufferLoad(least, one), tirx.BufferLoad(most, one)
+            self.count = self.last - self.first
+            mine = [
+                tirx.BufferStore(least, tirx.min(self.first, tile), one),
+                tirx.BufferStore(most, tile + integer(1), one),
+            ]
+            self.found = [
+                *map(tirx.AllocBuffer, (least, most)),
+                *(tirx.BufferStore(each, integer(tiles), one) for each in (least, most)),
+                loop(tile, integer(tiles), sequence(mine), "parallel"),
+            ]
+
+
 class Sweep:
     """Writes the loop over time for some rows of the batch in one direction."""
 
     def __init__(
         self, layer: Layer, function: Kernel, buffers: Mapping[str, Expr], outputs: Sequence[Expr],
-        stages: Sequence[Stage], direction: Expr, first: Expr, rows: int,
+        stages: Sequence[Stage], direction: Expr, first: Expr, rows: int, shared: bool,
     ) -> None:  # fmt: skip
         self.layer, self.function, self.buffers, self.outputs = layer, function, buffers, outputs
         self.stages, self.direction, self.first, self.rows = stages, direction, first, rows
-        self.width = layer.blocks * layer.lanes
+        self.shared, self.width = shared, layer.blocks * layer.lanes
         step = function.names.variable("r")
         last = function.dim(layer.time) - integer(1)
         self.step, self.time = step, step
@@ -247,10 +222,11 @@ class Sweep:
             self.time = last - step
         elif layer.directions == 2:
             self.time = tirx.Select(tirx.EQ(direction, integer(0)), step, last - step)
-        names = dict.fromkeys([*layer.initial, "next"])
+        names = dict.fromkeys(layer.initial)
         for stage in stages:
             names |= dict.fromkeys([stage.source, *stage.finish(self.nothing())])
-        self.states = {name: self.local(self.rows * self.width) for name in names}
+        names.pop("next")
+        self.states = {name: self.local(self.rows * self.width * (1 + (name == "h"))) for name in names}
 
     def nothing(self) -> Values:
         return Values(self.layer.kind, lambda name, k: immediate(0, self.layer.dtype))
@@ -259,8 +235,16 @@ class Sweep:
         return tirx.decl_buffer([integer(size)], self.layer.dtype, self.function.names.variable("s").name)
 
     def write(self) -> Statement:
-        stages = [statement for number, stage in enumerate(self.stages) for statement in self.stage(number, stage)]
-        body = loop(self.step, self.function.dim(self.layer.time), sequence([*stages, self.shown()]))
+        parts = [
+            Part(self.function, -(-self.layer.blocks // self.together(stage)), self.shared) for stage in self.stages
+        ]
+        stages = [
+            self.stage(number, stage, part)
+            for number, (stage, part) in enumerate(zip(self.stages, parts, strict=True))
+        ]
+        body = loop(self.step, self.function.dim(self.layer.time), sequence(stages))
+        if self.shared:
+            body = launched(sequence([*(found for part in parts for found in part.found), body]))
         return sequence([
             *map(tirx.AllocBuffer, self.states.values()),
             *(self.begun(name) for name in self.layer.initial), body,
@@ -269,9 +253,17 @@ class Sweep:
 
     # indices
 
-    def place(self, row: Expr, unit: Expr) -> list[Expr]:
-        """Where a state's entry lies in its local buffer."""
-        return [row * integer(self.width) + unit]
+    def place(self, name: str, row: Expr, unit: Expr, step: Expr | None = None) -> list[Expr]:
+        """Where a state's entry lies in its local buffer; h lies in two places by turns, the next one in the other."""
+        found = row * integer(self.width) + unit
+        if name in ("h", "next"):
+            turn = (self.step if step is None else step) + integer(int(name == "next"))
+            found = tirx.floormod(turn, integer(2)) * integer(self.rows * self.width) + found
+        return [found]
+
+    def state(self, name: str) -> Expr:
+        """A state's local buffer."""
+        return self.states["h" if name == "next" else name]
 
     def outside(self, row: Expr, unit: Expr) -> list[Expr]:
         """Its index in initial and last states."""
@@ -305,70 +297,88 @@ class Sweep:
             return zeros
 
         def copied(row: Expr, unit: Expr) -> Sequence[Statement]:
-            return [tirx.BufferStore(state, tirx.BufferLoad(given, self.outside(row, unit)), self.inside(row, unit))]
+            value = tirx.BufferLoad(given, self.outside(row, unit))
+            return [tirx.BufferStore(state, value, self.inside(name, row, unit, integer(0)))]
 
         return sequence([zeros, self.along(copied)])
 
-    def inside(self, row: Expr, unit: Expr) -> list[Expr]:
+    def inside(self, name: str, row: Expr, unit: Expr, step: Expr | None = None) -> list[Expr]:
         """`place` for units that may be a ramp."""
         if not isinstance(unit, tirx.Ramp):
-            return self.place(row, unit)
-        return [tirx.Ramp(*self.place(row, unit.base), unit.stride, unit.lanes)]
+            return self.place(name, row, unit, step)
+        return [tirx.Ramp(*self.place(name, row, unit.base, step), unit.stride, unit.lanes)]
 
     def ended(self, name: str, output: Expr) -> Statement:
         """The last value of a state."""
-        state = self.states[name]
+        state, steps = self.states[name], self.function.dim(self.layer.time)
         return self.along(lambda row, unit: [
-            tirx.BufferStore(output, tirx.BufferLoad(state, self.inside(row, unit)), self.outside(row, unit))
+            tirx.BufferStore(
+                output, tirx.BufferLoad(state, self.inside(name, row, unit, steps)), self.outside(row, unit)
+            )
         ])  # fmt: skip
 
-    def shown(self) -> Statement:
-        """The next hidden state, for all to see."""
-        after, state = self.states["next"], self.states["h"]
+    def shown(self, row: Expr, block: Expr) -> Statement:
+        """A row's next hidden state of a block, for all to see."""
+        lanes, (whole, left) = self.layer.lanes, divmod(self.layer.hidden, self.layer.lanes)
 
-        def copied(row: Expr, unit: Expr) -> Sequence[Statement]:
-            place = self.inside(row, unit)
-            found = tirx.BufferLoad(after, place)
-            place_of_y = [self.time, self.direction, self.first + row, unit]
+        def copied(unit: Expr) -> Statement:
+            found = tirx.BufferLoad(self.state("next"), self.inside("next", row, unit))
+            place = [self.time, self.direction, self.first + row, unit]
             if self.layer.batch_first:
-                place_of_y = [self.first + row, self.time, self.direction, unit]
-            keep = tirx.BufferStore(state, found, place)
+                place = [self.first + row, self.time, self.direction, unit]
             live = self.live(row)
             if live is not None:
                 none = immediate(0, self.layer.dtype)
                 if isinstance(unit, tirx.Ramp):
-                    none = tirx.Broadcast(none, self.layer.lanes)
+                    none = tirx.Broadcast(none, lanes)
                 found = tirx.if_then_else(live, found, none)
-            return [tirx.BufferStore(self.outputs[0], found, place_of_y), keep]
+            return tirx.BufferStore(self.outputs[0], found, place)
 
-        return self.along(copied)
+        if left:
+            rest = self.function.names.variable("l")
+            part = loop(rest, integer(left), copied(integer(whole * lanes) + rest))
+            if not whole:
+                return part
+        full = copied(tirx.Ramp(block * integer(lanes), integer(1), lanes))
+        return tirx.IfThenElse(block < integer(whole), full, part) if left else full
 
     def live(self, row: Expr) -> Expr | None:
         """Whether a row's sequence has not ended; None if none ends early."""
         lengths = self.buffers.get("lengths")
         return None if lengths is None else tirx.BufferLoad(lengths, [self.first + row]) > self.time
 
-    def stage(self, number: int, stage: Stage) -> list[Statement]:
-        """A stage for every block of hidden units, a few at a time, and for a group of rows after the other."""
-        names, group = self.function.names, min(self.rows, self.layer.group())
-        count = len(stage.gates) * group
-        together = max(1, min(STREAMS, SUMS // count, self.layer.registers // count, self.layer.blocks))
+    def together(self, stage: Stage) -> int:
+        """Blocks of hidden units whose products are accumulated at once."""
+        count = len(stage.gates) * min(self.rows, self.layer.group())
+        return max(1, min(STREAMS, SUMS // count, self.layer.registers // count, self.layer.blocks))
+
+    def stage(self, number: int, stage: Stage, part: Part) -> Statement:
+        """A stage for a part of the hidden units, a few blocks at a time, for a group of rows after the other."""
+        names, group, together = self.function.names, min(self.rows, self.layer.group()), self.together(stage)
         whole, left = divmod(self.layer.blocks, together)
 
         def all_rows(first: Expr, blocks: int) -> Statement:
             full, rest = divmod(self.rows, group)
             row = names.variable("i")
-            found = [loop(row, integer(full), self.tile(number, stage, row * integer(group), group, first, blocks))]
+            found = []
+            if full:
+                tile = self.tile(number, stage, row * integer(group), group, first, blocks)
+                found.append(loop(row, integer(full), tile))
             if rest:
                 found.append(self.tile(number, stage, integer(full * group), rest, first, blocks))
             return sequence(found)
 
-        block = names.variable("b")
-        kind = "parallel" if self.layer.shares_units else "serial"
-        statements = [loop(block, integer(whole), all_rows(block * integer(together), together), kind)]
+        count = names.variable("b")
+        some = names.variable("b")
+        body = all_rows(some * integer(together), together)
         if left:
-            statements.append(all_rows(integer(whole * together), left))
-        return statements
+            rest = all_rows(integer(whole * together), left)
+            body = tirx.IfThenElse(some < integer(whole), body, rest) if whole else rest
+        # forwards and backwards by turns, so that the weights which were read last are still in a cache
+        back = tirx.EQ(tirx.floormod(self.step, integer(2)), integer(1))
+        turned = tirx.Bind(some, tirx.Select(back, part.last - integer(1) - count, part.first + count))
+        body = loop(count, part.count, sequence([turned, body]))
+        return awaited(body) if self.shared else body
 
     def tile(self, number: int, stage: Stage, row: Expr, rows: int, block: Expr, blocks: int) -> Statement:
         """The products of some rows and some blocks' gates, in registers, and what is computed from them."""
@@ -388,7 +398,7 @@ class Sweep:
             entries = tirx.BufferLoad(packed, [self.direction, block + integer(each), unit, ramp])
             steps.append(tirx.BufferStore(register, entries, one))
         for k, totals in enumerate(sums):
-            factor = scope.bind(tirx.BufferLoad(source, self.place(row + integer(k), unit)))
+            factor = scope.bind(tirx.BufferLoad(source, self.place(stage.source, row + integer(k), unit)))
             for total, register in zip(totals, weights, strict=True):
                 added = tirx.Broadcast(factor, lanes) * tirx.BufferLoad(register, one)
                 steps.append(tirx.BufferStore(total, tirx.BufferLoad(total, one) + added, one))
@@ -434,7 +444,7 @@ class Sweep:
                 if "extra" not in self.buffers:
                     return None
                 return tirx.BufferLoad(self.buffers["extra"], [self.direction, block, integer(k), lane])
-            return tirx.BufferLoad(self.states[name], self.place(row, block * integer(lanes) + lane))
+            return tirx.BufferLoad(self.states[name], self.place(name, row, block * integer(lanes) + lane))
 
         values = Values(layer.kind, read)
         changed = dict(stage.finish(values))
@@ -447,6 +457,9 @@ class Sweep:
                 for name, new in changed.items()
             }
         found = {name: scope.bind(scope.read(as_tensor(value), [])) for name, value in changed.items()}
-        place = self.place(row, block * integer(lanes) + lane)
-        stores = [tirx.BufferStore(self.states[name], value, place) for name, value in found.items()]
-        return vectors(scope, lane, lanes, sequence(stores))
+        stores = [
+            tirx.BufferStore(self.state(name), value, self.place(name, row, block * integer(lanes) + lane))
+            for name, value in found.items()
+        ]
+        computed = vectors(scope, lane, lanes, sequence(stores))
+        return sequence([computed, self.shown(row, block)]) if "next" in changed else computed

@@ -11,8 +11,9 @@ from typing import Any
 
 from espalier.backends.tvm import fuse, xp
 from espalier.backends.tvm.arithmetic import as_tensor
+from espalier.backends.tvm.cells import Operands, Stage, Values
 from espalier.backends.tvm.numbers import immediate
-from espalier.backends.tvm.sequences import Layer, Operands, Stage, Values
+from espalier.backends.tvm.sequences import Layer
 from espalier.backends.tvm.tensor import Constant, Map
 from espalier.backends.tvm.trace import lowers
 from espalier.ir import elements
