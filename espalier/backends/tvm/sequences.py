@@ -30,7 +30,7 @@ ROWS = 4
 """Rows of the batch that are multiplied at once: enough to hide the reading of weights."""
 SHARE = 64
 """Rows that go through all times together at most."""
-STEP = 1 << 16
+STEP = 1 << 17
 """Multiplications from one wait for each other to the next from which on threads share the hidden units of each time:
 each keeps its part of the weights in its caches. …"""
 LONG_STEP = 1 << 22
