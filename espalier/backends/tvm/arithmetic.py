@@ -107,7 +107,7 @@ def flat_index(at: At, index: Index, shape: Sequence[Dimension]) -> Expr:
     return position
 
 
-def elementwise(element: Element, function: Callable[..., Expr], *operands: Any, cost: int = 1) -> Tensor:
+def elementwise(element: Element, function: Callable[..., Expr], *operands: Any, cost: int = 1) -> Map:
     """`function(at, *entries)` on tensors and arrays that broadcast; its result is rounded to the element."""
     tensors = [as_tensor(operand) for operand in operands]
     shape = broadcast_shapes(*(tensor.shape for tensor in tensors))

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from espalier.backends.tvm import xp
+from espalier.backends.tvm import machine, xp
 from espalier.backends.tvm.arithmetic import as_tensor, astype, elementwise
-from espalier.backends.tvm.numbers import immediate, is_nan, select
-from espalier.backends.tvm.tensor import Affine, At, Constant, Dequantized, Expr, Tensor
+from espalier.backends.tvm.numbers import expression_type, immediate, is_number, select
+from espalier.backends.tvm.quotients import reciprocals
+from espalier.backends.tvm.scalars import ROUNDING
+from espalier.backends.tvm.tensor import Affine, At, Constant, Dequantized, Expr, Index, Map, Tensor
 from espalier.backends.tvm.trace import lowers
 from espalier.ir import elements
 from espalier.ir.graph import Node
@@ -31,15 +33,40 @@ def quantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
     if scale.size > 1:
         spread[op.axis % x.ndim] = -1
     shape = spread if scale.size > 1 else ()
-    low, high = stored.range
+    low, high = (np.float32(bound) - zero for bound in stored.range)
+    found = reciprocals(scale, low, high) if machine.current().fused else None
+    if found is None:
+        numbers = [low, high, scale]
+    else:
+        numbers = [found.lowest, found.highest, found.first, *([found.second] if np.any(found.second) else [])]
 
-    def entry(at: At, number: Expr, step: Expr, shift: Expr) -> Expr:
-        divided = at.bind(number / step)
-        whole = select(is_nan(divided), immediate(0, "float32") - shift, tirx.nearbyint(divided)) + shift
-        bounded = tirx.max(tirx.min(whole, immediate(high, "float32")), immediate(low, "float32"))
-        return tirx.Cast("int8" if low else "uint8", tirx.Cast("int32", bounded))
+    def shifted(at: At, number: Expr, shift: Expr, lowest: Expr, highest: Expr, *factors: Expr) -> Expr:
+        """The quotient as a float whose last bits are its integer."""
+        number = at.bind(number)
+        quotient = number if found is not None else number / factors[0]
+        bounded = at.bind(tirx.min(tirx.max(quotient, lowest), highest))  # NaN gives the lower bound
+        if found is not None:
+            quotient = bounded * factors[0]
+            if len(factors) > 1:
+                rest = at.bind(bounded * factors[1])
+                quotient = tirx.call_llvm_pure_intrin("float32", "llvm.fma", bounded, factors[0], rest)
+            bounded = at.bind(quotient)
+        integer = at.bind(bounded + immediate(ROUNDING, "float32"))
+        if not stored.range[0]:
+            return integer
+        return at.bind(select(is_number(number), integer, immediate(ROUNDING, "float32") - shift))
 
-    return elementwise(stored, entry, x, as_tensor(scale.reshape(shape)), as_tensor(zero.reshape(shape)), cost=4)
+    def entry(at: At, number: Expr, shift: Expr, *numbers: Expr) -> Expr:
+        bits = tirx.reinterpret("int32", shifted(at, number, shift, *numbers))
+        return tirx.Cast(expression_type(stored), bits + tirx.Cast("int32", shift))
+
+    def whole(at: At, number: Expr, shift: Expr, *numbers: Expr) -> Expr:
+        return shifted(at, number, shift, *numbers) - (immediate(ROUNDING, "float32") - shift)
+
+    operands = [as_tensor(each.reshape(shape)) for each in (zero, *numbers)]
+    result = elementwise(stored, entry, x, *operands, cost=4)
+    result.whole = elementwise(elements.F32, whole, x, *operands).body
+    return result
 
 
 @lowers("dequantize")
@@ -69,10 +96,19 @@ def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
     if axis is not None:
         spread[axis] = -1
     shape = spread if axis is not None else ()
-    shifted = astype(x, elements.F32) - zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
-    found = shifted * scale.reshape(shape)
+    found = wholes(x) - zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
+    found = found * scale.reshape(shape)
     found.affine = Affine(x, steps, shifts, axis)
     return found
+
+
+def wholes(x: Tensor) -> Tensor:
+    """Integers as floats, taken from where they are floats still if they are computed in the same kernel."""
+
+    def body(at: At, index: Index) -> Expr:
+        return at.whole(0, index)
+
+    return Map(x.shape, elements.F32, [x], ["same"], body, cost=1)
 
 
 @lowers("gather")
