@@ -124,7 +124,8 @@ def _narrower(order: Sequence[Tensor], consumers: Consumers, stored: set[Tensor]
     for product in order:
         if not isinstance(product, Product) or product not in stored:
             continue
-        best, tensor = product, product
+        best: Tensor = product
+        tensor: Tensor = product
         while len(consumers[tensor]) == 1:
             ((consumer, access),) = consumers[tensor]
             if access != "same" or not isinstance(consumer, Map) or consumer in stored:

@@ -8,7 +8,8 @@ import numpy as np
 from tvm import tirx
 
 from espalier.backends.tvm import machine, xp
-from espalier.backends.tvm.arithmetic import as_tensor, astype, elementwise
+from espalier.backends.tvm.arithmetic import as_tensor, elementwise
+from espalier.backends.tvm.fuse import CHEAP
 from espalier.backends.tvm.numbers import expression_type, immediate, is_number, select
 from espalier.backends.tvm.quotients import reciprocals
 from espalier.backends.tvm.scalars import ROUNDING
@@ -130,4 +131,9 @@ def _entry_by_entry(held: Affine) -> Any:
         whole = xp.repeat(as_tensor(numbers), held.block, axis=held.axis)
         return whole[tuple(slice(0, extent) for extent in stored.shape)]
 
-    return (astype(stored, elements.F32) - spread(held.zero)) * spread(held.scale)
+    def entry(at: At, number: Expr, scale: Expr, *zero: Expr) -> Expr:
+        number = tirx.Cast("float32", number)
+        return (number - zero[0] if zero else number) * scale
+
+    zero = [spread(held.zero)] if np.any(held.zero) else []
+    return elementwise(elements.F32, entry, stored, spread(held.scale), *zero, cost=CHEAP)
