@@ -93,13 +93,18 @@ def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
         return Dequantized(affine, elements.F32, lambda: np.asarray(op.reference(numpy_xp, x, scale, zero_point)))
     if not isinstance(x, Tensor) or not x.element.is_integer or x.element.bits > 16 or block:
         return NotImplemented
-    spread = [1] * x.ndim
-    if axis is not None:
-        spread[axis] = -1
-    shape = spread if axis is not None else ()
-    found = wholes(x) - zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
-    found = found * scale.reshape(shape)
-    found.affine = Affine(x, steps, shifts, axis)
+    return dequantized(Affine(x, steps, shifts, axis))
+
+
+def dequantized(held: Affine) -> Tensor:
+    """The floats that integers stand for, whose scale and zero point are numbers or vary along an axis."""
+    spread = [1] * held.stored.ndim
+    if held.axis is not None:
+        spread[held.axis] = -1
+    shape = spread if held.axis is not None else ()
+    shifted = wholes(held.stored) - held.zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
+    found: Tensor = shifted * held.scale.reshape(shape)
+    found.affine = held
     return found
 
 
