@@ -119,7 +119,9 @@ def elementwise(element: Element, function: Callable[..., Expr], *operands: Any,
         entries = [at(k, broadcast_index(at, index, tensor.shape, shape)) for k, tensor in enumerate(tensors)]
         return rounded(element, wrap(function(at, *entries), element), at.bind)
 
-    return Map(shape, element, tensors, access, body, cost)
+    found = Map(shape, element, tensors, access, body, cost)
+    found.function = function
+    return found
 
 
 def shape_size(shape: Shape) -> Dimension:

@@ -22,7 +22,7 @@ def zero() -> Expr:
     return immediate(0, "int64")
 
 
-def view(source: Tensor, shape: Sequence[Dimension], position: Any, access: Access = "once", cost: int = 0) -> Tensor:
+def view(source: Tensor, shape: Sequence[Dimension], position: Any, access: Access = "once", cost: int = 0) -> Map:
     """A tensor whose entry at an index is the source's at `position(at, index)`."""
     return Map(tuple(shape), source.element, [source], [access], lambda at, index: at(0, position(at, index)), cost)
 

@@ -269,6 +269,10 @@ class Map(Tensor):
         self.body = body
         self.whole: Callable[[At, Index], Expr] | None = None
         """Gives entries that are integers as floats, where they are not stored."""
+        self.function: Callable[..., Expr] | None = None
+        """(at, entries of the operands) → the entry, if it follows from theirs wherever it lies."""
+        self.tabulates: Map | None = None
+        """What it reads from a table."""
 
 
 class Fold(Tensor):

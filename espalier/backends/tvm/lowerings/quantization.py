@@ -13,6 +13,7 @@ from espalier.backends.tvm.fuse import CHEAP
 from espalier.backends.tvm.numbers import expression_type, immediate, is_number, select
 from espalier.backends.tvm.quotients import reciprocals
 from espalier.backends.tvm.scalars import ROUNDING
+from espalier.backends.tvm.tables import tabulated
 from espalier.backends.tvm.tensor import Affine, At, Constant, Dequantized, Expr, Index, Map, Tensor
 from espalier.backends.tvm.trace import lowers
 from espalier.ir import elements
@@ -67,7 +68,7 @@ def quantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
     operands = [as_tensor(each.reshape(shape)) for each in (zero, *numbers)]
     result = elementwise(stored, entry, x, *operands, cost=4)
     result.whole = elementwise(elements.F32, whole, x, *operands).body
-    return result
+    return tabulated(result)
 
 
 @lowers("dequantize")
@@ -114,7 +115,9 @@ def wholes(x: Tensor) -> Tensor:
     def body(at: At, index: Index) -> Expr:
         return at.whole(0, index)
 
-    return Map(x.shape, elements.F32, [x], ["same"], body, cost=1)
+    found = Map(x.shape, elements.F32, [x], ["same"], body, cost=1)
+    found.function = lambda at, entry: tirx.Cast("float32", entry)
+    return found
 
 
 @lowers("gather")
