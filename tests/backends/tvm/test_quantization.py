@@ -86,6 +86,13 @@ def test_every_channel_rounds_as_division_does(kind: type, zero: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [0.0, -0.5, np.inf, np.nan])
+def test_odd_scales_divide_still(kind: type, scale: float) -> None:
+    x = numbers(np.array([0.5], np.float32), 4)
+    agree(lambda b, x: b.quantize(x, np.float32(scale), np.array(9, kind)), x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("zero", [0, -1, 77])
 def test_quantized_numbers_stay_floats_in_a_kernel(kind: type, zero: int) -> None:
     """Quantized, dequantized, added, quantized: in one kernel, and equal to what the integers give."""

@@ -30,6 +30,8 @@ def quantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
     fits = isinstance(x, Tensor) and x.element == elements.F32 and stored in (elements.U8, elements.I8)
     if not known or not fits or op.block_size or scale.dtype != np.float32 or op.precision not in (None, elements.F32):
         return NotImplemented
+    if np.any(scale == 0):
+        return NotImplemented
     zero = np.zeros(scale.shape, np.float32) if zero_point is None else zero_point.astype(np.float32)
     spread = [1] * x.ndim
     if scale.size > 1:
@@ -45,7 +47,7 @@ def quantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
     def shifted(at: At, number: Expr, shift: Expr, lowest: Expr, highest: Expr, *factors: Expr) -> Expr:
         """The quotient as a float whose last bits are its integer."""
         number = at.bind(number)
-        quotient = number if found is not None else number / factors[0]
+        quotient = number = number if found is not None else at.bind(number / factors[0])
         bounded = at.bind(tirx.min(tirx.max(quotient, lowest), highest))  # NaN gives the lower bound
         if found is not None:
             quotient = bounded * factors[0]
