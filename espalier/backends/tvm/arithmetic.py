@@ -25,7 +25,6 @@ from espalier.backends.tvm.numbers import (
 from espalier.backends.tvm.tensor import (
     TRANSCENDENTAL,
     Access,
-    Affine,
     At,
     Constant,
     Expr,
@@ -118,7 +117,7 @@ def flat_index(at: At, index: Index, shape: Sequence[Dimension]) -> Expr:
     return position
 
 
-def elementwise(element: Element, function: Callable[..., Expr], *operands: Any, cost: int = 1) -> Tensor:
+def elementwise(element: Element, function: Callable[..., Expr], *operands: Any, cost: int = 1) -> Map:
     """`function(at, *entries)` on tensors and arrays that broadcast; its result is rounded to the element."""
     tensors = [as_tensor(operand) for operand in operands]
     shape = broadcast_shapes(*(tensor.shape for tensor in tensors))
@@ -130,7 +129,9 @@ def elementwise(element: Element, function: Callable[..., Expr], *operands: Any,
         entries = [at(k, broadcast_index(at, index, tensor.shape, shape)) for k, tensor in enumerate(tensors)]
         return rounded(element, wrap(function(at, *entries), element), at.bind)
 
-    return Map(shape, element, tensors, access, body, cost)
+    found = Map(shape, element, tensors, access, body, cost)
+    found.function = function
+    return found
 
 
 def shape_size(shape: Shape) -> Dimension:
@@ -449,15 +450,6 @@ def astype(array: Any, kind: Element) -> Any:
     )  # fmt: skip
     if (source, kind) == (elements.BF16, elements.F32):
         found.narrow = array
-    return found
-
-
-def dequantized(held: Affine) -> Tensor:
-    """The floats in f32 that integers of at most 16 bits stand for."""
-    spread = () if held.axis is None else (-1, *(1,) * (held.stored.ndim - 1 - held.axis))
-    scale, zero = (each.astype(np.float32).reshape(spread) for each in (held.scale, held.zero))
-    found: Tensor = (astype(held.stored, elements.F32) - zero) * scale  # the difference is exact: 17 bits at most
-    found.affine = held
     return found
 
 

@@ -218,6 +218,13 @@ class Scope:
         self.memo[key] = (found, index)  # keeps the index alive, so that ids stay unique
         return found
 
+    def whole(self, tensor: Tensor, index: Index) -> Expr:
+        """The expression of an entry of integers as a float."""
+        if self.kernel.buffers.get(tensor) is None and isinstance(tensor, Map) and tensor.whole is not None:
+            self.reads += 1
+            return self.bind(tensor.whole(Reader(self, tensor), index))
+        return tirx.Cast("float32", self.read(tensor, index))
+
     def _compute(self, tensor: Tensor, index: Index) -> Expr:
         self.reads += 1
         if self.reads > EXPRESSION_LIMIT:
@@ -262,6 +269,9 @@ class Reader:
 
     def __call__(self, operand: int, index: Index) -> Expr:
         return self.scope.read(self.tensor.operands[operand], index)
+
+    def whole(self, operand: int, index: Index) -> Expr:
+        return self.scope.whole(self.tensor.operands[operand], index)
 
     def dim(self, dimension: Dimension) -> Expr:
         return self.scope.dim(dimension)

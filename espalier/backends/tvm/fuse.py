@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from espalier.backends.tvm import layout
 from espalier.backends.tvm.tensor import Access, Alias, Constant, Fold, Input, Map, Part, Product, Program, Tensor
@@ -14,6 +15,8 @@ WEIGHT_LIMIT = 300
 """Additions and reads in one kernel's expression; larger ones are cut, to keep compilation fast."""
 GUARDED = 4
 """Tensors that may be computed one from another within a branch; TVM takes time exponential in their number."""
+Consumers: TypeAlias = dict[Tensor, list[tuple[Tensor, Access]]]
+"""Who reads a tensor, and how."""
 _ORDER: dict[Access, int] = {"same": 0, "once": 1, "many": 2}
 
 
@@ -49,12 +52,24 @@ def plan(outputs: Sequence[Tensor]) -> Plan:
     order = in_order(outputs)
     if layout.stage(outputs, order):
         order = in_order(outputs)
-    consumers: dict[Tensor, list[tuple[Tensor, Access]]] = {tensor: [] for tensor in order}
+    consumers: Consumers = {tensor: [] for tensor in order}
     for tensor in order:
         for operand, access in zip(tensor.operands, tensor.access, strict=True):
             consumers[operand].append((tensor, access))
-    stored: set[Tensor] = set()
     wanted = set(outputs)
+    stored, fused = _decided(order, consumers, wanted)
+    if narrower := _narrower(order, consumers, stored):
+        stored, fused = _decided(order, consumers, wanted | narrower)
+    roots = [tensor for tensor in order if tensor in stored and not isinstance(tensor, Input | Constant | Part)]
+    layout.spread(outputs, order, roots)
+    return Plan(roots, stored, {root: list(reversed(folds)) for root, folds in fused.items()})
+
+
+def _decided(
+    order: Sequence[Tensor], consumers: Consumers, wanted: set[Tensor]
+) -> tuple[set[Tensor], dict[Tensor, list[Tensor]]]:  # fmt: skip
+    """What has a buffer, as what is wanted has, and the folds and products of each root, consumers first."""
+    stored: set[Tensor] = set()
     sinks: dict[Tensor, Tensor | None] = {}
     paths: dict[Tensor, Access] = {}
     repeated: dict[Tensor, int] = {}
@@ -97,12 +112,35 @@ def plan(outputs: Sequence[Tensor]) -> Plan:
             fused.setdefault(sink, []).append(tensor)
         else:
             stored.add(tensor)
-    roots = [tensor for tensor in order if tensor in stored and not isinstance(tensor, Input | Constant | Part)]
-    layout.spread(outputs, order, roots)
-    return Plan(roots, stored, {root: list(reversed(folds)) for root, folds in fused.items()})
+    return stored, fused
 
 
-def _needs_buffer(tensor: Tensor, consumers: dict[Tensor, list[tuple[Tensor, Access]]]) -> bool:
+def _narrower(order: Sequence[Tensor], consumers: Consumers, stored: set[Tensor]) -> set[Tensor]:
+    """What to keep rather than a product that another kernel was to go on from: the narrowest of what follows from it.
+
+    Such are the sums of a quantized convolution that are quantized before another's are added.
+    """
+    found: set[Tensor] = set()
+    for product in order:
+        if not isinstance(product, Product) or product not in stored:
+            continue
+        best: Tensor = product
+        tensor: Tensor = product
+        while len(consumers[tensor]) == 1:
+            ((consumer, access),) = consumers[tensor]
+            if access != "same" or not isinstance(consumer, Map) or consumer in stored:
+                break
+            if not _covers(consumer, product, []):
+                break
+            tensor = consumer
+            if tensor.element.bits < best.element.bits:
+                best = tensor
+        if best is not product:
+            found.add(best)
+    return found
+
+
+def _needs_buffer(tensor: Tensor, consumers: Consumers) -> bool:
     return any(isinstance(consumer, Product | Program | Alias) for consumer, _ in consumers[tensor])
 
 

@@ -33,14 +33,17 @@ def convolution(
     dilations: Sequence[int], groups: int,
 ) -> Tensor | None:  # fmt: skip
     """A convolution of dequantized tensors; None if it doesn't fit."""
-    found = _operands(x, w, 0)
+    each = groups > 1 and w.shape[1] == w.shape[0] // groups == 1
+    found = _operands(x, w, 0, each)
     if found is None or any(not isinstance(end, int) or end < 0 for ends in pads for end in ends):
         return None
     a, weights, scale = found
     outputs, per_group, *kernel = weights.shape
-    taps, spatial, zero, dot = int(np.prod(kernel)), len(kernel), int(a.zero), machine.current().dot
+    taps, spatial, zero, dot = int(np.prod(kernel)), len(kernel), int(a.zero.flat[0]), machine.current().dot
     about = ("integer convolution", _shift(a))
-    if groups > 1 and per_group == outputs // groups == 1 and taps <= TAPS:
+    if np.any(a.zero != zero):
+        return None  # what lies beyond the positions is one integer
+    if each and taps <= TAPS:
 
         def floats(loaded: Expr) -> Expr:
             lanes = machine.current().lanes
@@ -64,7 +67,14 @@ def convolution(
 def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension) -> Tensor | None:
     """A product of a stack of matrices and one matrix, both dequantized; None if it doesn't fit."""
     found, dot = _operands(left, right, 1), machine.current().dot
-    if found is None or dot is None or not isinstance(count, int) or count > LONGEST or found[1].ndim != 2:
+    if (
+        found is None
+        or found[0].axis is not None
+        or dot is None
+        or not isinstance(count, int)
+        or count > LONGEST
+        or found[1].ndim != 2
+    ):
         return None
     a, weights, scale = found
     about = ("integer matrices", _shift(a))
@@ -72,14 +82,17 @@ def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dim
     return None if product is None else _scaled(_centred(product, a, weights.sum(0, dtype=np.int64), 0), scale, 0)
 
 
-def _operands(x: Tensor, w: Tensor, axis: int) -> tuple[Affine, Any, Any] | None:
+def _operands(x: Tensor, w: Tensor, axis: int, each: bool = False) -> tuple[Affine, Any, Any] | None:
     """The first operand's integers, the second's as signed ones, and the scale of the product for each column.
 
-    None if they are no dequantized integers of 8 bits, with one scale for the first and a zero point of 0, or half the
-    range of unsigned ones, for the second, whose scales may vary along its `axis`.
+    None if they are no dequantized integers of 8 bits, with a zero point of 0, or half the range of unsigned ones, for
+    the second, whose scales may vary along its `axis`. Scale and zero point of the first are numbers, or else, if each
+    channel is convolved on its own (`each`), vary along the channels.
     """
     a, b = x.affine, w.affine
-    if a is None or b is None or a.axis is not None or not isinstance(b.stored, Constant):
+    if a is None or b is None or not isinstance(b.stored, Constant):
+        return None
+    if a.axis is not None and not (each and a.axis == 1):
         return None
     eight = (elements.U8, elements.I8)
     if a.stored.element not in eight or b.stored.element not in eight or b.axis not in (None, axis) or b.block:

@@ -66,6 +66,8 @@ class Machine:
     """The instruction that multiplies four integers of 8 bits in each lane and adds them up, if there is one."""
     bf16: Dot | None = None
     """The one that multiplies two floats of bf16 in each lane, if there is one that is fast."""
+    fused: bool = False
+    """Whether there are instructions that multiply floats and add, rounding once."""
 
 
 def of(instruction_sets: Collection[str]) -> Machine:
@@ -74,11 +76,11 @@ def of(instruction_sets: Collection[str]) -> Machine:
         integers = AVX512_VNNI if "avx512vnni" in instruction_sets else None
         # where there are tiles for it, the vectors' instruction takes longer than products of f32
         vectors = "avx512bf16" in instruction_sets and "amx-bf16" not in instruction_sets
-        return Machine(16, 28, integers, AVX512_BF16 if vectors else None)
+        return Machine(16, 28, integers, AVX512_BF16 if vectors else None, True)
     if "neon" in instruction_sets:  # 32 registers of 4 lanes
-        return Machine(8, 12, SDOT if "dotprod" in instruction_sets else None)
+        return Machine(8, 12, SDOT if "dotprod" in instruction_sets else None, fused=True)
     if "avx2" in instruction_sets:
-        return Machine(8, 12, AVX_VNNI if "avxvnni" in instruction_sets else None)
+        return Machine(8, 12, AVX_VNNI if "avxvnni" in instruction_sets else None, fused="fma" in instruction_sets)
     return Machine(8, 6)
 
 

@@ -101,7 +101,9 @@ def _unit_axes(array: Tensor, target: Sequence[Dimension]) -> Tensor:
     def position(at: At, index: Index) -> list[Expr]:
         return [index[where[axis]] if axis in where else zero() for axis in range(array.ndim)]
 
-    return view(array, target, position, "same")
+    found = view(array, target, position, "same")
+    found.function = lambda at, entry: entry
+    return found
 
 
 @primitive

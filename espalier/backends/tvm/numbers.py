@@ -99,6 +99,11 @@ def is_nan(x: Expr) -> Expr:
     return (tirx.reinterpret("uint32", x) & immediate(0x7FFFFFFF, "uint32")) > immediate(0x7F800000, "uint32")
 
 
+def is_number(x: Expr) -> Expr:
+    """Whether an f32 is not NaN, in one comparison (generated code compares in order)."""
+    return tirx.LE(x, immediate(math.inf, "float32"))
+
+
 def is_nonzero(x: Expr) -> Expr:
     """Whether a float is not 0, which NaN is not, read off its bits (generated code compares in order)."""
     if str(x.ty.dtype) == "float64":

@@ -281,6 +281,8 @@ class _At:
     def __call__(self, operand: int, index: Any) -> Expr:
         raise AssertionError("a program reads its buffers itself")
 
+    whole = __call__
+
     def guard(self, condition: Expr, yes: Callable[[], Expr], no: Expr) -> Expr:
         raise AssertionError("a program branches itself")
 

@@ -22,10 +22,11 @@ def zero() -> Expr:
     return immediate(0, "int64")
 
 
-def view(source: Tensor, shape: Sequence[Dimension], position: Any, access: Access = "once", cost: int = 0) -> Tensor:
+def view(source: Tensor, shape: Sequence[Dimension], position: Any, access: Access = "once", cost: int = 0) -> Map:
     """A tensor whose entry at an index is the source's at `position(at, index)`."""
     found = Map(tuple(shape), source.element, [source], [access], lambda at, index: at(0, position(at, index)), cost)
-    return moved(found, [source], lambda stored: view(stored[0], shape, position, access, cost))
+    moved(found, [source], lambda stored: view(stored[0], shape, position, access, cost))
+    return found
 
 
 @primitive

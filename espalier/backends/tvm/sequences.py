@@ -188,9 +188,7 @@ class Part:
         self.first, self.last, self.count = integer(0), integer(tiles), integer(tiles)
         self.found: list[Statement] = []
         if shared:
-            least, most = (
-                tirx.decl_buffer([integer(1)], "int64", function.names.variable("m").name) for _ in range(2)
-            )
+            least, most = (tirx.decl_buffer([integer(1)], "int64", function.names.variable("m").name) for _ in range(2))
             one, tile = [integer(0)], function.names.variable("b")
             self.first, self.last = tirx.BufferLoad(least, one), tirx.BufferLoad(most, one)
             self.count = self.last - self.first
@@ -239,8 +237,7 @@ class Sweep:
             Part(self.function, -(-self.layer.blocks // self.together(stage)), self.shared) for stage in self.stages
         ]
         stages = [
-            self.stage(number, stage, part)
-            for number, (stage, part) in enumerate(zip(self.stages, parts, strict=True))
+            self.stage(number, stage, part) for number, (stage, part) in enumerate(zip(self.stages, parts, strict=True))
         ]
         body = loop(self.step, self.function.dim(self.layer.time), sequence(stages))
         if self.shared:

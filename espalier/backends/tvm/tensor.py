@@ -48,6 +48,9 @@ class At(Protocol):
     def __call__(self, operand: int, index: Index) -> Expr:
         """The operand's entry at an index."""
 
+    def whole(self, operand: int, index: Index) -> Expr:
+        """The entry of an operand of integers, of at most 16 bits, as a float in f32."""
+
     def dim(self, dimension: Dimension) -> Expr:
         """A dimension as an expression."""
 
@@ -264,6 +267,12 @@ class Map(Tensor):
     ) -> None:
         super().__init__(shape, element, operands, access, cost)
         self.body = body
+        self.whole: Callable[[At, Index], Expr] | None = None
+        """Gives entries that are integers as floats, where they are not stored."""
+        self.function: Callable[..., Expr] | None = None
+        """(at, entries of the operands) → the entry, if it follows from theirs wherever it lies."""
+        self.tabulates: Map | None = None
+        """What it reads from a table."""
 
 
 class Fold(Tensor):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
-from espalier.backends.tvm.arithmetic import astype, dequantized
+from espalier.backends.tvm.arithmetic import astype
+from espalier.backends.tvm.lowerings.quantization import dequantized
 from espalier.backends.tvm.numbers import expression_type, immediate, is_nan, select
 from espalier.backends.tvm.tensor import At, Expr, Fold, Index, Tensor
 from espalier.backends.tvm.trace import lowers
@@ -43,33 +45,35 @@ def _inside(at: At, x: Tensor, pads: Sequence[tuple[Any, Any]], place: Sequence[
     return here, _both(bounds)
 
 
-def _reach_all(op: Any, x: Tensor, pads: Sequence[tuple[Any, Any]], counts: Sequence[Any]) -> bool:
-    """Whether it is known that each window has an element that is not padding."""
-    rank = x.ndim - 2
-    strides = op.strides or (1,) * rank
-    if not any(map(any, pads)):
-        return True
-    if set(op.dilations or (1,)) != {1}:
-        return False
-    known = zip(op.kernel_shape, strides, pads, counts, x.shape[2:], strict=True)
-    return all(
-        isinstance(extent, int) and before < size and (count - 1) * stride - before < extent
-        for size, stride, (before, _), count, extent in known
-    )
-
-
 @lowers("max_pool")
 def max_pool(node: Node, x: Any) -> Any:
-    """The largest number of each window; the reference also finds positions."""
+    """The largest number of each window, before it is dequantized if it is; the reference also finds positions."""
     op: Any = node.op
     if len(node.results) > 1 or not isinstance(x, Tensor):
         return NotImplemented
-    rank, kind = x.ndim - 2, x.element
+    rank, held = x.ndim - 2, x.affine
     pads = op.padding(tuple(x.shape[2:]))
     counts = [op.window_extent(k, x.shape[2 + k], op.kernel_shape[k]) for k in range(rank)]
-    held = x.affine
-    if held is not None and held.axis is None and held.scale > 0 and _reach_all(op, x, pads, counts):
-        return dequantized(replace(held, stored=max_pool(node, held.stored)))  # the order of numbers is the same
+    if held is not None and held.axis in (None, 1) and np.all(held.scale > 0) and _reaches(op, x, pads, counts):
+        return dequantized(dataclasses.replace(held, stored=_largest(op, held.stored, pads, counts)))
+    return _largest(op, x, pads, counts)
+
+
+def _reaches(op: Any, x: Tensor, pads: Sequence[tuple[Any, Any]], counts: Sequence[Any]) -> bool:
+    """Whether every window is known to hold an entry of the tensor."""
+    facts = (*x.shape[2:], *counts, *(end for pair in pads for end in pair))
+    if not all(isinstance(fact, int) for fact in facts):
+        return False
+    strides = op.strides or (1,) * len(counts)
+    dense = op.dilations is None or set(op.dilations) <= {1}
+    return dense and all(
+        pads[k][0] < op.kernel_shape[k] and (count - 1) * strides[k] - pads[k][0] < x.shape[2 + k]
+        for k, count in enumerate(counts)
+    )
+
+
+def _largest(op: Any, x: Tensor, pads: Sequence[tuple[Any, Any]], counts: Sequence[Any]) -> Tensor:
+    rank, kind = x.ndim - 2, x.element
     dtype = expression_type(kind)
     lowest = immediate(-math.inf if kind.is_float else kind.range[0], dtype)
 

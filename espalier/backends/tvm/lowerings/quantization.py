@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from espalier.backends.tvm import xp
-from espalier.backends.tvm.arithmetic import as_tensor, astype, dequantized, elementwise
-from espalier.backends.tvm.numbers import immediate, is_nan, select
-from espalier.backends.tvm.tensor import Affine, At, Constant, Dequantized, Expr, Tensor
+from espalier.backends.tvm import machine, xp
+from espalier.backends.tvm.arithmetic import as_tensor, elementwise
+from espalier.backends.tvm.fuse import CHEAP
+from espalier.backends.tvm.numbers import expression_type, immediate, is_number, select
+from espalier.backends.tvm.quotients import reciprocals
+from espalier.backends.tvm.scalars import ROUNDING
+from espalier.backends.tvm.tables import tabulated
+from espalier.backends.tvm.tensor import Affine, At, Constant, Dequantized, Expr, Index, Map, Tensor
 from espalier.backends.tvm.trace import lowers
 from espalier.ir import elements
 from espalier.ir.graph import Node
@@ -26,20 +30,47 @@ def quantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
     fits = isinstance(x, Tensor) and x.element == elements.F32 and stored in (elements.U8, elements.I8)
     if not known or not fits or op.block_size or scale.dtype != np.float32 or op.precision not in (None, elements.F32):
         return NotImplemented
+    if np.any(scale == 0):
+        return NotImplemented
     zero = np.zeros(scale.shape, np.float32) if zero_point is None else zero_point.astype(np.float32)
     spread = [1] * x.ndim
     if scale.size > 1:
         spread[op.axis % x.ndim] = -1
     shape = spread if scale.size > 1 else ()
-    low, high = stored.range
+    low, high = (np.float32(bound) - zero for bound in stored.range)
+    found = reciprocals(scale, low, high) if machine.current().fused else None
+    if found is None:
+        numbers = [low, high, scale]
+    else:
+        numbers = [found.lowest, found.highest, found.first, *([found.second] if np.any(found.second) else [])]
 
-    def entry(at: At, number: Expr, step: Expr, shift: Expr) -> Expr:
-        divided = at.bind(number / step)
-        whole = select(is_nan(divided), immediate(0, "float32") - shift, tirx.nearbyint(divided)) + shift
-        bounded = tirx.max(tirx.min(whole, immediate(high, "float32")), immediate(low, "float32"))
-        return tirx.Cast("int8" if low else "uint8", tirx.Cast("int32", bounded))
+    def shifted(at: At, number: Expr, shift: Expr, lowest: Expr, highest: Expr, *factors: Expr) -> Expr:
+        """The quotient as a float whose last bits are its integer."""
+        number = at.bind(number)
+        quotient = number = number if found is not None else at.bind(number / factors[0])
+        bounded = at.bind(tirx.min(tirx.max(quotient, lowest), highest))  # NaN gives the lower bound
+        if found is not None:
+            quotient = bounded * factors[0]
+            if len(factors) > 1:
+                rest = at.bind(bounded * factors[1])
+                quotient = tirx.call_llvm_pure_intrin("float32", "llvm.fma", bounded, factors[0], rest)
+            bounded = at.bind(quotient)
+        integer = at.bind(bounded + immediate(ROUNDING, "float32"))
+        if not stored.range[0]:
+            return integer
+        return at.bind(select(is_number(number), integer, immediate(ROUNDING, "float32") - shift))
 
-    return elementwise(stored, entry, x, as_tensor(scale.reshape(shape)), as_tensor(zero.reshape(shape)), cost=4)
+    def entry(at: At, number: Expr, shift: Expr, *numbers: Expr) -> Expr:
+        bits = tirx.reinterpret("int32", shifted(at, number, shift, *numbers))
+        return tirx.Cast(expression_type(stored), bits + tirx.Cast("int32", shift))
+
+    def whole(at: At, number: Expr, shift: Expr, *numbers: Expr) -> Expr:
+        return shifted(at, number, shift, *numbers) - (immediate(ROUNDING, "float32") - shift)
+
+    operands = [as_tensor(each.reshape(shape)) for each in (zero, *numbers)]
+    result = elementwise(stored, entry, x, *operands, cost=4)
+    result.whole = elementwise(elements.F32, whole, x, *operands).body
+    return tabulated(result)
 
 
 @lowers("dequantize")
@@ -68,6 +99,29 @@ def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
     return dequantized(Affine(x, steps, shifts, axis))
 
 
+def dequantized(held: Affine) -> Tensor:
+    """The floats that integers stand for, whose scale and zero point are numbers or vary along an axis."""
+    spread = [1] * held.stored.ndim
+    if held.axis is not None:
+        spread[held.axis] = -1
+    shape = spread if held.axis is not None else ()
+    shifted = wholes(held.stored) - held.zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
+    found: Tensor = shifted * held.scale.reshape(shape)
+    found.affine = held
+    return found
+
+
+def wholes(x: Tensor) -> Tensor:
+    """Integers as floats, taken from where they are floats still if they are computed in the same kernel."""
+
+    def body(at: At, index: Index) -> Expr:
+        return at.whole(0, index)
+
+    found = Map(x.shape, elements.F32, [x], ["same"], body, cost=1)
+    found.function = lambda at, entry: tirx.Cast("float32", entry)
+    return found
+
+
 @lowers("gather")
 def gather(node: Node, data: Any, indices: Any) -> Any:
     """What is read of a dequantized table is dequantized then, so that the table stays in integers."""
@@ -87,4 +141,9 @@ def _entry_by_entry(held: Affine) -> Any:
         whole = xp.repeat(as_tensor(numbers), held.block, axis=held.axis)
         return whole[tuple(slice(0, extent) for extent in stored.shape)]
 
-    return (astype(stored, elements.F32) - spread(held.zero)) * spread(held.scale)
+    def entry(at: At, number: Expr, scale: Expr, *zero: Expr) -> Expr:
+        number = tirx.Cast("float32", number)
+        return (number - zero[0] if zero else number) * scale
+
+    zero = [spread(held.zero)] if np.any(held.zero) else []
+    return elementwise(elements.F32, entry, stored, spread(held.scale), *zero, cost=CHEAP)
