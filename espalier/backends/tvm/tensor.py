@@ -273,6 +273,9 @@ class Map(Tensor):
         """(at, entries of the operands) → the entry, if it follows from theirs wherever it lies."""
         self.tabulates: Map | None = None
         """What it reads from a table."""
+        self.again: Callable[[Tensor], Tensor] | None = None
+        """Makes of another tensor what this is of its operand: the same entries in another order. What is narrower is
+        better computed before."""
 
 
 class Fold(Tensor):

@@ -66,7 +66,10 @@ def conv_transpose(node: Node, x: Any, w: Any, b: Any = None) -> Any:
                 place = place * integer(stride) + tirx.floormod(whole, integer(stride))
         return [index[0], (group * integer(places) + place) * integer(outputs) + channel, *positions]
 
-    return view(y, (x.shape[0], groups * outputs, *counts), position)
+    found = view(y, (x.shape[0], groups * outputs, *counts), position)
+    if not any(cuts) and all(count == e * s for count, e, s in zip(counts, extents, strides, strict=True)):
+        found.again = lambda other: view(other, found.shape, position)
+    return found
 
 
 def _by_places(w: Any, groups: int, strides: Sequence[int]) -> Any:
