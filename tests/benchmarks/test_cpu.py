@@ -213,6 +213,15 @@ def test_a_wrong_answer_at_any_number_of_threads_counts() -> None:
     assert others([], crowds={"a": {"wrong": 0, "calls": 64}})["threads"]["holds"] is True
 
 
+def test_ties_of_roundings_may_cost_what_they_cost_onnxruntime() -> None:
+    for ours, peer, holds in ((31.0, 50.0, True), (20.0, 19.0, True), (20.0, 21.0, False), (20.0, None, False)):
+        found = row("a", 1.0, {"onnxruntime": 1.0} if peer else {"openvino": 1.0}, precision="int8-nncf")
+        found["engines"]["espalier"]["sqnr"] = ours
+        if peer:
+            found["engines"]["onnxruntime"]["sqnr"] = peer
+        assert others([found])["right_int8"]["holds"] is holds
+
+
 def test_the_page_shows_the_table() -> None:
     table = cpu_bars.table([row("lstm", 1.5, {"onnxruntime": 1.0})], ("espalier", "onnxruntime", "torch"))
     result = {"benchmark": "cpu", "quick": True, "bars": {}, "machine": {**machine(), "instruction_sets": ["avx2"]}}
