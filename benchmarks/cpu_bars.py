@@ -261,7 +261,11 @@ def answer_bars(bars: Bars, crowds: Mapping[str, Mapping[str, Any]]) -> None:
     for precision, words, right in (
         ("fp32", f"off by ≤ {TOLERANCE:g} of the largest output on every model", _close),
         ("bf16", f"signal to noise ≥ {SIGNAL:g} dB against fp32 on every model", _clear),
-        ("int8", f"signal to noise against the QDQ graph's own meaning ≥ {SIGNAL:g} dB, or what {OPTIMIZED} has", _clear),
+        (
+            "int8",
+            f"signal to noise against the QDQ graph's own meaning ≥ {SIGNAL:g} dB, or what {OPTIMIZED} has",
+            _clear,
+        ),
     ):
         rows = [row for row in bars.rows if row["precision"].partition("-")[0] == precision]
         if not rows:
@@ -313,7 +317,7 @@ def _close(engines: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _clear(engines: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Ties of roundings, which no order of sums decides alike, grow in deep networks: so what they do to onnxruntime."""
+    """Ties of roundings, which no two orders of sums decide alike, grow in deep networks; onnxruntime shows how far."""
     peer = engines.get("onnxruntime", {}).get("sqnr", math.inf)
     return bool(engines[OURS]["sqnr"] >= min(SIGNAL, peer))
 
