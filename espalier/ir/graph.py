@@ -40,6 +40,7 @@ class Location(NamedTuple):
                 lines = _union(lines, more_lines)
             if more_passes:
                 passes = _union(passes, more_passes)
+        # as Location(…), which is called for every rewrite, does in twice the time
         return tuple.__new__(Location, (names, lines, (*passes, by) if by and by not in passes else passes))
 
     def merge(self, other: Location) -> Location:
@@ -364,21 +365,9 @@ class Graph:
 
     def set_operand(self, node: Node, position: int, value: Value | None) -> None:
         """Change one operand (beyond the last: append)."""
-        while len(node.operands) <= position:
-            node.operands.append(None)
-        old = node.operands[position]
-        if old is value:
-            return
-        node.operands[position] = value
-        if old is not None:
-            _drop_use(old, node)
-        if value is not None:
-            value.uses[node] = value.uses.get(node, 0) + 1
-        self.epochs.topology += 1
-        for listener in self.listeners:
-            listener.changed(node)
+        self.set_operands(node, {position: value})
 
-    def set_operands(self, node: Node, values: Mapping[int, Value]) -> None:
+    def set_operands(self, node: Node, values: Mapping[int, Value | None]) -> None:
         """Change several operands at once, by their positions (beyond the last: append)."""
         operands, changed = node.operands, False
         for position, value in values.items():
@@ -390,7 +379,8 @@ class Graph:
             operands[position], changed = value, True
             if old is not None:
                 _drop_use(old, node)
-            value.uses[node] = value.uses.get(node, 0) + 1
+            if value is not None:
+                value.uses[node] = value.uses.get(node, 0) + 1
         if changed:
             self.epochs.topology += 1
             for listener in self.listeners:

@@ -29,7 +29,8 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> LoadedM
     Args:
         path: The artifact's directory or zip file.
         threads: Threads to compute with; by default one for each processor of this process, or as many as
-            OMP_NUM_THREADS says if those are fewer.
+            OMP_NUM_THREADS says if those are fewer. A thread that calls models of TVM keeps the workers that its first
+            one asked for: later ones get no more.
 
     Raises:
         ArtifactError: The artifact is broken, changed, too new, or not for this machine (codes E701 to E715).

@@ -13,7 +13,8 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -50,13 +51,22 @@ def import_without_torch(name: str) -> Any:
         sys.meta_path.remove(absent)
 
 
-_GIVEN = os.environ.get("TVM_NUM_THREADS")
+_settling = threading.Lock()
 
 
-def permit_threads(count: int) -> None:
-    """Let TVM's pools that start from now on have so many threads, unless TVM_NUM_THREADS was set from outside.
+@contextmanager
+def permitted_threads(count: int) -> Iterator[None]:
+    """Let a pool of TVM's that starts inside have so many threads, unless TVM_NUM_THREADS is set.
 
-    TVM would have as many as OMP_NUM_THREADS says, or one for each two processors.
+    TVM would have as many as OMP_NUM_THREADS says, or one for each two processors; a calling thread's pool keeps the
+    size that it starts with. The variable is gone afterwards, so that child processes do not take it for the user's.
     """
-    if _GIVEN is None:
-        os.environ["TVM_NUM_THREADS"] = str(max(count, int(os.environ.get("TVM_NUM_THREADS", "1"))))
+    with _settling:
+        if "TVM_NUM_THREADS" in os.environ:
+            yield
+            return
+        os.environ["TVM_NUM_THREADS"] = str(count)
+        try:
+            yield
+        finally:
+            del os.environ["TVM_NUM_THREADS"]

@@ -214,7 +214,8 @@ def test_a_wrong_answer_at_any_number_of_threads_counts() -> None:
 
 
 def test_ties_of_roundings_may_cost_what_they_cost_onnxruntime() -> None:
-    for ours, peer, holds in ((31.0, 50.0, True), (20.0, 19.0, True), (20.0, 21.0, False), (20.0, None, False)):
+    cases = [(31.0, 50.0, True), (20.0, 19.0, True), (20.0, 21.0, False), (20.0, None, False), (9.0, 8.0, False)]
+    for ours, peer, holds in cases:
         found = row("a", 1.0, {"onnxruntime": 1.0} if peer else {"openvino": 1.0}, precision="int8-nncf")
         found["engines"]["espalier"]["sqnr"] = ours
         if peer:

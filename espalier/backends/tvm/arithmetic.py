@@ -22,17 +22,7 @@ from espalier.backends.tvm.numbers import (
     select,
     wrap,
 )
-from espalier.backends.tvm.tensor import (
-    TRANSCENDENTAL,
-    Access,
-    At,
-    Constant,
-    Expr,
-    Index,
-    Map,
-    Tensor,
-    Untraceable,
-)
+from espalier.backends.tvm.tensor import TRANSCENDENTAL, Access, At, Constant, Expr, Index, Map, Tensor, Untraceable
 from espalier.errors import UnsupportedError
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dim, Dimension, Shape

@@ -58,7 +58,8 @@ def batched(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dime
     shape = tuple(shape)
     from espalier.backends.tvm import bf16, integers, products
 
-    if right.ndim == 2 and len(shape) > 2 and shape[-2] == 1 and left.shape[:-2] == shape[:-2]:
+    stack = right.ndim == 2 and len(shape) > 2 and shape[-2] == 1 and left.shape[:-2] == shape[:-2]
+    if stack and 0 not in left.shape:
         flat = (*left.shape[:-2], left.shape[-1])  # a stack of rows is a matrix
         rows = moved(Alias(left, flat), [left], lambda sources: Alias(sources[0], flat))
         merged: Tensor = reshape(batched(rows, right, (*shape[:-2], shape[-1]), count, kind), shape)

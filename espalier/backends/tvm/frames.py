@@ -38,7 +38,7 @@ def loop(variable: Expr, extent: Expr, body: Statement, kind: str = "serial") ->
 
 
 def launched(body: Statement) -> Statement:
-    """The statement, run by every thread: they share its parallel loops, of which there must be one."""
+    """The statement, run by every thread: they share its parallel loops, of which there must be one at least."""
     return tirx.AttrStmt(integer(0), "pragma_parallel_launch_point", integer(1), body)
 
 

@@ -18,7 +18,7 @@ from espalier.backends.tvm import dots, machine
 from espalier.backends.tvm.arithmetic import PRIMITIVES, astype
 from espalier.backends.tvm.broadcasting import by_columns
 from espalier.backends.tvm.numbers import immediate
-from espalier.backends.tvm.tensor import Affine, Constant, Expr, Tensor
+from espalier.backends.tvm.tensor import Affine, At, Constant, Expr, Index, Map, Tensor
 from espalier.ir import elements
 from espalier.ir.dims import Dimension
 
@@ -67,14 +67,7 @@ def convolution(
 def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension) -> Tensor | None:
     """A product of a stack of matrices and one matrix, both dequantized; None if it doesn't fit."""
     found, dot = _operands(left, right, 1), machine.current().dot
-    if (
-        found is None
-        or found[0].axis is not None
-        or dot is None
-        or not isinstance(count, int)
-        or count > LONGEST
-        or found[1].ndim != 2
-    ):
+    if found is None or dot is None or not isinstance(count, int) or count > LONGEST or found[1].ndim != 2:
         return None
     a, weights, scale = found
     about = ("integer matrices", _shift(a))
@@ -129,4 +122,27 @@ def _centred(product: Tensor, a: Affine, sums: Any, spatial: int) -> Tensor:
 
 def _scaled(product: Tensor, scale: Any, spatial: int) -> Tensor:
     found: Tensor = PRIMITIVES["multiply"](astype(product, elements.F32), by_columns(scale, spatial))
+    return found
+
+
+def dequantized(held: Affine) -> Tensor:
+    """The floats that integers stand for, whose scale and zero point are numbers or vary along an axis."""
+    spread = [1] * held.stored.ndim
+    if held.axis is not None:
+        spread[held.axis] = -1
+    shape = spread if held.axis is not None else ()
+    shifted = wholes(held.stored) - held.zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
+    found: Tensor = shifted * held.scale.reshape(shape)
+    found.affine = held
+    return found
+
+
+def wholes(x: Tensor) -> Tensor:
+    """Integers as floats, taken from where they are floats still if they are computed in the same kernel."""
+
+    def body(at: At, index: Index) -> Expr:
+        return at.whole(0, index)
+
+    found = Map(x.shape, elements.F32, [x], ["same"], body, cost=1)
+    found.function = lambda at, entry: tirx.Cast("float32", entry)
     return found

@@ -15,7 +15,7 @@ from espalier.backends.tvm.frames import integer, knowing, loop, sequence
 from espalier.backends.tvm.numbers import immediate
 from espalier.backends.tvm.static import attributes
 from espalier.backends.tvm.tensor import Expr
-from espalier.runtime.ffi import permit_threads
+from espalier.runtime.ffi import permitted_threads
 
 STEPS = 100_000
 """Steps of a thread in a run."""
@@ -31,8 +31,8 @@ def peaks(threads: int) -> dict[str, float]:
 
     Each is the best of some runs, so one of this machine as it is at the moment.
     """
-    permit_threads(threads)
-    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    with permitted_threads(threads):
+        tvm.get_global_func("runtime.config_threadpool")(1, threads)
     target = build.host_target(threads)
     current = machine.of(build.instruction_sets(target))
     lanes = current.lanes

@@ -16,6 +16,10 @@ Array = np.ndarray[Any, Any]
 
 NEIGHBOURS = 2
 """Floats on either side of where a step should be among which it is looked for."""
+PIECE = 256
+"""Scales that are looked at together: each takes thousands of numbers."""
+MOST = 1 << 14
+"""Scales beyond which it takes too long."""
 EXTREME = 100
 """The largest power of two, and its negative the smallest, between which scales must be: nothing over- or underflows
 then but what is rounded to 0."""
@@ -43,6 +47,16 @@ def reciprocals(scale: Array, low: Array, high: Array) -> Reciprocals | None:
     """
     if not np.all(np.isfinite(scale)) or np.any(scale < 2.0**-EXTREME) or np.any(scale > 2.0**EXTREME):
         return None
+    if not 0 < scale.size <= MOST:
+        return None
+    if scale.size > PIECE:
+        flat = [each.reshape(-1) for each in (scale, low, high)]
+        parts = [reciprocals(*(each[k : k + PIECE] for each in flat)) for k in range(0, scale.size, PIECE)]
+        whole = [part for part in parts if part is not None]
+        if len(whole) < len(parts):
+            return None
+        names = ("first", "second", "lowest", "highest")
+        return Reciprocals(*(np.concatenate([getattr(each, n) for each in whole]).reshape(scale.shape) for n in names))
     exact = scale.astype(np.float64)
     first = (1 / exact).astype(np.float32)
     second = ((1 - first.astype(np.float64) * exact) / exact).astype(np.float32)  # the difference is exact

@@ -147,7 +147,7 @@ class Layer:
         work = dims.product([self.time, self.batch, self.gates, self.hidden, self.hidden])
         alone = self.directions == 1 and tiles == 1
         found = nest.around(body, parallel=is_large(work) and not alone and not shared)
-        if isinstance(self.batch, int) or not self.shares_units(1):
+        if isinstance(self.batch, int) or self.directions > 1 or not self.shares_units(1):
             return found
         batch = function.dim(self.batch)
         few = one_by_one(self.stages[0], integer(0), batch, True)

@@ -22,7 +22,7 @@ from espalier.backends.tvm.choices import Choice, Choices, Question
 from espalier.backends.tvm.frames import integer, loop, sequence
 from espalier.cost.measured import Answer, Database, Place
 from espalier.ir.graph import Graph
-from espalier.runtime.ffi import permit_threads
+from espalier.runtime.ffi import permitted_threads
 
 Array = np.ndarray[Any, Any]
 CLEARLY = 0.97
@@ -96,8 +96,8 @@ def measure(
     question: Question, target: Any, threads: int, known: Mapping[str, Choice], stopped: Callable[[], bool]
 ) -> Answer | None:  # fmt: skip
     """The fastest candidate: what the rule chooses, unless another is clearly faster. None if it was stopped."""
-    permit_threads(threads)
-    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    with permitted_threads(threads):
+        tvm.get_global_func("runtime.config_threadpool")(1, threads)
     buffers: dict[Any, Any] = {}
     repeats = max(1, min(10_000, math.ceil(LEAST * SPEED / max(question.steps, 1.0))))
     calls: list[Callable[[], Any]] = []

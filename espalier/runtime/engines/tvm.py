@@ -44,7 +44,7 @@ import numpy as np
 from espalier.runtime import cpu
 from espalier.runtime.elements import Array, raw_dtype, storage
 from espalier.runtime.errors import REFUSAL, ArtifactError
-from espalier.runtime.ffi import import_tvm_ffi, permit_threads
+from espalier.runtime.ffi import import_tvm_ffi, permitted_threads
 from espalier.runtime.files import ArtifactFiles
 from espalier.runtime.manifest import TensorSpec, decode
 from espalier.runtime.weights import WeightsSection, aligned, aligned_empty, compact, load_block, load_weights
@@ -274,9 +274,9 @@ def _use_threads(count: int) -> None:
         return
     configure = tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True)
     if configure is not None:
-        permit_threads(count)
         prefer_big_cores = 1
-        configure(prefer_big_cores, count)
+        with permitted_threads(count):
+            configure(prefer_big_cores, count)
         _pool.threads = count
 
 

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.backends.tvm import build, fuse, machine, tables
+from espalier.backends.tvm import build, fuse, machine, quotients, tables
 from espalier.backends.tvm.quotients import Reciprocals, reciprocals
 from espalier.backends.tvm.tensor import Fold, Map, Product, Tensor
 from espalier.backends.tvm.trace import trace
 from espalier.ir import Builder, Graph, elements
+from espalier.ir.execute import execute
+from tests.backends.tvm import test_layouts
 from tests.backends.tvm.checks import agree, graph_of
 
 KINDS = [np.uint8, np.int8]
@@ -232,3 +234,22 @@ def test_rows_of_tables_are_dequantized_where_they_are_read() -> None:
         agree(rows, positions, tolerance=0)
         outputs = traced(graph_of(rows, [positions]))
         assert all(root.shape != table.shape for root in fuse.plan(outputs).roots)
+
+
+def test_many_scales_are_looked_at_in_pieces() -> None:
+    scale = np.random.default_rng(0).uniform(0.001, 0.1, quotients.PIECE + 3).astype(np.float32)
+    low, high = np.full_like(scale, -128), np.full_like(scale, 127)
+    whole, one = quotients.reciprocals(scale, low, high), quotients.reciprocals(scale[-1:], low[-1:], high[-1:])
+    assert whole is not None and one is not None and whole.first.shape == scale.shape
+    assert (whole.first[-1], whole.highest[-1]) == (one.first[0], one.highest[0])
+    assert quotients.reciprocals(np.ones(quotients.MOST + 1, np.float32), low, high) is None
+
+
+def test_the_largest_of_numbers_with_an_infinite_scale() -> None:
+    graph, b, x = test_layouts.graph_of(4)
+    step, shift = np.float32(np.inf), np.array(3, np.uint8)
+    y = b.dequantize(b.quantize(x, np.float32(0.1), shift), step, shift)
+    graph.set_outputs([b.max_pool(y, kernel_shape=(2, 2), results=1)], ["y"])
+    image = np.random.default_rng(0).normal(size=(1, 4, 9, 11)).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(build.run(graph, [image])[0], execute(graph, [image])[0])

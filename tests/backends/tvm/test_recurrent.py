@@ -178,13 +178,19 @@ def artifact(layer: Layer, path: Path) -> Graph:
 
 
 @pytest.mark.parametrize(("kind", "about"), SHARED)
-def test_any_number_of_threads_gives_the_same(kind: str, about: dict[str, Any], tmp_path: Path) -> None:
+def test_any_number_of_threads_gives_the_same(
+    kind: str, about: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
     layer = Layer(kind, **about)
     graph = artifact(layer, tmp_path / "layer")
     wanted = execute(graph, [layer.x])
 
     def answers(threads: int) -> list[Any]:
-        return list(espalier.runtime.load(tmp_path / "layer", threads=threads)(layer.x).values())
+        found = list(espalier.runtime.load(tmp_path / "layer", threads=threads)(layer.x).values())
+        if Path("/proc/self/task").exists():
+            assert len(list(Path("/proc/self/task").iterdir())) > threads
+        return found
 
     found = []
     for threads in (1, 2, 3, 16):
@@ -197,7 +203,8 @@ def test_any_number_of_threads_gives_the_same(kind: str, about: dict[str, Any], 
             np.testing.assert_array_equal(one, another)
 
 
-def test_sixteen_callers_wait_for_their_own_workers_only(tmp_path: Path) -> None:
+def test_sixteen_callers_wait_for_their_own_workers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TVM_NUM_THREADS", raising=False)
     layer = Layer("lstm", hidden=136, batch=1, time=20)
     artifact(layer, tmp_path / "layer")
     model = espalier.runtime.load(tmp_path / "layer", threads=2)
@@ -212,6 +219,11 @@ def test_sixteen_callers_wait_for_their_own_workers_only(tmp_path: Path) -> None
 
     with ThreadPoolExecutor(16) as callers:
         assert all(callers.map(right, range(16)))
+
+
+def test_two_directions_of_dynamic_batch_and_many_units() -> None:
+    layer = Layer("rnn", initial=False, hidden=2064, time=2, direction="bidirectional")
+    agree(layer.function, layer.x, types=["f32[t, n, 7]"], more=[[layer.input(1, 1)]])
 
 
 @pytest.mark.parametrize("kind", GATES)

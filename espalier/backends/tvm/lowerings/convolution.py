@@ -26,7 +26,8 @@ def conv_transpose(node: Node, x: Any, w: Any, b: Any = None) -> Any:
 
     The definition (a convolution of x with zeros between its positions) multiplies as many zeros. Result p, counted
     from the first that x reaches, sums x[i] · w[k] over p = s·i + k; with p = s·q + r and k = s·t + r, that is a
-    convolution over t for every r, of the same x: kernels of ⌈K/s⌉ positions, zeros where s·t + r is beyond K.
+    convolution over t for every r, of the same x: kernels of ⌈K/s⌉ positions, zeros where s·t + r is beyond K. There an
+    entry of x that is infinite or no number spoils neighbours that it does not reach by the definition.
     """
     op: Any = node.op
     groups, spatial = op.group, x.ndim - 2
@@ -42,7 +43,7 @@ def conv_transpose(node: Node, x: Any, w: Any, b: Any = None) -> Any:
         extents.append((count + cut - 1) // stride + 1)
         pads.append((tap - 1, extents[-1] - extent))
     known = all(isinstance(each, int) and each >= 0 for each in (*(after for _, after in pads), *cuts))
-    if not known or any(isinstance(count, int) and count < 1 for count in counts):
+    if not known or 0 in x.shape or any(isinstance(count, int) and count < 1 for count in counts):
         return NotImplemented
     weights = _by_places(w, groups, strides)
     if weights is None:

@@ -11,7 +11,7 @@ import numpy as np
 from tvm import tirx
 
 from espalier.backends.tvm.arithmetic import astype
-from espalier.backends.tvm.lowerings.quantization import dequantized
+from espalier.backends.tvm.integers import dequantized
 from espalier.backends.tvm.numbers import expression_type, immediate, is_nan, select
 from espalier.backends.tvm.tensor import At, Expr, Fold, Index, Tensor
 from espalier.backends.tvm.trace import lowers
@@ -54,7 +54,8 @@ def max_pool(node: Node, x: Any) -> Any:
     rank, held = x.ndim - 2, x.affine
     pads = op.padding(tuple(x.shape[2:]))
     counts = [op.window_extent(k, x.shape[2 + k], op.kernel_shape[k]) for k in range(rank)]
-    if held is not None and held.axis in (None, 1) and np.all(held.scale > 0) and _reaches(op, x, pads, counts):
+    ordered = held is not None and held.axis in (None, 1) and np.all((held.scale > 0) & np.isfinite(held.scale))
+    if held is not None and ordered and _reaches(op, x, pads, counts):
         return dequantized(dataclasses.replace(held, stored=_largest(op, held.stored, pads, counts)))
     return _largest(op, x, pads, counts)
 

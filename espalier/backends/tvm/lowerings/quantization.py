@@ -10,11 +10,12 @@ from tvm import tirx
 from espalier.backends.tvm import machine, xp
 from espalier.backends.tvm.arithmetic import as_tensor, elementwise
 from espalier.backends.tvm.fuse import CHEAP
+from espalier.backends.tvm.integers import dequantized
 from espalier.backends.tvm.numbers import expression_type, immediate, is_number, select
 from espalier.backends.tvm.quotients import reciprocals
 from espalier.backends.tvm.scalars import ROUNDING
 from espalier.backends.tvm.tables import tabulated
-from espalier.backends.tvm.tensor import Affine, At, Constant, Dequantized, Expr, Index, Map, Tensor
+from espalier.backends.tvm.tensor import Affine, At, Constant, Dequantized, Expr, Map, Tensor
 from espalier.backends.tvm.trace import lowers
 from espalier.ir import elements
 from espalier.ir.graph import Node
@@ -30,7 +31,7 @@ def quantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
     fits = isinstance(x, Tensor) and x.element == elements.F32 and stored in (elements.U8, elements.I8)
     if not known or not fits or op.block_size or scale.dtype != np.float32 or op.precision not in (None, elements.F32):
         return NotImplemented
-    if np.any(scale == 0):
+    if np.any(scale == 0) or (zero_point is not None and zero_point.size != scale.size):
         return NotImplemented
     if isinstance(x, Map) and x.again is not None and scale.size == 1:
         return x.again(quantize(node, x.operands[0], scale.reshape(()), zero_point))
@@ -86,7 +87,7 @@ def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
     if not known or scale.dtype != np.float32 or op.output_dtype not in (None, elements.F32):
         return NotImplemented
     zero = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point
-    if not elements.from_dtype(zero.dtype).is_integer:
+    if not elements.from_dtype(zero.dtype).is_integer or zero.size != scale.size:
         return NotImplemented
     axis, block = op.granularity(x.ndim, scale.shape)
     count = () if axis is None else (-1,)
@@ -99,29 +100,6 @@ def dequantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
     if not isinstance(x, Tensor) or not x.element.is_integer or x.element.bits > 16 or block:
         return NotImplemented
     return dequantized(Affine(x, steps, shifts, axis))
-
-
-def dequantized(held: Affine) -> Tensor:
-    """The floats that integers stand for, whose scale and zero point are numbers or vary along an axis."""
-    spread = [1] * held.stored.ndim
-    if held.axis is not None:
-        spread[held.axis] = -1
-    shape = spread if held.axis is not None else ()
-    shifted = wholes(held.stored) - held.zero.astype(np.float32).reshape(shape)  # exact: 17 bits at most
-    found: Tensor = shifted * held.scale.reshape(shape)
-    found.affine = held
-    return found
-
-
-def wholes(x: Tensor) -> Tensor:
-    """Integers as floats, taken from where they are floats still if they are computed in the same kernel."""
-
-    def body(at: At, index: Index) -> Expr:
-        return at.whole(0, index)
-
-    found = Map(x.shape, elements.F32, [x], ["same"], body, cost=1)
-    found.function = lambda at, entry: tirx.Cast("float32", entry)
-    return found
 
 
 @lowers("gather")
