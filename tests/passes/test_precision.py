@@ -123,6 +123,17 @@ def test_regions_see_what_was_rounded_outside() -> None:
     np.testing.assert_allclose(execute(graph, [numbers(3, 2, 6)])[0], before, atol=0.1)
 
 
+def test_recurrent_layers_round_inputs_and_matrices() -> None:
+    graph, b, x = start(4, 2, 6)
+    w, r = numbers(0, 1, 32, 6), numbers(1, 1, 32, 8)
+    graph.set_outputs([b.lstm(x, w, r, numbers(2, 1, 64), hidden_size=8, results=1)], ["y"])
+    assert narrowed(graph) == 3
+    plain, c, same = start(4, 2, 6)
+    plain.set_outputs([c.lstm(same, rounded(w), rounded(r), numbers(2, 1, 64), hidden_size=8, results=1)], ["y"])
+    given = numbers(3, 4, 2, 6)
+    np.testing.assert_array_equal(execute(graph, [given])[0], execute(plain, [rounded(given)])[0])
+
+
 def test_onnxruntime_computes_the_same(tmp_path: Path) -> None:
     graph, b, x = start(1, 4, 9, 9)
     y = b.relu(b.conv(x, numbers(0, 8, 4, 3, 3), numbers(1, 8), pads=(1, 1, 1, 1)))

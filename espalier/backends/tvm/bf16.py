@@ -36,7 +36,7 @@ def convolution(
         return dots.depthwise(
             stored, w.array, counts, strides, pads, dilations, number=widened, about=("bf16 convolution",)
         )
-    weights = _exactly(w)
+    weights = exactly(w.array)
     if weights is None:
         return None
     transformed = winograd.convolution(x, w, counts, strides, pads, dilations, groups, x.element)
@@ -55,17 +55,17 @@ def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension]) -> Tensor 
     dot, stored = machine.current().bf16, left.narrow
     if dot is None or stored is None or not isinstance(right, Constant) or right.ndim != 2:
         return None
-    weights = _exactly(right)
+    weights = exactly(right.array)
     if weights is None or weights.shape[0] % dot.count:
         return None
     return dots.matrices(dot, stored, weights, shape, number=_pair, about=("bf16 matrices",))
 
 
-def _exactly(w: Constant) -> Any:
-    """A constant's numbers in bf16; None if that does not hold them."""
+def exactly(array: np.ndarray[Any, Any]) -> Any:
+    """Numbers in bf16; None if that does not hold them."""
     with np.errstate(all="ignore"):
-        narrow = w.array.astype(ml_dtypes.bfloat16)
-    return narrow if np.array_equal(narrow.astype(w.array.dtype), w.array) else None
+        narrow = array.astype(ml_dtypes.bfloat16)
+    return narrow if np.array_equal(narrow.astype(array.dtype), array) else None
 
 
 def _pair(loaded: Expr) -> Expr:

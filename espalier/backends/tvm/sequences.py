@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from espalier.backends.tvm import machine, xp
+from espalier.backends.tvm import bf16, machine, xp
 from espalier.backends.tvm.arithmetic import as_tensor
 from espalier.backends.tvm.cells import Operands, Stage, Values
 from espalier.backends.tvm.frames import Kernel, Scope, Statement, awaited, integer, launched, loop, sequence
 from espalier.backends.tvm.kernels import Nest, is_large, vectors
-from espalier.backends.tvm.numbers import expression_type, immediate
+from espalier.backends.tvm.numbers import expression_type, immediate, widened
 from espalier.backends.tvm.products import GAP
-from espalier.backends.tvm.tensor import Expr, Map, Program, Tensor
+from espalier.backends.tvm.tensor import Constant, Expr, Map, Program, Tensor
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
@@ -62,7 +62,7 @@ class Layer:
         self.operands: dict[str, Tensor] = {"now": self.inputs(given, x)}
         for number, stage in enumerate(stages[0]):
             gates = xp.transpose(recurrent[:, :, stage.gates[0] : stage.gates[-1] + 1], (0, 1, 4, 2, 3))
-            self.operands[f"weights{number}"] = self.operand(gates)
+            self.operands[f"weights{number}"] = self.narrowed(self.operand(gates))
         if given.extras is not None:
             self.operands["extra"] = self.operand(self.packed(given.extras, 1))
         if given.lengths is not None:
@@ -90,6 +90,13 @@ class Layer:
         rest = int(np.prod(packed.shape[3:]))
         made = xp.reshape(packed, (self.directions, self.blocks, packed.shape[2], rest))
         return as_tensor(np.ascontiguousarray(made) if isinstance(made, np.ndarray) else made)
+
+    def narrowed(self, weights: Tensor) -> Tensor:
+        """Weights whose numbers bf16 holds, in it: what passes by at each time is half as much."""
+        if self.kind != elements.F32 or not isinstance(weights, Constant) or machine.current().bf16 is None:
+            return weights
+        exact = bf16.exactly(weights.array)
+        return weights if exact is None else as_tensor(exact)
 
     def inputs(self, given: Operands, x: Any) -> Tensor:
         """The input's share of every gate: (rows of x, directions · blocks · gates · lanes)."""
@@ -393,6 +400,8 @@ class Sweep:
         for register, (each, gate) in zip(weights, cells, strict=True):
             ramp = tirx.Ramp(integer(gate * lanes), integer(1), lanes)
             entries = tirx.BufferLoad(packed, [self.direction, block + integer(each), unit, ramp])
+            if layer.operands[f"weights{number}"].element == elements.BF16:
+                entries = widened(entries)
             steps.append(tirx.BufferStore(register, entries, one))
         for k, totals in enumerate(sums):
             factor = scope.bind(tirx.BufferLoad(source, self.place(stage.source, row + integer(k), unit)))

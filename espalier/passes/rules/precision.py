@@ -7,6 +7,7 @@ import math
 from espalier.ir import Builder, Graph, Node, Value, constant_value, elements
 from espalier.ir.constants import Constant, computed
 from espalier.ir.ops import Cast
+from espalier.ir.ops.recurrent import Recurrent
 from espalier.ir.zeros import PRODUCTS
 from espalier.passes.base import Context, Pass, approximates, graph_pass
 
@@ -33,13 +34,17 @@ class MixedPrecision(Pass):
 
 
 def _factors(node: Node) -> list[Value]:
-    """The two operands in f32 that a node multiplies, if one is constant; without those that are rounded already."""
-    if not node.op.contracts or node.op.zero not in PRODUCTS or len(node.results) != 1:
+    """The operands in f32 that a node multiplies, if all but one are constant; without those that are rounded already.
+
+    A recurrent layer multiplies its input by one matrix, and its state, which is not rounded, by another.
+    """
+    recurrent = node.is_a(Recurrent)
+    if not recurrent and (not node.op.contracts or node.op.zero not in PRODUCTS or len(node.results) != 1):
         return []
-    found = [value for value in node.operands[:2] if value is not None]
+    found = [value for value in node.operands[: 3 if recurrent else 2] if value is not None]
     if any(value.element != elements.F32 for value in found):
         return []
-    if sum(_origin(value).is_constant for value in found) != 1:
+    if [_origin(value).is_constant for value in found].count(False) != 1:
         return []
     return [value for value in found if _origin(value) is value]
 

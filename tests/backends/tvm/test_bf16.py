@@ -70,6 +70,18 @@ def test_matrices(steps: int, columns: int) -> None:
     narrowed(graph, b.add(b.matmul(x, weights(1, columns, steps).T.copy()), weights(2, 1, columns)[0]))
 
 
+@pytest.mark.parametrize("hidden", [8, 40, 192])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+def test_recurrent_layers(kind: str, hidden: int) -> None:
+    """Their matrices lie in bf16, and are widened for each product."""
+    graph = Graph()
+    b = Builder(graph)
+    gates = {"lstm": 4, "gru": 3, "rnn": 1}[kind] * hidden
+    x = b.input(TensorType(elements.F32, (5, 1, 10)), "x")
+    w, r = weights(1, 1, gates, 10), 0.3 * weights(2, 1, gates, hidden)
+    narrowed(graph, getattr(b, kind)(x, w, r, weights(3, 1, 2 * gates), hidden_size=hidden, results=1), tolerance=1e-5)
+
+
 def test_extents_that_the_run_knows() -> None:
     graph, b, x = graph_of(16, batch=symbol("N"))
     y = b.relu(b.conv(x, weights(1, 32, 16, 3, 3), pads=(1, 1, 1, 1)))
