@@ -56,7 +56,7 @@ def matmul(a: Any, b: Any) -> Tensor:
 def batched(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension, kind: Element) -> Tensor:
     """The product of two stacks of matrices, whose leading axes broadcast to those of `shape`."""
     shape = tuple(shape)
-    from espalier.backends.tvm import bf16, integers, products
+    from espalier.backends.tvm import bf16, floats, integers
 
     stack = right.ndim == 2 and len(shape) > 2 and shape[-2] == 1 and left.shape[:-2] == shape[:-2]
     if stack and 0 not in left.shape:
@@ -70,7 +70,7 @@ def batched(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dime
         narrow = bf16.matrices(left, right, shape)
     if narrow is not None:
         return narrow
-    tiled = products.matrices(left, right, shape, count, kind)
+    tiled = floats.matrices(left, right, shape, count, kind)
     if tiled is not None:
         return tiled
     state = _accumulator(kind, count)
@@ -102,7 +102,7 @@ def conv(
         for extent, ends, size, stride, dilation in zip(source.shape[2:], pads, kernel, strides, dilations, strict=True)
     ]
     counts = [max(0, count) if isinstance(count, int) else count for count in counts]
-    from espalier.backends.tvm import bf16, integers, packing, products, winograd
+    from espalier.backends.tvm import bf16, floats, integers, packing, winograd
 
     for narrow in (integers.convolution, bf16.convolution):
         tiled = narrow(source, weights, counts, strides, pads, dilations, groups)
@@ -112,7 +112,7 @@ def conv(
     if source.affine is not None or not packing.fits(weights):
         tiled = winograd.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
     if tiled is None:
-        tiled = products.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
+        tiled = floats.convolution(source, weights, counts, strides, pads, dilations, groups, inner)
     if tiled is not None:
         product: Tensor = astype(tiled, kind)
         return product

@@ -40,23 +40,9 @@ def peaks(threads: int) -> dict[str, float]:
         half = tirx.Broadcast(immediate(0.5, "float32"), lanes)
         seconds = _run(target, threads, "float32", STEPS, lambda total, place: total * half + half)
         found = {"f32": threads * STEPS * CHAINS * lanes / seconds}
-        if (dot := current.dot) is not None:
-            ones = tirx.Broadcast(immediate(0x01010101, "int32"), lanes)
-            whole = f"int8x{4 * lanes}"
-            seconds = _run(
-                target, threads, "int32", STEPS,
-                lambda total, place: dots.multiplied(dot, total, ones, tirx.reinterpret(whole, total)),
-            )  # fmt: skip
-            found["i8"] = threads * STEPS * CHAINS * lanes * 4 / seconds
-        if (pairs := current.bf16) is not None:
-            ones = tirx.Broadcast(immediate(0x3F803F80, "int32"), lanes)
-            whole = f"uint16x{2 * lanes}"
-            seconds = _run(
-                target, threads, "float32", STEPS,
-                lambda total, place: dots.multiplied(pairs, total, ones, tirx.reinterpret(whole, total)),
-                functions=pairs.llvm,
-            )  # fmt: skip
-            found["bf16"] = threads * STEPS * CHAINS * lanes * 2 / seconds
+        for name, dot, one in (("i8", current.dot, 0x01010101), ("bf16", current.bf16, 0x3F803F80)):
+            if dot is not None:
+                found[name] = _products(target, threads, dot, one)
     steps = READ // (4 * threads * CHAINS * lanes)
     source = tirx.decl_buffer([integer(threads * steps * CHAINS * lanes)], "float32", name="x")
 
@@ -66,6 +52,17 @@ def peaks(threads: int) -> dict[str, float]:
     array = tvm.runtime.tensor(np.ones(threads * steps * CHAINS * lanes, np.float32))
     seconds = _run(target, threads, "float32", steps, added, [(source, array)])
     return {**found, "bytes": threads * steps * CHAINS * lanes * 4 / seconds}
+
+
+def _products(target: Any, threads: int, dot: machine.Dot, ones: int) -> float:
+    """Multiply–accumulates in a second by an instruction; `ones` are the bits of a lane's narrow numbers, all 1."""
+    lanes = machine.current().lanes
+    factor, whole = tirx.Broadcast(immediate(ones, "int32"), lanes), f"{dot.second}x{dot.count * lanes}"
+    seconds = _run(
+        target, threads, dot.sums, STEPS,
+        lambda total, place: dots.multiplied(dot, total, factor, tirx.reinterpret(whole, total)), functions=dot.llvm,
+    )  # fmt: skip
+    return threads * STEPS * CHAINS * lanes * dot.count / seconds
 
 
 def _run(

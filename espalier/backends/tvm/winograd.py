@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from espalier.backends.tvm import choices, fuse, kernels, machine, products
+from espalier.backends.tvm import choices, floats, fuse, kernels, machine, products
 from espalier.backends.tvm.arithmetic import as_tensor
 from espalier.backends.tvm.filters import FILTERS, KERNEL, Filter, Transform
 from espalier.backends.tvm.frames import Statement, integer, loop, sequence
@@ -360,7 +360,7 @@ def _question(
         given = (source, w, counts, (1, 1), pads, (1, 1), 1, elements.F32)
         product: Tensor | None = convolution(*given)
         if product is None:
-            product = products.convolution(*given)
+            product = floats.convolution(*given)
         assert isinstance(product, Product)
         reach = product.plan.reach
         source.layout = Layout(reach.lanes, reach.pads, reach.fill)
