@@ -25,7 +25,7 @@ def measure(before: Graph, after: Graph, data: Data | None, samples: int = SAMPL
     """
     if data is None:
         return None
-    limited = Data(_first(data, samples), data.inputs)
+    limited = Data(first_samples(data, samples), data.inputs)
     wanted, found = _Recorder(before), _Recorder(after)
     score = compare(wanted, found, limited)
     return {
@@ -77,7 +77,7 @@ class _Recorder:
         return outputs
 
 
-def _first(data: Data, samples: int) -> list[tuple[tuple[NDArray[Any], ...], NDArray[Any] | None]]:
+def first_samples(data: Data, samples: int) -> list[tuple[tuple[NDArray[Any], ...], NDArray[Any] | None]]:
     """The first samples; whole batches of what counts no samples by one axis."""
     fixed = {value.shape[0] for value in data.inputs if value.shape}
     step = next(iter(fixed)) if len(fixed) == 1 and isinstance(next(iter(fixed)), int) else 1

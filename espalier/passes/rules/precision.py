@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
+from typing import Any
 
+from espalier.cost.count import macs
+from espalier.errors import InputError
 from espalier.ir import Builder, Graph, Node, Value, constant_value, elements
 from espalier.ir.constants import Constant, computed
+from espalier.ir.dims import substitute, symbols
 from espalier.ir.ops import Cast
 from espalier.ir.ops.recurrent import Recurrent
 from espalier.ir.zeros import PRODUCTS
 from espalier.passes.base import Context, Pass, approximates, graph_pass
+from espalier.passes.noise import spare
 
 
 @graph_pass("mixed_precision", semantics=approximates("rounding to bf16", math.inf))
@@ -18,19 +24,65 @@ class MixedPrecision(Pass):
 
     Each rounded tensor becomes a cast to bf16 and back, which everything that reads it reads, so that it need not be
     kept in f32 too. Products of two activations stay in f32.
+
+    Attributes:
+        sqnr: ratio of signal to noise, in decibels, that every output keeps on the first samples of the data, or on
+            made-up inputs without. Layers whose rounding disturbs the outputs most stay in f32, such as take few
+            multiplications first. None rounds all.
     """
 
+    sqnr: float | None = None
+
+    def __post_init__(self) -> None:
+        wanted: Any = self.sqnr
+        if isinstance(wanted, bool) or not isinstance(wanted, int | float | None) or not math.isfinite(wanted or 0):
+            raise InputError("E201", f"sqnr={wanted} is no number of decibels")
+
     def run(self, graph: Graph, context: Context) -> int:
-        count = 0
-        for each in list(graph.all_graphs()):
-            each.renumber()
-            factors = dict.fromkeys(value for node in each for value in _factors(node))
-            for value in factors:
-                if not context.may_rewrite():
-                    return count
-                _round(each, value)
-                count += 1
-        return count
+        layers, spared = _layers(graph), frozenset[int]()
+        if self.sqnr is not None and layers:
+            spared, ratio = spare(graph, [_work(node) for node in layers], _round_layers, self.sqnr, context)
+            context.details = _details([layers[k] for k in sorted(spared)], layers, ratio)
+        return _round_layers(graph, [k for k in range(len(layers)) if k not in spared], context)
+
+
+def _layers(graph: Graph) -> list[Node]:
+    """The nodes that multiply something that can be rounded, in order."""
+    return [node for each in graph.all_graphs() for node in each if _factors(node)]
+
+
+def _work(node: Node) -> float:
+    """Multiply–accumulates, for extents of 1 where they vary."""
+    count = macs(node)
+    if not isinstance(count, int):
+        count = 1 if count is None else substitute(count, dict.fromkeys(symbols(count), 1))
+    return max(1.0, float(count)) if isinstance(count, int) else 1.0
+
+
+def _round_layers(graph: Graph, positions: Collection[int], context: Context | None = None) -> int:
+    """Round what the layers at these positions multiply; the number of tensors."""
+    layers = _layers(graph)
+    factors: dict[tuple[Graph, Value], None] = {}
+    for k in positions:
+        owner = layers[k].graph
+        assert owner is not None
+        factors.update(((owner, value), None) for value in _factors(layers[k]))
+    for each in graph.all_graphs():
+        each.renumber()
+    for count, (owner, value) in enumerate(factors):
+        if context is not None and not context.may_rewrite():
+            return count
+        _round(owner, value)
+    return len(factors)
+
+
+def _details(spared: Sequence[Node], layers: Sequence[Node], ratio: float) -> dict[str, Any]:
+    """What stays in f32, for the report."""
+    total = sum(map(_work, layers))
+    share = sum(map(_work, spared)) / total
+    names = [node.results[0].name or node.op.name for node in spared]
+    line = f"{len(spared)} of {len(layers)} layers stay in f32, {share:.1%} of the multiplications: {ratio:.1f} dB"
+    return {"layers": len(layers), "in_f32": names, "share_in_f32": round(share, 4), "sqnr": ratio, "summary": [line]}
 
 
 def _factors(node: Node) -> list[Value]:
