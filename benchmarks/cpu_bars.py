@@ -265,7 +265,7 @@ def answer_bars(bars: Bars, crowds: Mapping[str, Mapping[str, Any]]) -> None:
         ("bf16", f"signal to noise ≥ {SIGNAL:g} dB against fp32 on every model", _clear),
         (
             "int8",
-            f"signal to noise against the QDQ graph's own meaning ≥ {SIGNAL:g} dB, or within {NEAR:g} of what {OPTIMIZED} has",
+            f"signal to noise against the QDQ graph's meaning ≥ {SIGNAL:g} dB, or {NEAR:g} from what {OPTIMIZED} has",
             _as_clear,
         ),
     ):
