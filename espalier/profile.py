@@ -14,6 +14,9 @@ from espalier.errors import InputError
 from espalier.runners import check_threads, feed, is_artifact, open_runner
 from espalier.runtime.cpu import default_threads
 
+ELEMENTS = ("f32", "bf16", "i8")
+"""Whose multiplications are compared with what this machine can do at best."""
+
 
 def profile(
     path: Path, *, data: str | None = None, threads: int | None = None, rounds: int = 15, seed: int = 0
@@ -44,7 +47,7 @@ def profile(
         _row(number, told, float(each), total, best)
         for number, ((told, _), each) in enumerate(zip(calls[0], seconds, strict=True))
     ]
-    machine = {"threads": count, **{f"{name}_per_second": best.get(name) for name in ("f32", "i8", "bytes")}}
+    machine = {"threads": count, **{f"{name}_per_second": best.get(name) for name in (*ELEMENTS, "bytes")}}
     return {"artifact": str(path), "total_ms": 1e3 * total, "machine": machine, "kernels": rows}
 
 
@@ -76,7 +79,7 @@ def table(found: Mapping[str, Any]) -> list[str]:
     said = [f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"]
     said += [
         f"{machine[key] / 1e9:.0f} {unit} at best"
-        for key, unit in (("f32_per_second", "GMAC/s (f32)"), ("i8_per_second", "GMAC/s (i8)"),
+        for key, unit in (*((f"{name}_per_second", f"GMAC/s ({name})") for name in ELEMENTS),
                           ("bytes_per_second", "GB/s"))
         if machine[key] is not None
     ]  # fmt: skip

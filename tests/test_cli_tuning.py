@@ -192,6 +192,17 @@ def test_a_profile_names_nodes_and_counts_all_work(call: Call) -> None:
     assert code == 0 and len(text.splitlines()) == len(found["kernels"]) + 2
 
 
+def test_a_profile_compares_with_what_is_multiplied(call: Call) -> None:
+    assert call("compile model.onnx --passes mixed_precision -o narrow")[0] == 0
+    found = told(call, "bench narrow --profile --threads 1 --rounds 1")
+    best = found["machine"]["bf16_per_second"]
+    elements = {row["element"] for row in found["kernels"] if any(n["operator"] == "conv" for n in row["nodes"])}
+    assert elements <= {"bf16", "f32"} and ("bf16" in elements) <= (best is not None)
+    for row in found["kernels"]:
+        if row["element"] == "bf16" and row["macs"]:
+            assert row["compute"] == pytest.approx(row["macs"] / row["ms"] * 1e3 / best)
+
+
 def test_a_profile_of_what_tells_nothing_is_refused(call: Call) -> None:
     assert call("compile varying.onnx -o varying --verify none")[0] == 0
     assert call("compile model.onnx -o onnx --backend onnx")[0] == 0

@@ -185,5 +185,6 @@ def _combining(dot: Dot) -> dict[str, Any]:
     stored = "uint16" if dot.second == "int16" else dot.second  # of buffers that hold the second operand
     return {
         "vector_type": f"{stored}x{dot.count * machine.current().lanes}", "functions": dot.llvm,
+        "element": dot.element,
         "combine": lambda *operands: multiplied(dot, *operands),
     }  # fmt: skip

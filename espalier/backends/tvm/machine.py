@@ -30,6 +30,11 @@ class Dot:
         """Whether the first operand's numbers are read as signed; the second's always are."""
         return not self.first.startswith("u")
 
+    @property
+    def element(self) -> str:
+        """What it multiplies, by the IR's name: of integers both kinds go by one."""
+        return "i8" if self.count == 4 else "bf16"
+
 
 AVX512_VNNI = Dot("llvm.x86.avx512.vpdpbusd.512", 16, 4, "uint8", "int8", "int32")
 AVX_VNNI = Dot("llvm.x86.avx512.vpdpbusd.256", 8, 4, "uint8", "int8", "int32")

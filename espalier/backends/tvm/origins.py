@@ -65,6 +65,5 @@ def _node(node: Node) -> dict[str, str]:
 def _element(kernel: Sequence[Tensor]) -> str | None:
     """The element that a kernel multiplies in; None if it computes nothing."""
     products = [tensor for tensor in kernel if isinstance(tensor, Product)]
-    if any(isinstance(each.plan, Plan) and each.plan.vector_type.startswith("int8") for each in products):
-        return "i8"
-    return str((products or kernel)[-1].element) if kernel else None
+    narrow = [each.plan.element for each in products if isinstance(each.plan, Plan) and each.plan.element]
+    return narrow[-1] if narrow else str((products or kernel)[-1].element) if kernel else None

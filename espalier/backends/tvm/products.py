@@ -67,6 +67,8 @@ class Plan:
     """Whether each lane is multiplied by a number of its own."""
     vector_type: str = ""
     """The type of the vectors, if it is not lanes of the result's."""
+    element: str = ""
+    """The IR's name of what is multiplied, if it is not the result's element."""
     combine: Callable[[Expr, Expr, Expr], Expr] = lambda old, factor, vector: old + factor * vector
     """(sum so far, first operand's vector, second operand's) → the sum with their products."""
     functions: str = ""
