@@ -37,7 +37,7 @@ from benchmarks.cpu_turns import (
 LOAD_LIMIT, CALL_LIMIT = 900.0, 300.0
 """Seconds that loading (torch compiles in it) and a turn may take."""
 CROWD, CROWD_CALLS = 16, 4
-OPTIONS: dict[str, tuple[str, ...]] = {"fp32": (), "int8": (), "bf16": ("--passes", "mixed_precision:sqnr=31")}
+OPTIONS: dict[str, tuple[str, ...]] = {"fp32": (), "int8": (), "bf16": ("--passes", "mixed_precision:sqnr=30.5")}
 """What `espalier compile` is told for a precision."""
 
 
