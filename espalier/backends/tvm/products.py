@@ -24,6 +24,8 @@ from espalier.ir.elements import Element
 
 GAP = 4
 """Entries between the rows of a finished tile: LLVM would make one huge register of stores that touch."""
+FEW_ROWS = 4
+"""Rows from which on it pays to pack the other matrix when the model runs."""
 SMALL_WORK = 2048
 """Multiplications below which the template is not worth its code."""
 LATENCY = 8
@@ -77,6 +79,10 @@ class Plan:
     """Steps inside of the loops of the reduction that are written out; positions end with their number then."""
     left_over: int = 0
     """Such steps that come after the innermost loop, at the position where it ends."""
+    apart: int = 0
+    """Steps at the end of the innermost loop that are written after it, at positions that are numbers."""
+    most_blocks: int = MOST_BLOCKS
+    """Blocks of lanes of a tile."""
     vector_cost: int = 0
     """What a vector costs besides being loaded, in multiplications of vectors."""
 
@@ -143,6 +149,10 @@ def _written(function: Function, product: Product, plan: Plan) -> Statement:
     else:
         body = written_out(loops, plan.written_out) if plan.written_out else step(loops)
         for variable, extent in reversed(list(zip(loops, plan.extents, strict=True))):
+            if plan.apart and variable is loops[-1]:
+                last = [step([*loops[:-1], integer(int(extent) - k)]) for k in range(plan.apart, 0, -1)]
+                body = sequence([loop(variable, integer(int(extent) - plan.apart), body), *last])
+                continue
             body = loop(variable, function.dim(extent), body)
             if plan.left_over and variable is loops[-1]:
                 body = sequence([body, written_out([*loops[:-1], function.dim(extent)], plan.left_over)])
@@ -226,7 +236,7 @@ def _choice(function: Function, product: Product) -> tuple[int, int, bool]:
     if panels.fits(product):
         vector_cost, most_blocks = 0, min(MOST_BLOCKS, panels.most_blocks(product))
     else:
-        vector_cost, most_blocks = plan.vector_cost, UNPACKED_BLOCKS if plan.vector_cost else MOST_BLOCKS
+        vector_cost, most_blocks = plan.vector_cost, UNPACKED_BLOCKS if plan.vector_cost else plan.most_blocks
     ranked = tiles(
         rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise, most_blocks=most_blocks,
         wide=expression_type(product.element).endswith("64"), steps=plan.steps, vector_cost=vector_cost,

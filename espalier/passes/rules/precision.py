@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
-from espalier.ir import Builder, Graph, Node, Value, constant_value, elements
+from espalier.ir import Builder, Graph, Node, Value, constant_value, dims, elements
 from espalier.ir.constants import Constant, computed
-from espalier.ir.ops import Cast
+from espalier.ir.ops import Attention, Cast, MatMul
 from espalier.ir.ops.recurrent import Recurrent
 from espalier.ir.zeros import PRODUCTS
 from espalier.passes.base import Context, Pass, approximates, graph_pass
+
+LARGE = 1 << 15
+"""Multiplications of two matrices from which on activations are rounded for them."""
 
 
 @graph_pass("mixed_precision", semantics=approximates("rounding to bf16", math.inf))
@@ -38,15 +41,31 @@ def _factors(node: Node) -> list[Value]:
 
     A recurrent layer multiplies its input by one matrix, and its state, which is not rounded, by another.
     """
-    recurrent = node.is_a(Recurrent)
-    if not recurrent and (not node.op.contracts or node.op.zero not in PRODUCTS or len(node.results) != 1):
+    recurrent, attention = node.is_a(Recurrent), node.is_a(Attention)
+    if not (recurrent or attention) and (
+        not node.op.contracts or node.op.zero not in PRODUCTS or len(node.results) != 1
+    ):
         return []
     found = [value for value in node.operands[: 3 if recurrent else 2] if value is not None]
     if any(value.element != elements.F32 for value in found):
         return []
-    if [_origin(value).is_constant for value in found].count(False) != 1:
+    if [_origin(value).is_constant for value in found].count(False) != 1 and not _large(node):
         return []
     return [value for value in found if _origin(value) is value]
+
+
+def _large(node: Node) -> bool:
+    """Whether a node multiplies two activations that are matrices, or stacks of such, of many known entries."""
+    attention = node.is_a(Attention)
+    if not attention and not node.is_a(MatMul):
+        return False
+    a, b, *more = node.operands
+    if a is None or b is None or any(value is not None for value in more[2:]):  # past keys are not rounded
+        return False
+    if min(a.rank, b.rank) < 2:
+        return False
+    extents = [*a.shape[-2:], b.shape[-2 if attention else -1]]
+    return all(isinstance(extent, int) for extent in extents) and dims.product(extents) >= LARGE
 
 
 def _origin(value: Value) -> Value:
