@@ -25,7 +25,7 @@ from espalier.ir import elements
 from espalier.ir.dims import Dimension
 
 TOGETHER = 2
-"""Blocks of lanes of a tile of two stacks of matrices: more took twice as long where sums are short."""
+"""Blocks of lanes of a tile of two stacks of matrices: one, and more, took up to twice as long."""
 Array = np.ndarray[Any, Any]
 Number = Callable[[Expr], Expr]
 """What is loaded of the first operand, as the product multiplies it."""
@@ -142,7 +142,8 @@ def stacks(
         return None
     if isinstance(shape[-2], int) and shape[-2] < FEW_ROWS:
         return None
-    packed, single, pairs = _paired(y, lanes), steps % 2, -(-steps // 2)
+    together = min(TOGETHER, -(-columns // lanes))
+    packed, single, pairs = _paired(y, lanes, together), steps % 2, -(-steps // 2)
 
     def numbers(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
         first = [*broadcast_index(scope, index[:-2], x.shape[:-2], lead), index[-2]]
@@ -157,22 +158,23 @@ def stacks(
     rank = len(shape)
     combining = {**_combining(dot), "vector_type": f"int32x{lanes}"}
     plan = Plan(
-        rank - 2, rank - 1, lanes, (pairs,), numbers, vector, apart=single, most_blocks=TOGETHER, about=about, **combining
+        rank - 2, rank - 1, lanes, (pairs,), numbers, vector, apart=single, blocks=together, about=about, **combining
     )  # fmt: skip
     return Product(tuple(shape), elements.F32, [x, packed], plan)
 
 
-def _paired(matrix: Tensor, lanes: int) -> Map:
+def _paired(matrix: Tensor, lanes: int, together: int) -> Map:
     """Stacks of matrices of bf16 (…, rows, columns) as pairs of neighbours on a column, each one number of 32 bits.
 
-    They lie as (…, columns / lanes, rows / 2, lanes). Columns beyond the last repeat it, rows are zeros.
+    They lie as (…, columns / lanes, rows / 2, lanes), a multiple of so many blocks together. Columns beyond the last
+    repeat it, rows are zeros.
     """
     *lead, rows, columns = matrix.shape
 
     def body(at: At, index: Index) -> Expr:
         *first, block, pair, lane = index
         column = block * integer(lanes) + lane
-        if columns % lanes:
+        if columns % (lanes * together):
             column = tirx.min(column, integer(columns - 1))
 
         def bits(row: Expr) -> Expr:
@@ -186,7 +188,7 @@ def _paired(matrix: Tensor, lanes: int) -> Map:
             high = select(row < integer(rows), high, immediate(0, "uint32"))
         return tirx.reinterpret("int32", low | high)
 
-    shape = (*lead, -(-columns // lanes), -(-rows // 2), lanes)
+    shape = (*lead, -(-columns // (lanes * together)) * together, -(-rows // 2), lanes)
     return Map(shape, elements.I32, [matrix], ["once"], body, cost=1)
 
 

@@ -19,8 +19,9 @@ LARGE = 1 << 15
 class MixedPrecision(Pass):
     """Round what layers with constant weights multiply to bf16; they add up, and all else is computed, in f32.
 
+    So are large matrices that are both activations, and the queries and keys of attention, but not its other product.
     Each rounded tensor becomes a cast to bf16 and back, which everything that reads it reads, so that it need not be
-    kept in f32 too. Products of two activations stay in f32.
+    kept in f32 too.
     """
 
     def run(self, graph: Graph, context: Context) -> int:
@@ -37,19 +38,20 @@ class MixedPrecision(Pass):
 
 
 def _factors(node: Node) -> list[Value]:
-    """The operands in f32 that a node multiplies, if all but one are constant; without those that are rounded already.
+    """The operands in f32 that a node multiplies, if all but one are constant, or none of large matrices is.
 
-    A recurrent layer multiplies its input by one matrix, and its state, which is not rounded, by another.
+    Those that are rounded already are left out. A recurrent layer multiplies its input by one matrix, and its state,
+    which is not rounded, by another. Of attention these are queries and keys.
     """
     recurrent, attention = node.is_a(Recurrent), node.is_a(Attention)
-    if not (recurrent or attention) and (
-        not node.op.contracts or node.op.zero not in PRODUCTS or len(node.results) != 1
-    ):
+    multiplies = attention or (node.op.contracts and node.op.zero in PRODUCTS)
+    if not recurrent and (not multiplies or len(node.results) != 1):
         return []
     found = [value for value in node.operands[: 3 if recurrent else 2] if value is not None]
     if any(value.element != elements.F32 for value in found):
         return []
-    if [_origin(value).is_constant for value in found].count(False) != 1 and not _large(node):
+    weighted = not attention and [_origin(value).is_constant for value in found].count(False) == 1
+    if not weighted and not _large(node):
         return []
     return [value for value in found if _origin(value) is value]
 
@@ -60,12 +62,14 @@ def _large(node: Node) -> bool:
     if not attention and not node.is_a(MatMul):
         return False
     a, b, *more = node.operands
-    if a is None or b is None or any(value is not None for value in more[2:]):  # past keys are not rounded
+    if any(value is not None for value in more[2:]):  # keys that stand before these
         return False
-    if min(a.rank, b.rank) < 2:
+    if a is None or b is None or a.rank is None or b.rank is None or min(a.rank, b.rank) < 2:
         return False
-    extents = [*a.shape[-2:], b.shape[-2 if attention else -1]]
-    return all(isinstance(extent, int) for extent in extents) and dims.product(extents) >= LARGE
+    if _origin(a).is_constant or _origin(b).is_constant:
+        return False
+    work = dims.product([*a.shape[-2:], b.shape[-2 if attention else -1]])
+    return isinstance(work, int) and work >= LARGE
 
 
 def _origin(value: Value) -> Value:
