@@ -68,7 +68,10 @@ def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension]) -> Tensor 
 
 
 def _stacks(dot: Dot, left: Tensor, right: Tensor, shape: Sequence[Dimension]) -> Tensor | None:
-    """A product of two stacks of widened matrices, or of multiples of such; None if it doesn't fit."""
+    """A product of two stacks of widened matrices, or of multiples of such; None if it doesn't fit.
+
+    What they were multiplied by multiplies the sums, which so are infinite beyond f32, however small it is.
+    """
     first, second = _stored(left), _stored(right)
     if first is None or second is None:
         return None

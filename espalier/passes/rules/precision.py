@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 
-from espalier.ir import Builder, Graph, Node, Value, constant_value, dims, elements
+from espalier.ir import Builder, Graph, Node, Value, constant_value, elements
 from espalier.ir.constants import Constant, computed
 from espalier.ir.ops import Attention, Cast, MatMul
 from espalier.ir.ops.recurrent import Recurrent
 from espalier.ir.zeros import PRODUCTS
 from espalier.passes.base import Context, Pass, approximates, graph_pass
 
-LARGE = 1 << 15
-"""Multiplications of two matrices from which on activations are rounded for them."""
+LARGE = 32
+"""Rows and columns of a product of two activations from which on these are rounded."""
+LONG = 16
+"""Multiplications for each entry of such a product."""
 
 
 @graph_pass("mixed_precision", semantics=approximates("rounding to bf16", math.inf))
@@ -57,7 +59,7 @@ def _factors(node: Node) -> list[Value]:
 
 
 def _large(node: Node) -> bool:
-    """Whether a node multiplies two activations that are matrices, or stacks of such, of many known entries."""
+    """Whether a node multiplies two activations, stacks of matrices that are known to be large enough."""
     attention = node.is_a(Attention)
     if not attention and not node.is_a(MatMul):
         return False
@@ -68,8 +70,9 @@ def _large(node: Node) -> bool:
         return False
     if _origin(a).is_constant or _origin(b).is_constant:
         return False
-    work = dims.product([*a.shape[-2:], b.shape[-2 if attention else -1]])
-    return isinstance(work, int) and work >= LARGE
+    rows, steps, columns = (*a.shape[-2:], b.shape[-2 if attention else -1])
+    extents = ((rows, LARGE), (steps, LONG), (columns, LARGE))
+    return all(isinstance(extent, int) and extent >= least for extent, least in extents)
 
 
 def _origin(value: Value) -> Value:

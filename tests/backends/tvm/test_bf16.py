@@ -82,25 +82,25 @@ def products_agree(graph: Graph, shapes: list[tuple[int, ...]], rounded: int, to
 
 
 @pytest.mark.parametrize(
-    ("left", "right"),
+    ("left", "right", "rounded"),
     [
-        ((70, 32), (32, 32)),
-        ((2, 3, 40, 37), (2, 3, 37, 50)),  # a row without a neighbour, a block that is no whole one
-        ((3, 50, 65), (3, 65, 33)),  # three blocks: a fourth is computed in vain
-        ((1, 40, 64), (4, 64, 48)),  # three whole ones
-        ((4, 40, 64), (64, 48)),
-        ((2, 1, 33, 64), (3, 64, 20)),
-        ((5, 200, 33), (5, 33, 8)),
-        ((2, 700, 64), (2, 64, 5)),  # too few columns
-        ((2, 3, 1024), (2, 1024, 64)),  # too few rows
+        ((70, 32), (32, 32), 2),
+        ((2, 3, 40, 37), (2, 3, 37, 50), 2),  # a row without a neighbour, a block that is no whole one
+        ((3, 50, 65), (3, 65, 33), 2),  # three blocks: a fourth is computed in vain
+        ((1, 40, 64), (4, 64, 48), 2),  # three whole ones
+        ((4, 40, 64), (64, 48), 2),
+        ((2, 1, 33, 64), (3, 64, 36), 2),
+        ((2, 700, 64), (2, 64, 5), 0),
+        ((2, 3, 1024), (2, 1024, 64), 0),
+        ((2, 64, 8), (2, 8, 64), 0),
     ],
 )
-def test_products_of_two_activations(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+def test_products_of_two_activations(left: tuple[int, ...], right: tuple[int, ...], rounded: int) -> None:
     graph = Graph()
     b = Builder(graph)
     x, y = (b.input(TensorType(elements.F32, shape), name) for shape, name in ((left, "x"), (right, "y")))
     graph.set_outputs([b.relu(b.matmul(x, y))], ["z"])
-    products_agree(graph, [left, right], rounded=2)
+    products_agree(graph, [left, right], rounded)
 
 
 @pytest.mark.parametrize(
@@ -122,15 +122,16 @@ def test_products_of_extents_that_the_run_knows(left: Any, right: Any, rounded: 
     products_agree(graph, shapes, rounded)
 
 
-@pytest.mark.parametrize("rows", [symbol("N"), 45])
-def test_rows_that_the_run_knows(rows: Any) -> None:
-    """The graph is of bf16, so that nothing need be rounded."""
+@pytest.mark.parametrize(("rows", "columns"), [(symbol("N"), 33), (45, 20), (45, 8), (45, 5), (3, 40)])
+def test_products_of_a_model_of_bf16(rows: Any, columns: int) -> None:
+    """Of rows that the run knows, of few columns, of too few columns or rows for the instruction."""
     graph = Graph()
     b = Builder(graph)
-    x, y = (b.input(TensorType(elements.BF16, (2, *s)), n) for s, n in (((rows, 40), "x"), ((40, 33), "y")))
+    x, y = (b.input(TensorType(elements.BF16, (2, *s)), n) for s, n in (((rows, 41), "x"), ((41, columns), "y")))
     graph.set_outputs([b.cast(b.matmul(x, y), to=elements.F32)], ["z"])
     random = np.random.default_rng(0)
-    given = [random.normal(size=shape).astype(elements.BF16.dtype) for shape in ((2, 45, 40), (2, 40, 33))]
+    shapes = ((2, rows if isinstance(rows, int) else 45, 41), (2, 41, columns))
+    given = [random.normal(size=shape).astype(elements.BF16.dtype) for shape in shapes]
     (found,) = build.run(graph, given)
     wanted = given[0].astype(np.float64) @ given[1].astype(np.float64)
     np.testing.assert_allclose(found, wanted, rtol=2**-8, atol=1e-5)
