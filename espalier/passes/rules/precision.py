@@ -70,8 +70,7 @@ def _large(node: Node) -> bool:
         return False
     if _origin(a).is_constant or _origin(b).is_constant:
         return False
-    rows, steps, columns = (*a.shape[-2:], b.shape[-2 if attention else -1])
-    extents = ((rows, LARGE), (steps, LONG), (columns, LARGE))
+    extents = ((a.shape[-2], LARGE), (a.shape[-1], LONG), (b.shape[-2 if attention else -1], LARGE))
     return all(isinstance(extent, int) and extent >= least for extent, least in extents)
 
 
