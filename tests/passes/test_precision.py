@@ -72,7 +72,36 @@ def test_outputs_stay_in_f32() -> None:
     np.testing.assert_array_equal(execute(graph, [given])[0], np.maximum(given, 0))
 
 
-def test_products_of_two_activations_and_other_elements_stay() -> None:
+def test_large_products_of_two_activations_are_rounded_too() -> None:
+    graph, b, x = start(symbol("N"), 3, 40, 33)
+    graph.set_outputs([b.matmul(x, b.relu(b.transpose(x, perm=(0, 1, 3, 2))))], ["y"])
+    given = numbers(1, 2, 3, 40, 33)
+    assert narrowed(graph) == 2
+    wanted = rounded(given) @ np.maximum(rounded(given), 0).swapaxes(2, 3)
+    np.testing.assert_allclose(execute(graph, [given])[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_queries_and_keys_are_rounded_but_not_values() -> None:
+    graph, b, q = start(2, 4, 40, 32)
+    k, v = (b.input(TensorType(elements.F32, (2, 4, 48, 32)), name) for name in "kv")
+    graph.set_outputs([b.attention(q, k, v, results=1)], ["y"])
+    assert narrowed(graph) == 2
+    plain, c, q = start(2, 4, 40, 32)
+    k, v = (c.input(TensorType(elements.F32, (2, 4, 48, 32)), name) for name in "kv")
+    plain.set_outputs([c.attention(q, k, v, results=1)], ["y"])
+    given = [numbers(0, 2, 4, 40, 32), numbers(1, 2, 4, 48, 32), numbers(2, 2, 4, 48, 32)]
+    wanted = execute(plain, [rounded(given[0]), rounded(given[1]), given[2]])[0]
+    np.testing.assert_array_equal(execute(graph, given)[0], wanted)
+
+
+def test_keys_that_are_given_back_stay_in_f32() -> None:
+    graph, b, q = start(2, 4, 40, 32)
+    y, key, value = b.attention(q, q, q, results=3)
+    graph.set_outputs([y, key, value], ["y", "key", "value"])
+    assert narrowed(graph) == 0
+
+
+def test_small_products_of_two_activations_and_other_elements_stay() -> None:
     graph, b, x = start(4, 4)
     y = b.matmul(x, b.transpose(x, perm=(1, 0)))
     wide = b.matmul(b.cast(y, to=elements.F64), numbers(0, 4, 4).astype(np.float64))

@@ -181,7 +181,10 @@ def _arithmetic(name: str, function: Callable[[Expr, Expr], Expr]) -> None:
                 return _binary(a, b, lambda at, x, y: tirx.And(x, y))
             if name == "add":
                 return _binary(a, b, lambda at, x, y: tirx.Or(x, y))
-        return _binary(a, b, lambda at, x, y: function(x, y))
+        found = _binary(a, b, lambda at, x, y: function(x, y))
+        if name == "multiply" and isinstance(a, Tensor) and isinstance(b, float) and a.narrow is not None:
+            found.scaled = a.narrow, float(np.float32(b))
+        return found
 
     operation.__name__ = name
     PRIMITIVES[name] = operation

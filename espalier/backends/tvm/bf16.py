@@ -15,9 +15,13 @@ import numpy as np
 from tvm import tirx
 
 from espalier.backends.tvm import dots, machine, winograd
+from espalier.backends.tvm.arithmetic import elementwise
+from espalier.backends.tvm.fuse import CHEAP
+from espalier.backends.tvm.machine import Dot
 from espalier.backends.tvm.movement import pad
-from espalier.backends.tvm.numbers import widened
+from espalier.backends.tvm.numbers import immediate, widened
 from espalier.backends.tvm.tensor import Constant, Expr, Tensor
+from espalier.ir import elements
 from espalier.ir.dims import Dimension
 
 
@@ -51,14 +55,40 @@ def convolution(
 
 
 def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension]) -> Tensor | None:
-    """A product of a stack of widened matrices and one matrix; None if it doesn't fit."""
+    """A product of a stack of widened matrices and one matrix, or another such stack; None if it doesn't fit."""
     dot, stored = machine.current().bf16, left.narrow
+    if dot is not None and not isinstance(right, Constant):
+        return _stacks(dot, left, right, shape)
     if dot is None or stored is None or not isinstance(right, Constant) or right.ndim != 2:
         return None
     weights = exactly(right.array)
     if weights is None or weights.shape[0] % dot.count:
         return None
     return dots.matrices(dot, stored, weights, shape, number=_pair, about=("bf16 matrices",))
+
+
+def _stacks(dot: Dot, left: Tensor, right: Tensor, shape: Sequence[Dimension]) -> Tensor | None:
+    """A product of two stacks of widened matrices, or of multiples of such; None if it doesn't fit.
+
+    What they were multiplied by multiplies the sums, which so are infinite beyond f32, however small it is.
+    """
+    first, second = _stored(left), _stored(right)
+    if first is None or second is None:
+        return None
+    (x, one), (y, other) = first, second
+    if not isinstance(y.shape[-2], int) or x.shape[-1] != y.shape[-2]:
+        return None
+    product = dots.stacks(dot, x, y, shape, about=("bf16 stacks",))
+    factor = float(np.float32(one * other))
+    if product is None or factor == 1:
+        return product
+    # with a cost that keeps it in the product's kernel, even where several read it
+    return elementwise(elements.F32, lambda at, x: x * immediate(factor, "float32"), product, cost=CHEAP + 1)
+
+
+def _stored(tensor: Tensor) -> tuple[Tensor, float] | None:
+    """The tensor of bf16 that a tensor is a multiple of, and the factor."""
+    return (tensor.narrow, 1.0) if tensor.narrow is not None else tensor.scaled
 
 
 def exactly(array: np.ndarray[Any, Any]) -> Any:

@@ -18,11 +18,14 @@ from espalier.backends.tvm.broadcasting import broadcast_index
 from espalier.backends.tvm.frames import Scope, integer
 from espalier.backends.tvm.layout import Reach
 from espalier.backends.tvm.machine import Dot
-from espalier.backends.tvm.products import Load, Plan, worth
-from espalier.backends.tvm.tensor import Expr, Index, Product, Tensor
+from espalier.backends.tvm.numbers import immediate, select
+from espalier.backends.tvm.products import FEW_ROWS, Load, Plan, worth
+from espalier.backends.tvm.tensor import At, Expr, Index, Map, Product, Tensor
 from espalier.ir import elements
 from espalier.ir.dims import Dimension
 
+TOGETHER = 2
+"""Blocks of lanes of a tile of two stacks of matrices: one, and more, took up to twice as long."""
 Array = np.ndarray[Any, Any]
 Number = Callable[[Expr], Expr]
 """What is loaded of the first operand, as the product multiplies it."""
@@ -125,6 +128,68 @@ def matrices(
         about=about, **_combining(dot),
     )  # fmt: skip
     return Product(tuple(shape), _sums(dot), [x, flat(packed)], plan)
+
+
+def stacks(
+    dot: Dot, x: Tensor, y: Tensor, shape: Sequence[Dimension], *, about: tuple[Any, ...] = ()
+) -> Product | None:
+    """A product of two stacks of matrices of bf16; None if it doesn't fit.
+
+    The second's rows are packed in pairs when the model runs. The last row, if it has no neighbour, gets zeros as one.
+    """
+    lanes, lead, steps, columns = machine.current().lanes, tuple(shape[:-2]), int(y.shape[-2]), shape[-1]
+    if not isinstance(columns, int) or columns < lanes // 2 or not worth(shape, (steps,), elements.F32):
+        return None
+    if isinstance(shape[-2], int) and shape[-2] < FEW_ROWS:
+        return None
+    together = min(TOGETHER, -(-columns // lanes))
+    packed, single, pairs = _paired(y, lanes, together), steps % 2, -(-steps // 2)
+
+    def numbers(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
+        first = [*broadcast_index(scope, index[:-2], x.shape[:-2], lead), index[-2]]
+        if single and isinstance(position[0], tirx.IntImm):
+            return tirx.Cast("int32", load([*first, integer(steps - 1)]))
+        return tirx.reinterpret("int32", load([*first, tirx.Ramp(position[0] * integer(2), integer(1), 2)]))
+
+    def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
+        first = broadcast_index(scope, index[:-2], y.shape[:-2], lead)
+        return load([*first, scope.kernel.block(index[-1]), position[0], tirx.Ramp(integer(0), integer(1), lanes)])
+
+    rank = len(shape)
+    combining = {**_combining(dot), "vector_type": f"int32x{lanes}"}
+    plan = Plan(
+        rank - 2, rank - 1, lanes, (pairs,), numbers, vector, apart=single, blocks=together, about=about, **combining
+    )  # fmt: skip
+    return Product(tuple(shape), elements.F32, [x, packed], plan)
+
+
+def _paired(matrix: Tensor, lanes: int, together: int) -> Map:
+    """Stacks of matrices of bf16 (…, rows, columns) as pairs of neighbours on a column, each one number of 32 bits.
+
+    They lie as (…, columns / lanes, rows / 2, lanes), a multiple of so many blocks together. Columns beyond the last
+    repeat it, rows are zeros.
+    """
+    *lead, rows, columns = matrix.shape
+
+    def body(at: At, index: Index) -> Expr:
+        *first, block, pair, lane = index
+        column = block * integer(lanes) + lane
+        if columns % (lanes * together):
+            column = tirx.min(column, integer(columns - 1))
+
+        def bits(row: Expr) -> Expr:
+            entry = at(0, [*first, tirx.min(row, integer(rows - 1)) if rows % 2 else row, column])
+            return tirx.reinterpret("uint32", entry)
+
+        low = tirx.shift_right(bits(pair * integer(2)), immediate(16, "uint32"))
+        row = pair * integer(2) + integer(1)
+        high = bits(row) & immediate(0xFFFF0000, "uint32")
+        if rows % 2:
+            high = select(row < integer(rows), high, immediate(0, "uint32"))
+        return tirx.reinterpret("int32", low | high)
+
+    shape = (*lead, -(-columns // (lanes * together)) * together, -(-rows // 2), lanes)
+    return Map(shape, elements.I32, [matrix], ["once"], body, cost=1)
 
 
 def places(

@@ -14,14 +14,11 @@ from espalier.backends.tvm.broadcasting import broadcast_index
 from espalier.backends.tvm.frames import Scope, integer
 from espalier.backends.tvm.layout import Reach
 from espalier.backends.tvm.numbers import expression_type, immediate
-from espalier.backends.tvm.products import Load, Plan, worth
+from espalier.backends.tvm.products import FEW_ROWS, Load, Plan, worth
 from espalier.backends.tvm.tensor import At, Constant, Expr, Index, Map, Product, Tensor
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension
 from espalier.ir.elements import Element
-
-FEW_ROWS = 4
-"""Rows from which on it pays to pack the other matrix when the model runs."""
 
 
 def convolution(

@@ -24,6 +24,8 @@ from espalier.ir.elements import Element
 
 GAP = 4
 """Entries between the rows of a finished tile: LLVM would make one huge register of stores that touch."""
+FEW_ROWS = 4
+"""Rows from which on it pays to pack the other matrix when the model runs."""
 SMALL_WORK = 2048
 """Multiplications below which the template is not worth its code."""
 LATENCY = 8
@@ -79,6 +81,10 @@ class Plan:
     """Steps inside of the loops of the reduction that are written out; positions end with their number then."""
     left_over: int = 0
     """Such steps that come after the innermost loop, at the position where it ends."""
+    apart: int = 0
+    """Steps at the end of the innermost loop that are written after it, at positions that are numbers."""
+    blocks: int = 0
+    """Blocks of lanes of a tile, whose second operand has as many beyond the last as that takes; 0: as are best."""
     vector_cost: int = 0
     """What a vector costs besides being loaded, in multiplications of vectors."""
 
@@ -145,6 +151,10 @@ def _written(function: Function, product: Product, plan: Plan) -> Statement:
     else:
         body = written_out(loops, plan.written_out) if plan.written_out else step(loops)
         for variable, extent in reversed(list(zip(loops, plan.extents, strict=True))):
+            if plan.apart and variable is loops[-1]:
+                last = [step([*loops[:-1], integer(int(extent) - k)]) for k in range(plan.apart, 0, -1)]
+                body = sequence([loop(variable, integer(int(extent) - plan.apart), body), *last])
+                continue
             body = loop(variable, function.dim(extent), body)
             if plan.left_over and variable is loops[-1]:
                 body = sequence([body, written_out([*loops[:-1], function.dim(extent)], plan.left_over)])
@@ -232,6 +242,7 @@ def _choice(function: Function, product: Product) -> tuple[int, int, bool]:
     ranked = tiles(
         rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise, most_blocks=most_blocks,
         wide=expression_type(product.element).endswith("64"), steps=plan.steps, vector_cost=vector_cost,
+        given=plan.blocks,
     )  # fmt: skip
     order = _columns_first(product)
     height, blocks, columns_first = choices.pick(
@@ -276,12 +287,13 @@ def tile(
 def tiles(
     rows: Dimension, columns: Dimension, lanes: int, *, multiple: int = 0, lanewise: bool = False, wide: bool = False,
     most_blocks: int = MOST_BLOCKS, steps: Dimension = SHORT_SUM + 1, vector_cost: int = 0,
+    given: int = 0,
 ) -> list[tuple[int, int]]:  # fmt: skip
     """Rows and blocks of lanes that may be accumulated in registers together, those of the least work first.
 
     A step of the reduction loads a vector per block and a number per row, and multiplies each by each; a row or block
     that the result lacks is computed in vain. `steps` is how long the reduction is, `vector_cost` what a vector costs
-    besides, in multiplications.
+    besides, in multiplications; `given` is how many blocks a tile has, if that is not to be chosen.
     """
     registers = machine.current().registers // (2 if wide else 1)
     if isinstance(steps, int) and steps <= SHORT_SUM:
@@ -289,14 +301,14 @@ def tiles(
     if lanewise:  # what neighbouring rows read overlaps, and is kept too
         registers = min(registers, LATENCY)
     if not isinstance(rows, int) or not isinstance(columns, int):
-        return [(max(1, min(6, registers // 2)), 1)]
+        return [(max(1, min(6, registers // 2)), given or 1)]
     all_blocks = -(-columns // lanes)
     found: list[tuple[int, int, tuple[int, int]]] = []
-    for blocks in range(1, 2 if lanewise else most_blocks + 1):
-        if all_blocks % blocks or (multiple and multiple % (lanes * blocks)):
+    for blocks in [given] if given else range(1, 2 if lanewise else most_blocks + 1):
+        if not given and (all_blocks % blocks or (multiple and multiple % (lanes * blocks))):
             continue
         for height in range(1, min(rows, registers // blocks) + 1):
-            count = -(-rows // height) * (all_blocks // blocks)
+            count = -(-rows // height) * -(-all_blocks // blocks)
             work = height * blocks
             unpacked = work + blocks * vector_cost
             cost = count * (max(unpacked, (height * (blocks if lanewise else 1) + blocks), LATENCY) + 1)
@@ -311,7 +323,7 @@ def _stored(function: Function, product: Product, place: Place, tile: Expr, heig
     start = place(integer(0), block, integer(0))
     rows, columns = (shape[axis] for axis in (plan.row_axis, plan.lane_axis))
     row_count = integer(height) if isinstance(rows, int) else _span(function, rows, start[plan.row_axis], height)
-    lane_count = _span(function, columns, start[plan.lane_axis], lanes)
+    lane_count = _span(function, columns, start[plan.lane_axis], lanes, plan.blocks or 1)
     along = plan.lane_axis > plan.row_axis or function.root.layout is not None
 
     def entries(*, whole: bool) -> Statement:
@@ -325,14 +337,14 @@ def _stored(function: Function, product: Product, place: Place, tile: Expr, heig
 
     if not along or not isinstance(columns, int) or columns < lanes:
         return entries(whole=False)
-    if columns % lanes == 0:
+    if columns % (lanes * (plan.blocks or 1)) == 0:
         return entries(whole=True)
     return tirx.IfThenElse(lane_count == integer(lanes), entries(whole=True), entries(whole=False))
 
 
-def _span(function: Function, extent: Dimension, first: Expr, size: int) -> Expr:
-    """How many of `size` entries from `first` on exist."""
-    if isinstance(extent, int) and extent % size == 0:
+def _span(function: Function, extent: Dimension, first: Expr, size: int, together: int = 1) -> Expr:
+    """How many of `size` entries from `first` on exist, where always so many times as many are gone through."""
+    if isinstance(extent, int) and extent % (size * together) == 0:
         return integer(size)
     return tirx.max(tirx.min(integer(size), function.dim(extent) - first), integer(0))
 

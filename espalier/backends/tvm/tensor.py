@@ -122,6 +122,8 @@ class Tensor:
     """What it is dequantized from."""
     narrow: Tensor | None = None
     """The tensor of bf16 whose numbers these are, in f32."""
+    scaled: tuple[Tensor, float] | None = None
+    """A tensor of bf16, and what its numbers were multiplied by in f32, for products to multiply by afterwards."""
 
     def __init__(
         self,
@@ -355,6 +357,9 @@ def moved(result: Tensor, sources: Sequence[Tensor], move: Callable[[Sequence[Te
     narrow = [source.narrow for source in sources if source.narrow is not None]
     if len(narrow) == len(sources):
         result.narrow = move(narrow)
+    elif len(sources) == 1 and sources[0].scaled is not None:
+        stored, factor = sources[0].scaled
+        result.scaled = move([stored]), factor
     held = [source.affine for source in sources if source.affine is not None and source.affine.axis is None]
     if len(held) == len(sources) and not isinstance(result, Constant):
         first = held[0]

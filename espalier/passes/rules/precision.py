@@ -11,19 +11,25 @@ from espalier.errors import InputError
 from espalier.ir import Builder, Graph, Node, Value, constant_value, elements
 from espalier.ir.constants import Constant, computed
 from espalier.ir.dims import substitute, symbols
-from espalier.ir.ops import Cast
+from espalier.ir.ops import Attention, Cast, MatMul
 from espalier.ir.ops.recurrent import Recurrent
 from espalier.ir.zeros import PRODUCTS
 from espalier.passes.base import Context, Pass, approximates, graph_pass
 from espalier.passes.noise import spare
+
+LARGE = 32
+"""Rows and columns of a product of two activations from which on these are rounded."""
+LONG = 16
+"""Multiplications for each entry of such a product."""
 
 
 @graph_pass("mixed_precision", semantics=approximates("rounding to bf16", math.inf))
 class MixedPrecision(Pass):
     """Round what layers with constant weights multiply to bf16; they add up, and all else is computed, in f32.
 
+    So are large matrices that are both activations, and the queries and keys of attention, but not its other product.
     Each rounded tensor becomes a cast to bf16 and back, which everything that reads it reads, so that it need not be
-    kept in f32 too. Products of two activations stay in f32.
+    kept in f32 too.
 
     Attributes:
         sqnr: ratio of signal to noise, in decibels, that every output keeps on the first samples of the data, or on
@@ -86,19 +92,38 @@ def _details(spared: Sequence[Node], layers: Sequence[Node], ratio: float) -> di
 
 
 def _factors(node: Node) -> list[Value]:
-    """The operands in f32 that a node multiplies, if all but one are constant; without those that are rounded already.
+    """The operands in f32 that a node multiplies, if all but one are constant, or none of large matrices is.
 
-    A recurrent layer multiplies its input by one matrix, and its state, which is not rounded, by another.
+    Those that are rounded already are left out. A recurrent layer multiplies its input by one matrix, and its state,
+    which is not rounded, by another. Of attention these are queries and keys.
     """
-    recurrent = node.is_a(Recurrent)
-    if not recurrent and (not node.op.contracts or node.op.zero not in PRODUCTS or len(node.results) != 1):
+    recurrent, attention = node.is_a(Recurrent), node.is_a(Attention)
+    multiplies = attention or (node.op.contracts and node.op.zero in PRODUCTS)
+    if not recurrent and (not multiplies or len(node.results) != 1):
         return []
     found = [value for value in node.operands[: 3 if recurrent else 2] if value is not None]
     if any(value.element != elements.F32 for value in found):
         return []
-    if [_origin(value).is_constant for value in found].count(False) != 1:
+    weighted = not attention and [_origin(value).is_constant for value in found].count(False) == 1
+    if not weighted and not _large(node):
         return []
     return [value for value in found if _origin(value) is value]
+
+
+def _large(node: Node) -> bool:
+    """Whether a node multiplies two activations, stacks of matrices that are known to be large enough."""
+    attention = node.is_a(Attention)
+    if not attention and not node.is_a(MatMul):
+        return False
+    a, b, *more = node.operands
+    if any(value is not None for value in more[2:]):  # keys that stand before these
+        return False
+    if a is None or b is None or a.rank is None or b.rank is None or min(a.rank, b.rank) < 2:
+        return False
+    if _origin(a).is_constant or _origin(b).is_constant:
+        return False
+    extents = ((a.shape[-2], LARGE), (a.shape[-1], LONG), (b.shape[-2 if attention else -1], LARGE))
+    return all(isinstance(extent, int) and extent >= least for extent, least in extents)
 
 
 def _origin(value: Value) -> Value:
