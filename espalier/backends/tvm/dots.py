@@ -19,13 +19,11 @@ from espalier.backends.tvm.frames import Scope, integer
 from espalier.backends.tvm.layout import Reach
 from espalier.backends.tvm.machine import Dot
 from espalier.backends.tvm.numbers import immediate, select
-from espalier.backends.tvm.products import FEW_ROWS, Load, Plan, worth
+from espalier.backends.tvm.products import FEW_BLOCKS, FEW_ROWS, Load, Plan, worth
 from espalier.backends.tvm.tensor import At, Expr, Index, Map, Product, Tensor
 from espalier.ir import elements
 from espalier.ir.dims import Dimension
 
-TOGETHER = 2
-"""Blocks of lanes of a tile of two stacks of matrices: one, and more, took up to twice as long."""
 Array = np.ndarray[Any, Any]
 Number = Callable[[Expr], Expr]
 """What is loaded of the first operand, as the product multiplies it."""
@@ -142,7 +140,7 @@ def stacks(
         return None
     if isinstance(shape[-2], int) and shape[-2] < FEW_ROWS:
         return None
-    together = min(TOGETHER, -(-columns // lanes))
+    together = min(FEW_BLOCKS, -(-columns // lanes))
     packed, single, pairs = _paired(y, lanes, together), steps % 2, -(-steps // 2)
 
     def numbers(scope: Scope, load: Load, index: Index, position: Index) -> Expr:

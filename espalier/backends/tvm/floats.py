@@ -14,7 +14,7 @@ from espalier.backends.tvm.broadcasting import broadcast_index
 from espalier.backends.tvm.frames import Scope, integer
 from espalier.backends.tvm.layout import Reach
 from espalier.backends.tvm.numbers import expression_type, immediate
-from espalier.backends.tvm.products import FEW_ROWS, Load, Plan, worth
+from espalier.backends.tvm.products import FEW_BLOCKS, FEW_ROWS, MOST_BLOCKS, UNPACKED_BLOCKS, Load, Plan, worth
 from espalier.backends.tvm.tensor import At, Constant, Expr, Index, Map, Product, Tensor
 from espalier.ir import dims, elements
 from espalier.ir.dims import Dimension
@@ -105,7 +105,10 @@ def _unpacking(packed: packing.Packed | None) -> dict[str, Any]:
     """What a plan says of packed weights."""
     if packed is None:
         return {}
-    return {"written_out": packed.count, "left_over": packed.run % packed.count, "vector_cost": packed.cost}
+    return {
+        "written_out": packed.count, "left_over": packed.run % packed.count, "vector_cost": packed.cost,
+        "most_blocks": UNPACKED_BLOCKS,
+    }  # fmt: skip
 
 
 def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dimension, kind: Element) -> Tensor | None:
@@ -114,7 +117,7 @@ def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dim
     A second matrix that is dequantized from constants of 8 bits or fewer stays as small as they are.
     """
     shape = tuple(shape)
-    columns, lead = shape[-1], shape[:-2]
+    columns, lead, together, most_blocks = shape[-1], shape[:-2], 0, MOST_BLOCKS
     if not worth(shape, (count,), kind) or not isinstance(columns, int):
         return None
     if isinstance(right, Constant) and right.ndim == 2 and columns >= machine.current().lanes // 2:
@@ -134,7 +137,9 @@ def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dim
         direct = columns % lanes == 0
         if not direct and isinstance(shape[-2], int) and shape[-2] < FEW_ROWS:
             return None
-        weights = right if direct else _packed(right, lanes)
+        most_blocks = min(FEW_BLOCKS, -(-columns // lanes))
+        together = 0 if direct else most_blocks
+        weights = right if direct else _packed(right, lanes, together)
 
         def vector(scope: Scope, load: Load, index: Index, position: Index) -> Expr:
             first = broadcast_index(scope, index[:-2], right.shape[:-2], lead)
@@ -147,7 +152,10 @@ def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dim
         first = broadcast_index(scope, index[:-2], left.shape[:-2], lead)
         return load([*first, index[-2], position[0]])
 
-    plan = Plan(len(shape) - 2, len(shape) - 1, lanes, (count,), scalar, vector, about=("matrices",))
+    plan = Plan(
+        len(shape) - 2, len(shape) - 1, lanes, (count,), scalar, vector, blocks=together, most_blocks=most_blocks,
+        about=("matrices",),
+    )  # fmt: skip
     return Product(shape, kind, [left, weights], plan)
 
 
@@ -171,8 +179,11 @@ def _unpacked(left: Tensor, right: packing.Packed, shape: tuple[Dimension, ...])
     return right.finished(Product(shape, elements.F32, [left, right.data], plan))
 
 
-def _packed(matrix: Tensor, lanes: int) -> Map:
-    """Stacks of matrices (…, count, columns) as (…, columns / lanes, count, lanes), with zeros beyond the columns."""
+def _packed(matrix: Tensor, lanes: int, together: int) -> Map:
+    """Stacks of matrices (…, count, columns) as (…, columns / lanes, count, lanes), a multiple of so many blocks.
+
+    Beyond the columns are zeros.
+    """
     *lead, count, columns = matrix.shape
     nothing = immediate(0, expression_type(matrix.element))
 
@@ -181,5 +192,5 @@ def _packed(matrix: Tensor, lanes: int) -> Map:
         column = block * integer(lanes) + lane
         return at.guard(column < at.dim(columns), lambda: at(0, [*first, row, column]), nothing)
 
-    shape = (*lead, dims.ceil_divide(columns, lanes), count, lanes)
+    shape = (*lead, dims.ceil_divide(columns, lanes * together) * together, count, lanes)
     return Map(shape, matrix.element, [matrix], ["once"], body, cost=1)

@@ -36,6 +36,8 @@ MOST_BLOCKS = 8
 """Blocks of lanes of a tile."""
 UNPACKED_BLOCKS = 4
 """Of a tile that unpacks its weights: what is unpacked of more does not stay in registers."""
+FEW_BLOCKS = 2
+"""Of a tile whose second operand is no constant: one, and more than two or four, took up to four times as long."""
 TRIED = 5
 """Tiles that are measured where choices are, besides the first in the other order."""
 
@@ -85,6 +87,8 @@ class Plan:
     """Steps at the end of the innermost loop that are written after it, at positions that are numbers."""
     blocks: int = 0
     """Blocks of lanes of a tile, whose second operand has as many beyond the last as that takes; 0: as are best."""
+    most_blocks: int = MOST_BLOCKS
+    """The most that are best."""
     vector_cost: int = 0
     """What a vector costs besides being loaded, in multiplications of vectors."""
 
@@ -238,7 +242,7 @@ def _choice(function: Function, product: Product) -> tuple[int, int, bool]:
     if panels.fits(product):
         vector_cost, most_blocks = 0, min(MOST_BLOCKS, panels.most_blocks(product))
     else:
-        vector_cost, most_blocks = plan.vector_cost, UNPACKED_BLOCKS if plan.vector_cost else MOST_BLOCKS
+        vector_cost, most_blocks = plan.vector_cost, plan.most_blocks
     ranked = tiles(
         rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise, most_blocks=most_blocks,
         wide=expression_type(product.element).endswith("64"), steps=plan.steps, vector_cost=vector_cost,
