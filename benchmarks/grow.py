@@ -5,10 +5,10 @@
 Bar 4 has three parts: exact and orthogonal (see benchmarks/growth_exact.py), and mixture, whose trainings are kept in a
 file and run only if `--train` says so (see benchmarks/growth_accuracy.py).
 
-Bar 7, the part kills: recovery runs that are killed end with the same bits as one that is not. A trained ResNet-20 whose weights were disturbed (where ESPALIER_DATA is set and the run is not quick; else a small
-convolutional network with seeded weights) recovers on part of CIFAR-10's training set, by labels and by imitating the
-original at once, with augmentation. Each of the runs is killed by SIGKILL at a random time, resumed, and compared with
-an uninterrupted one.
+Bar 7, the part kills: recovery runs that are killed end with the same bits as one that is not. A trained ResNet-20
+whose weights were disturbed (where ESPALIER_DATA is set and the run is not quick; else a small convolutional network
+with seeded weights) recovers on part of CIFAR-10's training set, by labels and by imitating the original at once, with
+augmentation. Each of the runs is killed by SIGKILL at a random time, resumed, and compared with an uninterrupted one.
 """
 
 from __future__ import annotations

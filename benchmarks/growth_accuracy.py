@@ -13,6 +13,7 @@ epochs before they grow and 8 after; and of the mixture, blocks of zeros (an ens
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -81,11 +82,29 @@ class WideResNet(nn.Module):
         return self.linear(functional.relu(self.bn(self.stages(self.conv(x)))).mean((2, 3)))
 
 
+@functools.cache
+def architecture(width: int) -> Graph:
+    return loaded(WideResNet(width))
+
+
+@functools.cache
+def size(width: int) -> int:
+    """Multiply–accumulates of a WRN-10 for one image."""
+    return multiplications(architecture(width))
+
+
 def network(width: int, *seed: int) -> Graph:
     """A WRN-10 with first weights that are the seed's."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        return loaded(WideResNet(width))
+        weights = {name: tensor.detach().numpy() for name, tensor in WideResNet(width).state_dict().items()}
+
+    def own(name: str, array: NDArray[Any]) -> NDArray[Any]:
+        transposed = name.endswith(".T")
+        found = weights.get(name.removesuffix(".T"), array)
+        return np.ascontiguousarray(found.T) if transposed else found  # an unnamed one is no weight
+
+    return changed(architecture(width), own)
 
 
 def whole(graph: Graph) -> Graph:
@@ -152,29 +171,20 @@ class Trial:
         """One WRN-10-1, trained as long as one of the two, or `times` as long."""
         return self.trained(f"single {times}", network(1, self.seed, 0), self.steps(times * self.epochs), RATE, 0)
 
-    def after(self, name: str, grown: Graph, before: float = 2.0) -> tuple[Graph, Graph]:
-        """What a method grew, and what it becomes with what is left of the budget.
-
-        Args:
-            before: how often `epochs` epochs of WRN-10-1 were used up.
-        """
-        left = (2 - before) * multiplications(network(1, 0)) / multiplications(grown) + 1
-        return grown, self.trained(name, grown, self.steps(left * self.epochs), GROWN_RATE, 2)
+    def steps_left(self, grown: Graph, before: int) -> int:
+        """What is left of the budget for a grown network, after so many times `epochs` epochs of WRN-10-1."""
+        rest = (2 - before) * size(1) / multiplications(whole(grown))
+        return self.steps((1 + rest) * self.epochs)
 
     # ---- how they grow -------------------------------------------------------------------------------------------
 
-    def mixture(self, name: str = "mixture", scale: float = 1.0) -> tuple[Graph, Graph]:
+    def mixture(self, scale: float = 1.0) -> Graph:
         from espalier.passes.structure.mixture import grow_mixture
 
-        return self.after(name, grow_mixture(*self.members, scale=scale))
+        return grow_mixture(*self.members, scale=scale)
 
-    def ensemble(self) -> tuple[Graph, Graph]:
-        return self.mixture("ensemble", 0.0)
-
-    def random_blocks(self) -> tuple[Graph, Graph]:
+    def random_blocks(self) -> Graph:
         """The ensemble as one weight for each layer, with numbers like the other ones where it has zeros."""
-        from espalier.passes.structure.mixture import grow_mixture
-
         draw = np.random.default_rng([self.seed, 3])
 
         def filled(name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -183,40 +193,46 @@ class Trial:
             fresh = draw.normal(0, array[array != 0].std(), array.shape)
             return np.where(array == 0, fresh, array).astype(array.dtype)
 
-        return self.after("random blocks", changed(whole(grow_mixture(*self.members, scale=0)), filled))
+        return changed(whole(self.mixture(0.0)), filled)
 
-    def net2wider(self, times: int = 1) -> tuple[Graph, Graph]:
+    def net2wider(self, times: int = 1) -> Graph:
         from espalier.ir.clone import clone
         from espalier.passes.base import Context, parse_spec
 
         grown = clone(self.single(times))
         parse_spec(f"widen:factor=2,noise={NOISE}").run(grown, Context(seed=self.seed))
-        return self.after(f"Net2Wider {times}", grown, times)
+        return grown
 
-    def random_growth(self, times: int = 1) -> tuple[Graph, Graph]:
+    def random_growth(self, times: int = 1) -> Graph:
         """The weights of the small network are the first rows and columns of those of a fresh wide one."""
         small = {value.name: value.array for value in self.single(times).constants()}
 
         def cornered(name: str, array: NDArray[Any]) -> NDArray[Any]:
-            found = np.array(array)
-            corner = small[name]
+            found, corner = np.array(array), small[name]
             found[tuple(slice(0, extent) for extent in corner.shape)] = corner
             return found
 
-        return self.after(f"random {times}", changed(network(2, self.seed, 4), cornered), times)
+        return changed(network(2, self.seed, 4), cornered)
 
 
-METHODS: dict[str, Callable[[Trial], tuple[Graph, Graph]]] = {
-    "mixture": Trial.mixture,
-    "Net2Wider": Trial.net2wider,
-    "random growth": Trial.random_growth,
+@dataclass(frozen=True)
+class Method:
+    """How to grow, and how often `epochs` epochs of WRN-10-1 that takes."""
+
+    grow: Callable[[Trial], Graph]
+    before: int
+
+
+METHODS = {
+    "mixture": Method(Trial.mixture, 2),
+    "Net2Wider": Method(Trial.net2wider, 1),
+    "random growth": Method(Trial.random_growth, 1),
 }
-"""Name → what grew, before and after it trained on."""
-CONTROLS: dict[str, Callable[[Trial], tuple[Graph, Graph]]] = {
-    "Net2Wider after 16 epochs": lambda trial: trial.net2wider(2),
-    "random growth after 16 epochs": lambda trial: trial.random_growth(2),
-    "mixture with zeros between": Trial.ensemble,
-    "mixture with random blocks between": Trial.random_blocks,
+CONTROLS = {
+    "Net2Wider after 16 epochs": Method(lambda trial: trial.net2wider(2), 2),
+    "random growth after 16 epochs": Method(lambda trial: trial.random_growth(2), 2),
+    "mixture with zeros between": Method(lambda trial: trial.mixture(0.0), 2),
+    "mixture with random blocks between": Method(Trial.random_blocks, 2),
 }
 RIVALS = {"mixture_beats_net2wider": "Net2Wider", "mixture_beats_random_growth": "random growth"}
 
@@ -226,8 +242,7 @@ def budget() -> float:
 
     Mixing templates, once a step, is not counted: it is less than a thousandth of that.
     """
-    small, wide = (multiplications(network(width, 0)) for width in (1, 2))
-    return PASSES * EPOCHS * (IMAGES // BATCH) * BATCH * (2 * small + wide)
+    return PASSES * EPOCHS * (IMAGES // BATCH) * BATCH * (2 * size(1) + size(2))
 
 
 def jobs(controls: bool) -> Iterator[tuple[str, int]]:
@@ -238,13 +253,16 @@ def jobs(controls: bool) -> Iterator[tuple[str, int]]:
                 yield method, seed
 
 
-def measure(trial: Trial, method: str, x: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
+def measure(trial: Trial, name: str, x: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
     """One result."""
-    before, after = {**METHODS, **CONTROLS}[method](trial)
-    bits = right(whole(after), x, y)
+    method = {**METHODS, **CONTROLS}[name]
+    grown = method.grow(trial)
+    steps = trial.steps_left(grown, method.before)
+    bits = right(whole(trial.trained(name, grown, steps, GROWN_RATE, 2)), x, y)
+    per_image = method.before * trial.steps(trial.epochs) * size(1) + steps * multiplications(whole(grown))
     return {
-        "method": method, "seed": trial.seed, "macs": multiplications(whole(after)),
-        "accuracy_when_grown": round(100 * float(right(whole(before), x, y).mean()), 2),
+        "method": name, "seed": trial.seed, "training_macs": PASSES * BATCH * per_image,
+        "accuracy_when_grown": round(100 * float(right(whole(grown), x, y).mean()), 2),
         "accuracy": round(100 * float(bits.mean()), 2), "images": len(bits), "right": packed(bits),
     }  # fmt: skip
 
