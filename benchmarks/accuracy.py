@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -274,18 +274,17 @@ def above(found: dict[str, Any]) -> bool:
 
 
 class Results:
-    """What was measured, one line each."""
+    """What was measured, one line each; `parts` of a record tell it from others."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, parts: Sequence[str] = ("kind", "model", "share", "method", "seed")) -> None:
+        self.path, self.parts = path, parts
         self.held: dict[str, dict[str, Any]] = {}
         if path.exists():
             lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
             self.held = {self.key(record): record for record in lines}
 
-    @staticmethod
-    def key(record: dict[str, Any]) -> str:
-        return "|".join(str(record[part]) for part in ("kind", "model", "share", "method", "seed"))
+    def key(self, record: dict[str, Any]) -> str:
+        return "|".join(str(record[part]) for part in self.parts)
 
     def add(self, record: dict[str, Any]) -> None:
         self.held[self.key(record)] = record
@@ -297,7 +296,11 @@ class Results:
         """One per seed; empty if a seed is missing."""
         seeds = (0,) * len(SEEDS) if kind == "3a" and method in SURE else SEEDS
         job = {"kind": kind, "model": model, "share": share, "method": method}
-        keys = [self.key({**job, "seed": seed}) for seed in seeds]
+        return self.each([{**job, "seed": seed} for seed in seeds])
+
+    def each(self, jobs: Sequence[dict[str, Any]]) -> list[Bits]:
+        """Which images each of some records gets right; empty if one is missing."""
+        keys = [self.key(job) for job in jobs]
         if any(key not in self.held or "right" not in self.held[key] for key in keys):
             return []
         return [unpacked(self.held[key]["right"], self.held[key]["images"]) for key in keys]

@@ -1,11 +1,14 @@
-"""Bar 7: recovery runs that are killed end with the same bits as one that is not.
+"""Growth: does it keep the outputs, are new coefficients orthogonal, what does MixtureGrowth gain; and killed runs.
 
-    python -m benchmarks.grow [--quick] [--json] [--seed N] [--save] [--only PART]
+    python -m benchmarks.grow [--quick] [--json] [--seed N] [--save] [--only PART] [--train]
 
-A trained ResNet-20 whose weights were disturbed (where ESPALIER_DATA is set and the run is not quick; else a small
-convolutional network with seeded weights) recovers on part of CIFAR-10's training set, by labels and by imitating the
-original at once, with augmentation. Each of the runs is killed by SIGKILL at a random time, resumed, and compared with
-an uninterrupted one.
+Bar 4 has three parts: exact and orthogonal (see benchmarks/growth_exact.py), and mixture, whose trainings are kept in a
+file and run only if `--train` says so (see benchmarks/growth_accuracy.py).
+
+Bar 7, the part kills: recovery runs that are killed end with the same bits as one that is not. A trained ResNet-20
+whose weights were disturbed (where ESPALIER_DATA is set and the run is not quick; else a small convolutional network
+with seeded weights) recovers on part of CIFAR-10's training set, by labels and by imitating the original at once, with
+augmentation. Each of the runs is killed by SIGKILL at a random time, resumed, and compared with an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ import espalier.ir.ops
 from benchmarks.artifact import network
 from benchmarks.common import Benchmark, data_folder
 from benchmarks.datasets import cifar10_images
+from benchmarks.growth_accuracy import PROGRESS, measure_mixture
+from benchmarks.growth_exact import measure_exact, measure_orthogonal
 
 KILLS, QUICK_KILLS = 20, 3
 STEPS, BATCH = 16, 32
@@ -90,8 +95,13 @@ def same(a: Path, b: Path) -> bool:
         return first.files == second.files and all(first[k].tobytes() == second[k].tobytes() for k in first.files)
 
 
-def measure_kills(benchmark: Benchmark, work: Path) -> None:
+def measure_kills(benchmark: Benchmark) -> None:
     """Kill and resume; a draw that comes after the run's end is drawn again."""
+    with tempfile.TemporaryDirectory(prefix="espalier-grow-") as name:
+        _measure_kills(benchmark, Path(name))
+
+
+def _measure_kills(benchmark: Benchmark, work: Path) -> None:
     quick, seed = benchmark.arguments.quick, benchmark.arguments.seed
     folder = None if quick else data_folder()
     model, data = work / "model.onnx", work / "data.npz"
@@ -157,17 +167,24 @@ def _step(folder: Path) -> int:
         return int(json.loads(file.metadata()["espalier"])["position"]["step"])
 
 
-PARTS: Mapping[str, Callable[[Benchmark, Path], None]] = {"kills": measure_kills}
+PARTS: Mapping[str, Callable[[Benchmark], None]] = {
+    "exact": measure_exact,
+    "orthogonal": measure_orthogonal,
+    "mixture": measure_mixture,
+    "kills": measure_kills,
+}
 
 
 def main() -> None:
     benchmark = Benchmark("grow", __doc__)
     benchmark.parser.add_argument("--only", choices=sorted(PARTS), action="append", help="measure these parts alone")
+    benchmark.parser.add_argument("--train", action="store_true", help="run what trainings are missing: hours")
+    benchmark.parser.add_argument("--controls", action="store_true", help="train what is no part of the bar, too")
+    benchmark.parser.add_argument("--progress", type=Path, default=PROGRESS, help="where trainings are kept")
     arguments = benchmark.parse()
-    with tempfile.TemporaryDirectory(prefix="espalier-grow-") as name:
-        for part, measure in PARTS.items():
-            if not arguments.only or part in arguments.only:
-                measure(benchmark, Path(name))
+    for part, measure in PARTS.items():
+        if not arguments.only or part in arguments.only:
+            measure(benchmark)
     benchmark.finish()
 
 

@@ -218,6 +218,7 @@ def _loop(
     parameters = [parameter for parameter in run.module.parameters() if parameter.requires_grad]
     statistics = [buffer for name, buffer in run.module.named_buffers() if name in run.module.statistics]
     batches = _batches(run, data, settings)
+    laid_out = _layout(run.module, device)
     if run.step < run.total and not parameters:
         raise InputError("E226", "the model has no weights that could learn")
     while run.step < run.total:
@@ -241,7 +242,7 @@ def _loop(
         with device:
             loss = objective(
                 run.module,
-                [as_tensor(array, device) for array in inputs],
+                [laid_out(as_tensor(array, device)) for array in inputs],
                 None if labels is None else as_tensor(labels, device),
             )
             added = [term for hook in hooks if (term := hook.loss(run)) is not None]
@@ -429,6 +430,13 @@ def as_tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return xp.asarray(np.ascontiguousarray(array)).to(device)
 
 
+def _layout(module: GraphModule, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """How inputs lie in memory: images with their channels last, where a CPU convolves them (a third faster)."""
+    if device.type == "cpu" and any(node.op.name == "conv" and node.operand(0).rank == 4 for node in module.graph):
+        return lambda x: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    return lambda x: x
+
+
 def _mixed(*numbers: int) -> int:
     """One seed from several numbers."""
     return int(np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
@@ -446,13 +454,17 @@ def _steady(device: torch.device) -> Iterator[None]:
     """Algorithms that give the same bits each time, where torch has them; and torch's random numbers left alone."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     numbers = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    memory: Any = torch.utils.deterministic  # its types lack its property
+    filling = memory.fill_uninitialized_memory
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False  # nothing here reads what it has not written
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filling
         torch.set_rng_state(numbers[0])
         random.setstate(numbers[1])
         np.random.set_state(numbers[2])

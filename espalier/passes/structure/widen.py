@@ -17,6 +17,9 @@ from espalier.passes.base import GROWS, Context, Pass, approximates, graph_pass
 from espalier.passes.structure.report import frozen_rows, reason_lines, unit_row
 from espalier.passes.structure.widening import Repetition, Widening, along, weights_that_make
 
+SHARE_BITS = 10
+"""Bits of a share, and one more for each factor of 2 by which a unit grows."""
+
 
 @graph_pass("widen", semantics=GROWS)
 class Widen(Pass):
@@ -127,7 +130,12 @@ def repeat(extent: int, to: int, rng: np.random.Generator, uneven: float = 0.0) 
     rounds = [rng.permutation(extent) for _ in range((to - 1) // extent)]
     indices = np.concatenate([np.arange(extent), *rounds])[:to].astype(np.int64)
     weight = 1 + uneven * rng.uniform(-1, 1, to) if uneven else np.ones(to)
-    return Repetition(indices, weight / np.bincount(indices, weight, extent)[indices])
+    shares = weight / np.bincount(indices, weight, extent)[indices]
+    # few bits each, so that weights of few bits are shared without rounding: a quantizer after them may have ties
+    unit = 2.0 ** (SHARE_BITS + len(rounds).bit_length())
+    shares = np.rint(shares * unit) / unit
+    shares[:extent] += 1 - np.bincount(indices, shares, extent)
+    return Repetition(indices, shares)
 
 
 def widen(
