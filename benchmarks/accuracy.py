@@ -32,7 +32,7 @@ MODELS = {"resnet20": ("resnet20-12fca82f.th", 3), "resnet56": ("resnet56-4bfd97
 SHARES = (0.3, 0.5)
 """Of the multiply–accumulates, that go."""
 SEEDS = (0, 1, 2)
-IMAGES, STATISTICS_IMAGES = 256, 2048
+IMAGES, STATISTICS_IMAGES = 256, 8192
 """Images of the training set that compensation sees, and that new statistics are estimated from."""
 RECOVERED_SHARE, EPOCHS = 0.5, 15.0
 RECOVERY = {"batch_size": 128, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
