@@ -86,8 +86,8 @@ declare(
     InputError,
     "E212",
     "data are needed",
-    "An accuracy gate, calibration or evaluation was asked for without data.",
-    "Pass `--data`; random data are never used in their place.",
+    "An accuracy gate, calibration or evaluation was asked for without data, or with data that leave nothing to see.",
+    "Pass `--data`. Random data take their place only where a pass says so.",
 )
 declare(
     InputError,

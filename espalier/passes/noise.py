@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from espalier.errors import InputError
@@ -14,10 +15,10 @@ from espalier.ir.clone import clone
 from espalier.passes.base import Context
 from espalier.passes.samples import NoSample, Trial, run_within, try_graph
 from espalier.train.evaluate import in_batches
-from espalier.train.measure import first_samples, signal_to_noise
+from espalier.train.measure import first_samples
 
 RUNS = 96
-"""How many groups of neighbouring layers are looked at one by one; each takes one run of the model."""
+"""How many groups of neighbouring layers are looked at one by one; more layers than that are spared by groups."""
 SAMPLES, MADE_UP = 8, 4
 """How many samples of data, and how many made-up inputs, the ratio is taken on."""
 
@@ -50,68 +51,145 @@ def spare(
         context: Data and seed.
 
     Raises:
-        InputError: E212 if nothing can be run, or an output is not finite.
+        InputError: E212 if nothing can be run or compared, or sparing all layers does not reach the ratio.
     """
-    trials, shapes = _trials(graph, context), [value.shape for value in graph.inputs]
-    every = range(len(gains))
+    try:
+        return _spare(graph, gains, change, wanted, _trials(graph, context), context)
+    except NoSample as error:
+        if context.data is None:
+            raise _refusal(f"made-up inputs do not do: {error}", context) from error
+        raise _refusal(f"the data are too much to run: {error}", context) from error
 
-    def ratio(spared: Collection[int], among: Sequence[Trial]) -> float:
+
+def _spare(
+    graph: Graph,
+    gains: Sequence[float],
+    change: Callable[[Graph, Collection[int]], object],
+    wanted: float,
+    trials: Sequence[Trial],
+    context: Context,
+) -> Spared:
+    every = range(len(gains))
+    signals = _powers([trial.outputs for trial in trials])
+
+    def ratio(spared: Collection[int], least: float = wanted) -> float:
+        """With these layers spared; anything below `least` once that is sure."""
         copy = clone(graph)
         change(copy, [position for position in every if position not in spared])
-        call = in_batches(lambda arrays: run_within(copy, arrays), shapes)
-        return worst_ratio([trial.outputs for trial in among], [call(trial.inputs) for trial in among])
+        call = in_batches(lambda arrays: run_within(copy, arrays), [value.shape for value in graph.inputs])
+        noises = [0.0] * len(signals)
+        for trial in trials:
+            found = _noises(trial.outputs, call(trial.inputs))
+            noises = [a + b for a, b in zip(noises, found, strict=True)]
+            if (reached := _worst(signals, noises)) < least:
+                return reached
+        return reached
 
-    reached = ratio((), trials)
-    if reached >= wanted:
-        return Spared(frozenset(), reached)
+    def noise(group: Sequence[int]) -> float:
+        """Relative to the signal, on the first trial alone."""
+        copy = clone(graph)
+        change(copy, group)
+        call = in_batches(lambda arrays: run_within(copy, arrays), [value.shape for value in graph.inputs])
+        found = _noises(trials[0].outputs, call(trials[0].inputs))
+        pairs = zip(_powers([trials[0].outputs]), found, strict=True)
+        return max((added / signal for signal, added in pairs if signal), default=0.0)
+
+    whole = ratio((), -math.inf)
+    if whole >= wanted:
+        return Spared(frozenset(), whole)
     size = -(-len(gains) // RUNS)
     groups = [every[k : k + size] for k in range(0, len(gains), size)]
-    noise = [10 ** (-ratio(set(every) - set(group), trials[:1]) / 10) for group in groups]
     gain = [max(sum(gains[position] for position in group), 1e-9) for group in groups]
-    order = sorted(range(len(groups)), key=lambda k: (-noise[k] / gain[k], k))
+    each = [noise(group) / gain[k] for k, group in enumerate(groups)]
+    order = sorted(range(len(groups)), key=lambda k: (-each[k], k))
 
     def members(chosen: Collection[int]) -> frozenset[int]:
         return frozenset(position for k in chosen for position in groups[k])
 
+    reached = ratio(members(order))
+    if reached < wanted:
+        what = f"no layer is left to spare at {reached:.1f} dB of {wanted:g}"
+        raise _refusal(f"{what}: two runs of the model itself differ as much", context)
     low, high = 0, len(order)  # too few, and enough
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if ratio(members(order[:middle]), trials) >= wanted else (middle, high)
+        found = ratio(members(order[:middle]))
+        if found >= wanted:
+            high, reached = middle, found
+        else:
+            low = middle
     chosen = order[:high]
-    for k in sorted(chosen, key=lambda k: (-gain[k], k)):
+    for k in sorted(chosen, key=lambda k: (-gain[k], k)) if high > 1 else ():
         fewer = [other for other in chosen if other != k]
-        if ratio(members(fewer), trials) >= wanted:
-            chosen = fewer
-    return Spared(members(chosen), ratio(members(chosen), trials))
+        if k != order[high - 1] and fewer and (found := ratio(members(fewer))) >= wanted:
+            chosen, reached = fewer, found
+    return Spared(members(chosen), reached)
 
 
 def worst_ratio(wanted: Sequence[Sequence[Any]], found: Sequence[Sequence[Any]]) -> float:
     """The ratio of signal to noise over all runs, in decibels, of the output in floats where it is least.
 
-    Outputs that are zero in every run don't count.
+    Outputs that are zero in every run don't count; those of another shape, or not finite, are infinitely far.
     """
-    worst = math.inf
-    for a, b in zip(zip(*wanted, strict=True), zip(*found, strict=True), strict=True):
-        ratio = signal_to_noise([np.asarray(each) for each in a], [np.asarray(each) for each in b])
-        if ratio is not None:
-            worst = min(worst, -math.inf if math.isnan(ratio) else ratio)
-    return worst
+    noises = [_noises(a, b) for a, b in zip(wanted, found, strict=True)]
+    return _worst(_powers(wanted), [sum(each) for each in zip(*noises, strict=True)])
+
+
+def _powers(runs: Sequence[Sequence[Any]]) -> list[float]:
+    """Of each output, over all runs; 0 if it is not in floats."""
+    outputs = zip(*runs, strict=True)
+    return [sum(float(np.sum(_wide(a) ** 2)) for a in arrays if _is_float(a)) for arrays in outputs]
+
+
+def _noises(wanted: Sequence[Any], found: Sequence[Any]) -> list[float]:
+    """Of each output in one run."""
+    noises = []
+    for a, b in zip(wanted, found, strict=True):
+        if not _is_float(a):
+            noises.append(0.0)
+        elif np.shape(a) != np.shape(b):
+            noises.append(math.inf)
+        else:
+            noise = float(np.sum((_wide(a) - _wide(b)) ** 2))
+            noises.append(noise if math.isfinite(noise) else math.inf)
+    return noises
+
+
+def _worst(signals: Sequence[float], noises: Sequence[float]) -> float:
+    ratios = [
+        -math.inf if noise == math.inf else 10 * math.log10(signal / noise)
+        for signal, noise in zip(signals, noises, strict=True)
+        if signal and noise
+    ]
+    return min(ratios, default=math.inf)
+
+
+def _is_float(array: Any) -> bool:
+    kind = np.asarray(array).dtype
+    return kind.kind == "f" or kind == ml_dtypes.bfloat16
+
+
+def _wide(array: Any) -> Any:
+    return np.asarray(array).astype(np.float64)
 
 
 def _trials(graph: Graph, context: Context) -> list[Trial]:
-    """Inputs and outputs: one for each batch of the first data, or made up."""
-    hint, trials = "Give some with --data.", list[Trial]()
-    try:
-        if context.data is None:
-            trials = [try_graph(graph, context.seed + k) for k in range(MADE_UP)]
-        else:
-            call = in_batches(lambda arrays: run_within(graph, arrays), [value.shape for value in graph.inputs])
-            for inputs, _ in first_samples(context.data, SAMPLES):
-                trials.append(Trial(list(inputs), list(call(inputs))))
-    except NoSample as error:
-        raise InputError("E212", f"a ratio of signal to noise needs data: {error}", hint=hint) from error
-    outputs = [np.asarray(output) for trial in trials for output in trial.outputs]
-    if not all(np.isfinite(output).all() for output in outputs if output.dtype.kind == "f"):
-        what = "made-up inputs" if context.data is None else "the data"
-        raise InputError("E212", f"the model's outputs are not finite on {what}, which leaves no ratio", hint=hint)
+    """Inputs and outputs: one for each batch of the first data, or made up. Raises NoSample, and E212."""
+    if context.data is None:
+        trials = [try_graph(graph, context.seed + k) for k in range(MADE_UP)]
+    else:
+        call = in_batches(lambda arrays: run_within(graph, arrays), [value.shape for value in graph.inputs])
+        batches = [list(inputs) for inputs, _ in first_samples(context.data, SAMPLES)]
+        trials = [Trial(inputs, list(call(inputs))) for inputs in batches]
+    floats = [np.asarray(output) for trial in trials for output in trial.outputs if _is_float(output)]
+    what = "made-up inputs" if context.data is None else "the data"
+    if not all(np.isfinite(_wide(output)).all() for output in floats):
+        raise _refusal(f"the model's outputs are not finite on {what}", context)
+    if not any(_powers([trial.outputs for trial in trials])):
+        raise _refusal(f"no output in floats is other than 0 on {what}", context)
     return trials
+
+
+def _refusal(why: str, context: Context) -> InputError:
+    hint = "Give some with --data." if context.data is None else "Leave sqnr out, or give other data."
+    return InputError("E212", f"there is no ratio of signal to noise to keep: {why}", hint=hint)

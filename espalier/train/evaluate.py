@@ -197,7 +197,8 @@ class SignalToNoise(Metric):
     def result(self) -> float:
         if not self.noise:
             return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        known = self.signal and math.isfinite(self.noise)
+        return 10 * math.log10(self.signal / self.noise) if known else -math.inf
 
 
 class Function(Metric):

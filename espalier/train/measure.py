@@ -57,6 +57,8 @@ def signal_to_noise(wanted: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]
             noise += float(np.sum(np.square(a.astype(np.float64) - b)))
     if not signal:
         return None
+    if not math.isfinite(noise):
+        return -math.inf
     return 10 * math.log10(signal / noise) if noise else math.inf
 
 

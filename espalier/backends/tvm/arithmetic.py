@@ -182,7 +182,8 @@ def _arithmetic(name: str, function: Callable[[Expr, Expr], Expr]) -> None:
             if name == "add":
                 return _binary(a, b, lambda at, x, y: tirx.Or(x, y))
         found = _binary(a, b, lambda at, x, y: function(x, y))
-        if name == "multiply" and isinstance(a, Tensor) and isinstance(b, float) and a.narrow is not None:
+        scales = name == "multiply" and isinstance(a, Tensor) and isinstance(b, float)
+        if scales and a.narrow is not None and found.element == elements.F32:
             found.scaled = a.narrow, float(np.float32(b))
         return found
 

@@ -7,6 +7,7 @@ sum of two products once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,9 +80,11 @@ def _stacks(dot: Dot, left: Tensor, right: Tensor, shape: Sequence[Dimension]) -
     if not isinstance(y.shape[-2], int) or x.shape[-1] != y.shape[-2]:
         return None
     product = dots.stacks(dot, x, y, shape, about=("bf16 stacks",))
-    factor = float(np.float32(one * other))
-    if product is None or factor == 1:
+    if product is None or one == other == 1:
         return product
+    factor = float(np.float32(one * other))
+    if not factor or not math.isfinite(factor):
+        return None
     # with a cost that keeps it in the product's kernel, even where several read it
     return elementwise(elements.F32, lambda at, x: x * immediate(factor, "float32"), product, cost=CHEAP + 1)
 

@@ -1,7 +1,8 @@
 """Products of narrow numbers by the machine's dot products: four of 8 bits or two of bf16 to a lane at a time.
 
 Both operands lie as the tile reads them: neighbours of the reduction together, which the first operand has as its
-channels or columns anyway, and the second, a constant, by packing. Neighbours that it lacks are zeros there.
+channels or columns anyway, and the second by packing: a constant when the model is compiled, another matrix when it
+runs. Neighbours that it lacks are zeros there.
 """
 
 from __future__ import annotations

@@ -134,10 +134,11 @@ def matrices(left: Tensor, right: Tensor, shape: Sequence[Dimension], count: Dim
             return load([tirx.Ramp(offset * integer(lanes), integer(1), lanes)])
     else:
         lanes = machine.current().lanes
-        direct = columns % lanes == 0
-        if not direct and isinstance(shape[-2], int) and shape[-2] < FEW_ROWS:
-            return None
         most_blocks = min(FEW_BLOCKS, -(-columns // lanes))
+        few = isinstance(shape[-2], int) and shape[-2] < FEW_ROWS
+        direct = columns % (lanes if few else lanes * most_blocks) == 0
+        if not direct and few:
+            return None
         together = 0 if direct else most_blocks
         weights = right if direct else _packed(right, lanes, together)
 

@@ -37,7 +37,8 @@ MOST_BLOCKS = 8
 UNPACKED_BLOCKS = 4
 """Of a tile that unpacks its weights: what is unpacked of more does not stay in registers."""
 FEW_BLOCKS = 2
-"""Of a tile whose second operand is no constant: one, and more than two or four, took up to four times as long."""
+"""Of a tile whose second operand is no constant: with fewer, or more than four, products took up to four times as
+long."""
 TRIED = 5
 """Tiles that are measured where choices are, besides the first in the other order."""
 
@@ -86,9 +87,9 @@ class Plan:
     apart: int = 0
     """Steps at the end of the innermost loop that are written after it, at positions that are numbers."""
     blocks: int = 0
-    """Blocks of lanes of a tile, whose second operand has as many beyond the last as that takes; 0: as are best."""
+    """Blocks of lanes of every tile, if that is not to be chosen; the second operand is filled up to a multiple."""
     most_blocks: int = MOST_BLOCKS
-    """The most that are best."""
+    """At most so many, where they are chosen."""
     vector_cost: int = 0
     """What a vector costs besides being loaded, in multiplications of vectors."""
 
@@ -246,7 +247,7 @@ def _choice(function: Function, product: Product) -> tuple[int, int, bool]:
     ranked = tiles(
         rows, columns, plan.lanes, multiple=plan.multiple, lanewise=plan.lanewise, most_blocks=most_blocks,
         wide=expression_type(product.element).endswith("64"), steps=plan.steps, vector_cost=vector_cost,
-        given=plan.blocks,
+        given=plan.blocks, together=bool(plan.element),
     )  # fmt: skip
     order = _columns_first(product)
     height, blocks, columns_first = choices.pick(
@@ -291,13 +292,14 @@ def tile(
 def tiles(
     rows: Dimension, columns: Dimension, lanes: int, *, multiple: int = 0, lanewise: bool = False, wide: bool = False,
     most_blocks: int = MOST_BLOCKS, steps: Dimension = SHORT_SUM + 1, vector_cost: int = 0,
-    given: int = 0,
+    given: int = 0, together: bool = False,
 ) -> list[tuple[int, int]]:  # fmt: skip
     """Rows and blocks of lanes that may be accumulated in registers together, those of the least work first.
 
     A step of the reduction loads a vector per block and a number per row, and multiplies each by each; a row or block
     that the result lacks is computed in vain. `steps` is how long the reduction is, `vector_cost` what a vector costs
-    besides, in multiplications; `given` is how many blocks a tile has, if that is not to be chosen.
+    besides, in multiplications; `given` is how many blocks a tile has, if that is not to be chosen; `together` says
+    that operands of a multiplication are loaded before it.
     """
     registers = machine.current().registers // (2 if wide else 1)
     if isinstance(steps, int) and steps <= SHORT_SUM:
@@ -312,6 +314,9 @@ def tiles(
         if not given and (all_blocks % blocks or (multiple and multiple % (lanes * blocks))):
             continue
         for height in range(1, min(rows, registers // blocks) + 1):
+            crowded = (height + 1) * blocks > machine.current().registers + 3
+            if crowded and height > 1 and (together or blocks > UNPACKED_BLOCKS):
+                break  # the vectors of a step don't fit beside what is accumulated
             count = -(-rows // height) * -(-all_blocks // blocks)
             work = height * blocks
             unpacked = work + blocks * vector_cost

@@ -11,7 +11,7 @@ from espalier.errors import InputError
 from espalier.ir import Builder, Graph, Node, Value, constant_value, elements
 from espalier.ir.constants import Constant, computed
 from espalier.ir.dims import substitute, symbols
-from espalier.ir.ops import Attention, Cast, MatMul
+from espalier.ir.ops import Attention, Cast, Conv, MatMul
 from espalier.ir.ops.recurrent import Recurrent
 from espalier.ir.zeros import PRODUCTS
 from espalier.passes.base import Context, Pass, approximates, graph_pass
@@ -33,7 +33,7 @@ class MixedPrecision(Pass):
 
     Attributes:
         sqnr: ratio of signal to noise, in decibels, that every output keeps on the first samples of the data, or on
-            made-up inputs without. Layers whose rounding disturbs the outputs most stay in f32, such as take few
+            made-up inputs without. Layers whose rounding disturbs the outputs most stay in f32, those that take few
             multiplications first. None rounds all.
     """
 
@@ -47,9 +47,14 @@ class MixedPrecision(Pass):
     def run(self, graph: Graph, context: Context) -> int:
         layers, spared = _layers(graph), frozenset[int]()
         if self.sqnr is not None and layers:
-            spared, ratio = spare(graph, [_work(node) for node in layers], _round_layers, self.sqnr, context)
+            narrowed: dict[Constant, Constant] = {}  # one for all copies of the graph that are tried
+
+            def change(copy: Graph, positions: Collection[int]) -> None:
+                _round_layers(copy, positions, narrowed)
+
+            spared, ratio = spare(graph, [_gain(node) for node in layers], change, self.sqnr, context)
             context.details = _details([layers[k] for k in sorted(spared)], layers, ratio)
-        return _round_layers(graph, [k for k in range(len(layers)) if k not in spared], context)
+        return _round_layers(graph, [k for k in range(len(layers)) if k not in spared], {}, context)
 
 
 def _layers(graph: Graph) -> list[Node]:
@@ -65,9 +70,19 @@ def _work(node: Node) -> float:
     return max(1.0, float(count)) if isinstance(count, int) else 1.0
 
 
-def _round_layers(graph: Graph, positions: Collection[int], context: Context | None = None) -> int:
-    """Round what the layers at these positions multiply; the number of tensors."""
+def _gain(node: Node) -> float:
+    """What rounding a layer gains: its work, and little of it where f32 has Winograd's way of fewer multiplications."""
+    op = node.op
+    few = isinstance(op, Conv) and op.group == 1 and {*(op.strides or ()), *(op.dilations or ())} <= {1}
+    return _work(node) / (8 if few and node.operand(1).shape[2:] == (3, 3) else 1)
+
+
+def _round_layers(
+    graph: Graph, positions: Collection[int], narrowed: dict[Constant, Constant], context: Context | None = None
+) -> int:
+    """Round what the layers at these positions multiply, for all but the other layers; the number of tensors."""
     layers = _layers(graph)
+    spared = set(layers) - {layers[k] for k in positions}
     factors: dict[tuple[Graph, Value], None] = {}
     for k in positions:
         owner = layers[k].graph
@@ -78,7 +93,7 @@ def _round_layers(graph: Graph, positions: Collection[int], context: Context | N
     for count, (owner, value) in enumerate(factors):
         if context is not None and not context.may_rewrite():
             return count
-        _round(owner, value)
+        _round(owner, value, spared, narrowed)
     return len(factors)
 
 
@@ -87,8 +102,12 @@ def _details(spared: Sequence[Node], layers: Sequence[Node], ratio: float) -> di
     total = sum(map(_work, layers))
     share = sum(map(_work, spared)) / total
     names = [node.results[0].name or node.op.name for node in spared]
-    line = f"{len(spared)} of {len(layers)} layers stay in f32, {share:.1%} of the multiplications: {ratio:.1f} dB"
-    return {"layers": len(layers), "in_f32": names, "share_in_f32": round(share, 4), "sqnr": ratio, "summary": [line]}
+    said = "nothing changes" if ratio == math.inf else f"{ratio:.1f} dB"
+    line = f"{len(spared)} of {len(layers)} layers stay in f32, {share:.1%} of the multiplications: {said}"
+    return {
+        "layers": len(layers), "in_f32": names, "share_in_f32": round(share, 4),
+        "sqnr": None if ratio == math.inf else ratio, "summary": [line],
+    }  # fmt: skip
 
 
 def _factors(node: Node) -> list[Value]:
@@ -111,18 +130,22 @@ def _factors(node: Node) -> list[Value]:
 
 
 def _large(node: Node) -> bool:
-    """Whether a node multiplies two activations, stacks of matrices that are known to be large enough."""
+    """Whether a node multiplies two activations, stacks of matrices that are known to be large enough.
+
+    Attention with further keys before these, or whose keys do not all count, is not looked into.
+    """
     attention = node.is_a(Attention)
     if not attention and not node.is_a(MatMul):
         return False
     a, b, *more = node.operands
-    if any(value is not None for value in more[2:]):  # keys that stand before these
+    if any(value is not None for value in more[2:]):
         return False
     if a is None or b is None or a.rank is None or b.rank is None or min(a.rank, b.rank) < 2:
         return False
     if _origin(a).is_constant or _origin(b).is_constant:
         return False
-    extents = ((a.shape[-2], LARGE), (a.shape[-1], LONG), (b.shape[-2 if attention else -1], LARGE))
+    heads = (node.op.q_num_heads or 1) if isinstance(node.op, Attention) and a.rank == 3 else 1
+    extents = ((a.shape[-2], LARGE), (a.shape[-1], LONG * heads), (b.shape[-2 if attention else -1], LARGE))
     return all(isinstance(extent, int) and extent >= least for extent, least in extents)
 
 
@@ -132,9 +155,9 @@ def _origin(value: Value) -> Value:
     return wide.operand(0) if wide is not None and wide.operand(0).element == elements.BF16 else value
 
 
-def _round(graph: Graph, value: Value) -> None:
-    """Let the nodes of a graph that read a value read it rounded."""
-    users = [node for node in value.users if node.graph is graph]
+def _round(graph: Graph, value: Value, spared: Collection[Node], narrowed: dict[Constant, Constant]) -> None:
+    """Let the nodes of a graph that read a value read it rounded, but for those that are spared."""
+    users = [node for node in value.users if node.graph is graph and node not in spared]
     if value.producer is not None:
         after, location = value.producer.next, value.producer.location
     else:
@@ -144,7 +167,9 @@ def _round(graph: Graph, value: Value) -> None:
     if value.constant is None:
         narrow = builder.cast(value, to=elements.BF16)
     else:
-        narrow = constant_value(_narrowed(value.constant), name=value.name)
+        if value.constant not in narrowed:
+            narrowed[value.constant] = _narrowed(value.constant)
+        narrow = constant_value(narrowed[value.constant], name=value.name)
     wide = builder.cast(narrow, to=elements.F32)
     for node in users:
         for position, operand in enumerate(node.operands):
