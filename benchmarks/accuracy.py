@@ -35,6 +35,7 @@ SEEDS = (0, 1, 2)
 IMAGES, STATISTICS_IMAGES = 256, 8192
 """Images of the training set that compensation sees, and that new statistics are estimated from."""
 RECOVERED_SHARE, EPOCHS = 0.5, 15.0
+CHECKPOINTS = Path("build/recoveries")
 RECOVERY = {"batch_size": 128, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 PEER_CRITERIA = ("magnitude", "batch_norm_scale", "taylor", "random")
 STUDENT = {2: 4.302653}
@@ -344,7 +345,7 @@ def accuracy(benchmark: Benchmark, options: Any) -> None:
         if results.key(job) in results.held:
             continue
         try:
-            record = measure(data, job, options.accuracy_progress.parent / "recoveries", None)
+            record = measure(data, job, CHECKPOINTS, None)
         except Exception as error:  # Torch-Pruning may not be able to
             if "Torch-Pruning" not in job["method"]:
                 raise
