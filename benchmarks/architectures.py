@@ -168,7 +168,7 @@ def worker(name: str, write: int, seed: int, examine: Examine) -> None:
 
 def reason(error: BaseException) -> str:
     """The error in one line, with the place in our own code where it was raised."""
-    text = " ".join(str(error).split())[:700]
+    text = " ".join(str(error).split()).replace(f"{Path.cwd()}/", "")[:700]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/espalier/" in f.filename]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {text}{place}"

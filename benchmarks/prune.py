@@ -23,7 +23,7 @@ from benchmarks.common import Benchmark, interleaved
 from benchmarks.prune_models import examine, examine_peer
 
 SECONDS, PEER_SECONDS, QUICK_SECONDS = 300.0, 60.0, 40.0
-PROGRESS = Path("build/prune.jsonl")
+PROGRESS = Path("benchmarks/results/prune.jsonl")
 ACCURACY_PROGRESS = Path("benchmarks/results/prune_accuracy.jsonl")
 CHAINS = (1_000, 3_000, 10_000, 30_000, 100_000)
 
