@@ -183,10 +183,12 @@ def _trials(graph: Graph, context: Context) -> list[Trial]:
         trials = [Trial(inputs, list(call(inputs))) for inputs in batches]
     floats = [np.asarray(output) for trial in trials for output in trial.outputs if _is_float(output)]
     what = "made-up inputs" if context.data is None else "the data"
+    if not floats:
+        raise InputError("E212", "there is no ratio of signal to noise to keep: the model has no output in floats")
     if not all(np.isfinite(_wide(output)).all() for output in floats):
         raise _refusal(f"the model's outputs are not finite on {what}", context)
     if not any(_powers([trial.outputs for trial in trials])):
-        raise _refusal(f"no output in floats is other than 0 on {what}", context)
+        raise _refusal(f"all outputs in floats are 0, or empty, on {what}", context)
     return trials
 
 

@@ -46,7 +46,9 @@ class MixedPrecision(Pass):
 
     def run(self, graph: Graph, context: Context) -> int:
         layers, spared = _layers(graph), frozenset[int]()
-        if self.sqnr is not None and layers:
+        if self.sqnr is not None and not layers:
+            context.details = _details([], [], math.inf)
+        elif self.sqnr is not None:
             narrowed: dict[Constant, Constant] = {}  # one for all copies of the graph that are tried
 
             def change(copy: Graph, positions: Collection[int]) -> None:
@@ -99,10 +101,9 @@ def _round_layers(
 
 def _details(spared: Sequence[Node], layers: Sequence[Node], ratio: float) -> dict[str, Any]:
     """What stays in f32, for the report."""
-    total = sum(map(_work, layers))
-    share = sum(map(_work, spared)) / total
+    share = sum(map(_work, spared)) / sum(map(_work, layers)) if layers else 0.0
     names = [node.results[0].name or node.op.name for node in spared]
-    said = "nothing changes" if ratio == math.inf else f"{ratio:.1f} dB"
+    said = "no output moves" if ratio == math.inf else f"{ratio:.1f} dB"
     line = f"{len(spared)} of {len(layers)} layers stay in f32, {share:.1%} of the multiplications: {said}"
     return {
         "layers": len(layers), "in_f32": names, "share_in_f32": round(share, 4),
