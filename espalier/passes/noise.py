@@ -72,11 +72,15 @@ def _spare(
     every = range(len(gains))
     signals = _powers([trial.outputs for trial in trials])
 
+    def changed(positions: Collection[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+        """The model with the layers at these positions changed, to be called."""
+        copy = clone(graph)
+        change(copy, positions)
+        return in_batches(lambda arrays: run_within(copy, arrays), [value.shape for value in graph.inputs])
+
     def ratio(spared: Collection[int], least: float = wanted) -> float:
         """With these layers spared; anything below `least` once that is sure."""
-        copy = clone(graph)
-        change(copy, [position for position in every if position not in spared])
-        call = in_batches(lambda arrays: run_within(copy, arrays), [value.shape for value in graph.inputs])
+        call = changed([position for position in every if position not in spared])
         noises = [0.0] * len(signals)
         for trial in trials:
             found = _noises(trial.outputs, call(trial.inputs))
@@ -87,10 +91,7 @@ def _spare(
 
     def noise(group: Sequence[int]) -> float:
         """Relative to the signal, on the first trial alone."""
-        copy = clone(graph)
-        change(copy, group)
-        call = in_batches(lambda arrays: run_within(copy, arrays), [value.shape for value in graph.inputs])
-        found = _noises(trials[0].outputs, call(trials[0].inputs))
+        found = _noises(trials[0].outputs, changed(group)(trials[0].inputs))
         pairs = zip(_powers([trials[0].outputs]), found, strict=True)
         return max((added / signal for signal, added in pairs if signal), default=0.0)
 

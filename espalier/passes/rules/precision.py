@@ -28,8 +28,8 @@ class MixedPrecision(Pass):
     """Round what layers with constant weights multiply to bf16; they add up, and all else is computed, in f32.
 
     So are large matrices that are both activations, and the queries and keys of attention, but not its other product.
-    Each rounded tensor becomes a cast to bf16 and back, which everything that reads it reads, so that it need not be
-    kept in f32 too.
+    Each rounded tensor becomes a cast to bf16 and back, which everything that reads it reads (but for layers that are
+    left in f32), so that it need not be kept in f32 too.
 
     Attributes:
         sqnr: ratio of signal to noise, in decibels, that every output keeps on the first samples of the data, or on
