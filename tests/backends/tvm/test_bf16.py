@@ -101,6 +101,7 @@ def test_products_of_two_activations(left: tuple[int, ...], right: tuple[int, ..
     x, y = (b.input(TensorType(elements.F32, shape), name) for shape, name in ((left, "x"), (right, "y")))
     graph.set_outputs([b.relu(b.matmul(x, y))], ["z"])
     products_agree(graph, [left, right], rounded)
+    assert ("espalier_dpbf16ps" in str(build.written(graph, NARROW).functions)) == bool(rounded)
 
 
 @pytest.mark.parametrize(
