@@ -39,7 +39,7 @@ EPOCHS = 8
 RATE, GROWN_RATE = 0.1, 0.1
 """The largest learning rate before and after growth; both fall along a cosine."""
 IMAGES, BATCH = 50_000, 128
-SETTINGS = {"batch_size": BATCH, "momentum": 0.9, "weight_decay": 5e-4}
+SETTINGS = {"batch_size": BATCH, "momentum": 0.9, "weight_decay": 5e-4, "precision": "bf16"}
 NOISE = 0.05
 """Of Net2Wider, relative to the weights."""
 PASSES = 3

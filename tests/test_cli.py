@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from onnx import helper, numpy_helper
 import espalier.cli
 from benchmarks.artifact import network
 from espalier.cli import main
+from espalier.cli.output import as_text
 from espalier.errors import CATALOGUE, BudgetError
 from espalier.passes import REASSOCIATES, approximates, rewrite
 from espalier.passes.base import PASSES
@@ -131,6 +133,7 @@ def test_errors_are_documented_objects_too(call) -> None:
         ("compile model.onnx -o out --passes dead_cod", 2, "E202"),
         ("compile model.onnx -o out --passes dead_code:speed=3", 2, "E203"),
         ("compile model.onnx -o out --passes fold_constants:limit=many", 2, "E203"),
+        ("compile model.onnx -o out --passes fold_constants:limit=1,limit=2", 2, "E203"),
         ("compile model.onnx -o out --backend onnx --print-after dead_cod", 2, "E202"),
         ("compile model.onnx -o out --data missing.npz --backend onnx", 2, "E206"),
         ("compile model.onnx -o out --data model.onnx --backend onnx", 2, "E206"),
@@ -152,6 +155,17 @@ def test_bad_usage_is_refused_by_code(call, line: str, code: int, error: str) ->
     assert json.loads(text)["error"]["code"] == error, said
     assert said.startswith(f"{error}: ")
     assert not Path("out").exists()
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(call) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    code, text, _ = call("compile model.onnx -o out --backend onnx --passes prune:ratio=0.0 --data inputs.npz --json")
+    assert code == 0
+    json.loads(text, parse_constant=refuse)
+    found = {"a": [math.inf, (-math.inf, 1.5)], "b": {"c": math.nan}}
+    assert json.loads(as_text(found), parse_constant=refuse) == {"a": [None, [None, 1.5]], "b": {"c": None}}
 
 
 def test_names_that_are_nearly_right_are_suggested(call) -> None:

@@ -9,7 +9,7 @@ says of each unit whether that is exact, approximate, or not allowed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -225,16 +225,20 @@ def _static(term: Term) -> int:
     return term.extent
 
 
-def couple(graph: Graph) -> Coupling:
+def couple(graph: Graph, apart: Collection[Value] = ()) -> Coupling:
     """Unify the axis terms of a graph, and read its units off them.
 
     Time is about linear in the number of nodes, whatever the extents.
+
+    Args:
+        graph: the graph, which must not change while the coupling is in use.
+        apart: values that are not to couple their readers; the coupling knows no axes of theirs.
     """
     from espalier.analysis.verdicts import judge
 
     found = Coupling(graph)
     with few_collections(all_stays=False):
-        _Unifier(found).run()
+        _Unifier(found, frozenset(apart)).run()
         _collect(found)
         judge(found)
     return found
@@ -243,9 +247,9 @@ def couple(graph: Graph) -> Coupling:
 class _Unifier:
     """Gives every tensor its terms."""
 
-    def __init__(self, coupling: Coupling) -> None:
+    def __init__(self, coupling: Coupling, apart: frozenset[Value]) -> None:
         self.graph, self.axes, self.equations = coupling.graph, coupling.axes, coupling.equations
-        self.extents = coupling.extents
+        self.extents, self.apart = coupling.extents, apart
         self.declared: dict[tuple[Any, ...], Equation | None] = {}
         self._symbols = 0
 
@@ -344,7 +348,7 @@ class _Unifier:
         """Constants that are views of one source are one weight: let their terms come from the source's."""
         sharing: dict[int, list[Value]] = {}
         for value in _values(self.graph):
-            if value.constant is not None:
+            if value.constant is not None and value not in self.apart:
                 sharing.setdefault(id(value.constant.source), []).append(value)
         for values in sharing.values():
             if len(values) > 1:
@@ -359,11 +363,14 @@ class _Unifier:
                     self.axes[value] = list(terms)
 
     def freeze(self, value: Value, reason: Reason) -> None:
-        for term in self.terms(value) or ():
-            pin(term, reason)
+        if value not in self.apart:
+            for term in self.terms(value) or ():
+                pin(term, reason)
 
     def meet(self, value: Value, terms: list[Term] | None, node: Node, without: str) -> None:
         """Unify a value's axes with what a node says of them; if it says nothing, freeze them."""
+        if value in self.apart:
+            return
         if terms is None:
             self.freeze(value, Reason(without, node))
             return

@@ -6,8 +6,6 @@ gate failed; 130 interrupted.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 import tempfile
@@ -22,7 +20,7 @@ from cyclopts import App, CycloptsError
 from espalier import __version__
 from espalier.cli.editing import grow, prune, recover
 from espalier.cli.options import Flag, Json, MaxDrop, Metric, Output, Seed, Several, Source, Trust, seconds
-from espalier.cli.output import plain, show, write
+from espalier.cli.output import as_text, plain, show, write
 from espalier.errors import InputError, InternalError, Interruption
 from espalier.runtime.errors import EspalierError
 
@@ -215,8 +213,7 @@ def verify(
         for row in rows
     ]  # fmt: skip
     apart = [row for row in rows if not row["agrees"]]
-    found = [{**row, "difference": row["difference"] if math.isfinite(row["difference"]) else None} for row in rows]
-    show({"agree": not apart, "outputs": found}, json, [*lines, *([] if apart else ["They agree."])])
+    show({"agree": not apart, "outputs": rows}, json, [*lines, *([] if apart else ["They agree."])])
     if apart:
         worst = max(apart, key=lambda row: float(row["difference"]))
         print(f"E605: {a} and {b} do not agree: output {plain(worst['output'])!r} differs most", file=sys.stderr)
@@ -337,7 +334,7 @@ def _guard(action: Callable[[], Any], as_json: bool) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         if as_json:
-            print(json.dumps({"error": Interruption("E801", "interrupted").to_json()}))
+            print(as_text({"error": Interruption("E801", "interrupted").to_json()}))
         return 130
     except BrokenPipeError:  # whoever read our output is gone: so that the interpreter can flush it, send it nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -355,5 +352,5 @@ def _guard(action: Callable[[], Any], as_json: bool) -> int:
 def _report(error: EspalierError, as_json: bool) -> int:
     print(plain(str(error)), file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": error.to_json()}))
+        print(as_text({"error": error.to_json()}))
     return error.exit_code

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from espalier.errors import InputError
@@ -13,7 +14,20 @@ from espalier.errors import InputError
 
 def show(found: Any, as_json: bool, lines: Sequence[str]) -> None:
     """Print an object, or what it says in lines."""
-    write((json.dumps(found, default=str) if as_json else "\n".join(map(plain, lines))) + "\n")
+    write((as_text(found) if as_json else "\n".join(map(plain, lines))) + "\n")
+
+
+def as_text(found: Any) -> str:
+    """An object as JSON, which has no numbers that are not finite: null stands for them."""
+    return json.dumps(_finite(found), default=str, allow_nan=False)
+
+
+def _finite(found: Any) -> Any:
+    if isinstance(found, float):
+        return found if math.isfinite(found) else None
+    if isinstance(found, Mapping):
+        return {key: _finite(value) for key, value in found.items()}
+    return [_finite(value) for value in found] if isinstance(found, list | tuple) else found
 
 
 def write(text: str) -> None:

@@ -284,15 +284,27 @@ def maximum(a: Dimension, b: Dimension) -> Dimension:
 
 def broadcast(a: Dimension, b: Dimension) -> Dimension:
     """The extent that two axes of unknown extents broadcast to: the other one if one is 1, else what both are."""
-    if a == b or b == 1:
+    if a == b or b == 1 or _is_part(b, a):
         return a
-    if a == 1:
+    if a == 1 or _is_part(a, b):
         return b
     if isinstance(a, int) or isinstance(b, int):  # the other one is that too, or 1
         return a if isinstance(a, int) else b
     if all((least := lower_bound(each)) is not None and least >= 1 for each in (a, b)):
         return maximum(a, b)
     return maximum(a, b) * minimum(minimum(a, b), 1)  # 0 where one is
+
+
+def _is_part(a: Dimension, b: Dimension) -> bool:
+    """Whether a is min(b, c) for some c from 2 on, which is 1 only where b is: if they broadcast, they are equal."""
+    if not isinstance(a, Dim) or len(a.terms) != 1 or a.terms[0][1] != 1 or len(a.terms[0][0]) != 1:
+        return False
+    atom, power = a.terms[0][0][0]
+    others = [operand for operand in atom.operands if operand != b]
+    if power != 1 or atom.kind != "min" or len(others) != 1:
+        return False
+    least = lower_bound(others[0])
+    return least is not None and least >= 2
 
 
 def ceil_divide(a: Dimension, b: Dimension) -> Dimension:

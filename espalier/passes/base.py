@@ -266,6 +266,8 @@ def parse_options(owner: str, fields: Mapping[str, dataclasses.Field[Any]], item
         key = key.strip().replace("-", "_")
         if not equals or key not in fields:
             raise InputError("E203", f"the {owner} has no option {key!r}", hint=f"It has {sorted(fields) or 'none'}.")
+        if key in options:
+            raise InputError("E203", f"the {owner} has its option {key!r} twice")
         options[key] = _parse_option(owner, fields[key], value.strip())
     return options
 

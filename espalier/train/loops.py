@@ -56,6 +56,8 @@ class Settings:
         warmup: share of the steps over which the learning rate rises from 0.
         clip: largest norm of all gradients together; None: any.
         seed: of everything random.
+        precision: "bf16" convolves and multiplies matrices in bf16, which is faster where the device has it; weights,
+            their updates, statistics and the loss stay as they are. "f32" leaves it to the model.
         threads: of the CPU; as many as torch uses by default. The last digits depend on it.
         device: see `espalier.train.distributed.team`.
     """
@@ -70,6 +72,7 @@ class Settings:
     warmup: float = 0.0
     clip: float | None = None
     seed: int = 0
+    precision: Literal["f32", "bf16"] = "f32"
     threads: int | None = None
     device: str = "cpu"
 
@@ -87,6 +90,7 @@ class Settings:
             "warmup": 0 <= self.warmup <= 1,
             "clip": self.clip is None or self.clip > 0,
             "seed": self.seed >= 0,
+            "precision": self.precision in ("f32", "bf16"),
             "threads": self.threads is None or self.threads >= 1,
         }
         for name, holds in ranges.items():
@@ -190,6 +194,7 @@ def train(
         saved = None if folder is None or known is None else checkpoints.read(folder, known)
         with _threads(settings.threads or (None if saved is None else saved.position["threads"])):
             module.to(members.device)
+            module.narrow = torch.bfloat16 if settings.precision == "bf16" else None
             total = _total(data, settings) if saved is None else int(saved.position["total"])
             run = Run(module, _optimizer(module, settings), total, members)
             if saved is not None:

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from espalier.ir import Graph, Node, Value
+from espalier.ir import Graph, Node, TensorType, Value
 from espalier.ir.constants import ArraySource, Constant, View, through
 from espalier.ir.execute import Region
 from espalier.ir.graph import constant_value
 from espalier.ir.xp import torch as xp
+from espalier.ir.xp.torch import dtype_of
 from espalier.train.weights import looks_learned
 
 
@@ -30,6 +31,8 @@ class GraphModule(nn.Module):
         weights: constant → the name of its parameter or buffer here (and so for what is computed from constants alone).
         views: constant → what makes it of that tensor.
         statistics: the names of the buffers that hold running statistics.
+        narrow: what convolutions and matrix products are computed in while training, by torch's autocast; None: in
+            what the graph says. Weights, statistics and outputs keep their elements.
     """
 
     def __init__(self, graph: Graph, trainable: Callable[[Value], bool]) -> None:
@@ -54,6 +57,7 @@ class GraphModule(nn.Module):
         self.statistics = {self.weights[value] for value in statistics if value.constant is not None}
         self._settle(statistics)
         self.keep_statistics(None)
+        self.narrow: torch.dtype | None = None
         self._last_use = _last_uses(self._nodes, graph)
 
     def _add(self, values: Sequence[Value], learns: bool) -> None:
@@ -112,6 +116,18 @@ class GraphModule(nn.Module):
 
     def forward(self, *inputs: torch.Tensor, observe: Callable[[Node, Sequence[Any]], None] | None = None) -> list[Any]:
         """The outputs. `observe` is told each node and its results, as they are computed."""
+        if self.narrow is None or not self.training:
+            return self._forward(inputs, observe)
+        with torch.autocast(inputs[0].device.type, self.narrow):
+            found = self._forward(inputs, observe)
+        return [
+            output.to(dtype_of(value.element)) if isinstance(value.type, TensorType) else output
+            for value, output in zip(self.graph.outputs, found, strict=True)
+        ]
+
+    def _forward(
+        self, inputs: Sequence[torch.Tensor], observe: Callable[[Node, Sequence[Any]], None] | None
+    ) -> list[Any]:
         store: dict[Value, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         for node in self._settled if observe is not None else ():
             assert observe is not None

@@ -182,3 +182,28 @@ def test_nothing_is_divided_by_zero():
                 divide(dividend, 0)
     with pytest.raises(ValueError, match="not a dimension"):
         dims.parse("floordiv(n, 0)")
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("t", "min(64,t)"),
+        ("min(t,u+2)", "t"),
+        ("t", "min(1,t)"),
+        ("t", "u"),
+        ("t+1", "min(8,t+1)"),
+        ("t", "2*min(64,t)"),
+    ],
+)
+def test_broadcast_extents_are_right_wherever_they_broadcast(a: str, b: str) -> None:
+    left, right = dims.parse(a), dims.parse(b)
+    for t in range(70):
+        for u in (0, 1, 2, 7):
+            x, y, found = (dims.substitute(d, {"t": t, "u": u}) for d in (left, right, dims.broadcast(left, right)))
+            assert x != y and 1 not in (x, y) or found == (y if x == 1 else x)
+
+
+def test_a_part_of_an_extent_broadcasts_to_it_only_if_it_is_all_of_it() -> None:
+    t = dims.symbol("t")
+    assert dims.broadcast(t, dims.minimum(t, 64)) == t == dims.broadcast(dims.minimum(t, 64), t)
+    assert dims.broadcast(t, dims.minimum(t, 1)) != t

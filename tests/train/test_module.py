@@ -21,6 +21,7 @@ from espalier.ir.execute import run
 from espalier.ir.graph import constant_value
 from espalier.ir.types import parse
 from espalier.train.module import to_torch
+from tests.analysis.networks import NETWORKS, example
 from tests.train.networks import classifier, images, weights
 
 
@@ -71,6 +72,28 @@ def shortcut() -> Graph:
     weight = np.random.default_rng(0).standard_normal((3, 4, 1)).astype("f4")
     graph.set_outputs([b.conv(b.pad(x, amounts), weight)])
     return graph
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_training_in_bf16_gives_outputs_and_gradients_near_those_in_f32(name: str) -> None:
+    module, inputs = example(name, torch.float32)
+    trained = to_torch(espalier.load(module, example_inputs=inputs)).train()
+    found = []
+    for narrow in (None, torch.bfloat16):
+        trained.narrow = narrow
+        outputs = trained(*inputs)
+        assert all(output.dtype == torch.float32 for output in outputs)
+        parameters = dict(trained.named_parameters())
+        gradients = torch.autograd.grad(
+            sum(o.square().mean() for o in outputs), [*parameters.values()], allow_unused=True
+        )
+        found.append([*outputs, *(g for g in gradients if g is not None)])
+    for wanted, near in zip(*found, strict=True):
+        assert near.dtype == wanted.dtype
+        assert float((near - wanted).norm()) <= 0.1 * float(wanted.norm()) + 1e-3
+    with torch.no_grad():
+        trained.eval()
+        np.testing.assert_array_equal(trained(*inputs)[0].numpy(), trained(*inputs)[0].numpy())
 
 
 def test_what_constants_say_is_computed_once() -> None:

@@ -90,6 +90,21 @@ def test_the_seed_decides_everything() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_training_in_bf16_ends_near_that_in_f32() -> None:
+    options = {"steps": 30, "batch_size": 32, "learning_rate": 0.02}
+    start, plain, narrow = (
+        classifier(),
+        *(
+            recover(classifier(), None, {"image": X, "labels": LABELS}, precision=precision, **options)
+            for precision in ("f32", "bf16")
+        ),
+    )
+    for before, a, b in zip(weights(start), weights(plain), weights(narrow), strict=True):
+        assert b.dtype == a.dtype
+        assert np.linalg.norm(a - b) <= 0.1 * np.linalg.norm(a - before) + 1e-6
+    assert not same_bits(plain, narrow)
+
+
 class Stop(Exception):
     """A kill, for tests within one process."""
 
@@ -132,12 +147,13 @@ class Wobbling(torch.utils.data.Dataset[Any]):
 
 
 @pytest.mark.parametrize("kind", ["arrays", "batches", "loader"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_resuming_ends_with_the_same_bits(kind: str, optimizer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("optimizer", "precision"), [("sgd", "f32"), ("adamw", "f32"), ("sgd", "bf16")])
+def test_resuming_ends_with_the_same_bits(kind: str, optimizer: str, precision: str, tmp_path: Path) -> None:
     def once(folder: Path | None, stop: int = 0) -> Graph:
         loader = torch.utils.data.DataLoader(Wobbling(), batch_size=16, shuffle=True)
         data = {"arrays": {"image": X, "labels": LABELS}, "batches": list(stream()), "loader": loader}[kind]
-        options: Any = {"batch_size": 16, "optimizer": optimizer, "augment": CropAndFlip(1), "hooks": [Shrink(stop)]}
+        options: Any = {"batch_size": 16, "optimizer": optimizer, "precision": precision, "augment": CropAndFlip(1)}
+        options["hooks"] = [Shrink(stop)]
         return recover(classifier(), TEACHER, data, steps=21, imitate=0.5, checkpoint=folder, every_steps=3, **options)
 
     whole = once(None)
@@ -208,6 +224,7 @@ def test_bad_data_and_options_are_refused() -> None:
     refused("E201", steps=-1)
     refused("E201", learning_rate=0.0)
     refused("E201", temperature=0)
+    refused("E201", precision="f16")
     assert "learning_rate" in refused("E201", rate=1)
     refused("E201", device="cuda:7")
     refused("E226", trainable=lambda value: False)

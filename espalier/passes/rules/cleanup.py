@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from espalier.errors import EspalierError
-from espalier.ir import Graph, Node, TensorType, Value, constant_value
-from espalier.ir.dims import Dim
+from espalier.ir import Builder, Graph, Node, TensorType, Value, constant_value
+from espalier.ir.dims import Dim, Dimension
 from espalier.ir.ops.movement import Transpose
+from espalier.ir.ops.shapes import Shape, Size
 from espalier.ir.xp import numpy as xp
 from espalier.passes.base import Change, Context, Pass, graph_pass
 from espalier.passes.inference import propagate, reinfer
@@ -209,6 +211,80 @@ def _numbers(result: Value) -> Value | None:
             return None
         content = np.array(numbers, result.element.dtype).reshape(content.shape)
     return constant_value(content, result.element, result.name)
+
+
+@graph_pass("shapes_of_inputs")
+class ShapesOfInputs(Pass):
+    """Read extents that only run time knows from the model's inputs, where they were read from tensors inside.
+
+    Exporters ask whatever is at hand for the batch; asking a tensor for its shape ties all of its extents down.
+    """
+
+    def run(self, graph: Graph, context: Context) -> int:
+        known: dict[Dimension, tuple[Value, int]] = {}
+        for value in graph.inputs:
+            for axis, extent in enumerate(value.shape or ()):
+                if isinstance(extent, Dim):
+                    known.setdefault(extent, (value, axis))
+        inside: dict[Value, None] = {}
+        """What is computed from the shapes of tensors inside."""
+        for node in graph:
+            if isinstance(node.op, Shape | Size):
+                asks = node.operand(0) not in graph.inputs
+            else:
+                asks = any(value in inside for value in node.inputs)
+            if asks:
+                inside.update((r, None) for r in node.results if r.content is not None and r.constant is None)
+        needed = {v for v in inside if v.is_output or any(not inside.keys() >= {*user.results} for user in v.users)}
+        asked: list[tuple[Value, list[Dimension]]] = []
+        for value in reversed(inside):
+            if value in needed:
+                wanted = _entries(value)
+                if wanted and all(entry in known for entry in wanted if isinstance(entry, Dim)):
+                    asked.append((value, wanted))
+                elif value.producer is not None:  # what it is computed from
+                    needed.update(value.producer.inputs)
+        read: dict[Dimension, Value] = {}
+        for count, (value, wanted) in enumerate(reversed(asked)):
+            if not context.may_rewrite():
+                return count
+            self._ask(graph, value, wanted, known, read, context)
+        return len(asked)
+
+    def _ask(
+        self,
+        graph: Graph,
+        value: Value,
+        wanted: Sequence[Dimension],
+        known: Mapping[Dimension, tuple[Value, int]],
+        read: dict[Dimension, Value],
+        context: Context,
+    ) -> None:
+        """Put numbers, and extents that are read from the inputs, in the place of a value."""
+        node = value.producer
+        assert node is not None
+        build = Builder(graph, node, node.location.touched(self.name))
+        parts = []
+        for extent in wanted:
+            if extent in known and extent not in read:
+                of, axis = known[extent]
+                read[extent] = build.shape(of, start=axis, end=axis + 1)
+            parts.append(read[extent] if extent in known else constant_value(np.array([extent], np.int64)))
+        made = parts[0] if len(parts) == 1 else build.concat(*parts, axis=0)
+        if not value.rank:
+            made = build.reshape(made, np.zeros(0, np.int64))
+        if made.element != value.element:
+            made = build.cast(made, to=value.element)
+        if context.recorder is not None:
+            nodes = [each.producer for each in (*parts, made) if each.producer is not None]
+            context.recorder(Change(self.name, self.semantics, context.rewrites, [value], [made], nodes))
+        graph.replace(value, made)
+
+
+def _entries(value: Value) -> list[Dimension]:
+    """The extents in a scalar or vector of them; none for other tensors."""
+    content = value.known
+    return [] if content is None or content.ndim > 1 else content.reshape(-1).tolist()
 
 
 @graph_pass("infer_types")

@@ -5,6 +5,7 @@ PASSES = (
     "expansion",
     "mixture",
     "prune",
+    "separate",
     "sparsity",
     "thin",
     "widen",

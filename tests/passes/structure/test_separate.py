@@ -1,0 +1,189 @@
+"""Tensors of one number everywhere tie nothing: each unit that reads one gets its own. What is tied otherwise stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import espalier
+from espalier.analysis.coupling import couple
+from espalier.errors import InputError
+from espalier.ir import Builder, Graph, TensorType, elements
+from espalier.ir.dims import symbol
+from espalier.ir.execute import execute
+from espalier.ir.hashing import structural_hash
+from espalier.passes.base import Context
+from espalier.passes.pipelines import CLEANING
+from espalier.passes.structure.separate import SeparateFills
+from tests.passes.structure.cutting import hard_is_soft
+from tests.passes.structure.pruning import run_pass
+
+X = np.random.default_rng(0).standard_normal((2, 7, 6)).astype(np.float32)
+
+
+class Layers(nn.Module):
+    """Recurrent layers of one width, for which exporters to ONNX write one initial state of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 8, num_layers=2, batch_first=True)
+        self.gru = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gru(self.lstm(x)[0])[0].mean(1)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    torch.manual_seed(0)
+    module, folder = Layers().eval(), tmp_path_factory.mktemp("layers")
+    found = {}
+    for name, shapes in (("static", None), ("dynamic", ({0: torch.export.Dim("b", min=1, max=64)},))):
+        found[name] = folder / f"{name}.onnx"
+        made = torch.onnx.export(module, (torch.from_numpy(X),), dynamo=True, dynamic_shapes=shapes, verbose=False)
+        assert made is not None
+        made.save(found[name])
+    return found
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic"])
+def test_layers_of_an_onnx_file_have_a_hidden_unit_each(name: str, exported: dict[str, Path], tmp_path: Path) -> None:
+    graph = espalier.prune(exported[name], ratio=0.0).graph
+    hidden = [unit for unit in couple(graph).removable() if unit.extent == 8]
+    assert [unit.verdict for unit in hidden] == ["exact", "exact"]  # the third is the output's
+    for k, unit in enumerate(hidden):
+        assert hard_is_soft(graph, [X], {unit.name: [k, 5]}) <= 1e-5
+    small = espalier.prune(exported[name], ratio=0.5, output=tmp_path / "small.onnx").graph
+    assert [unit.extent for unit in couple(small).removable()] == [4, 4]
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    for batch in (2,) if name == "static" else (1, 2, 5):
+        x = np.resize(X, (batch, 7, 6))
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], execute(small, [x])[0], atol=1e-6)
+    wide = espalier.grow(exported[name], to=12, only=[hidden[1].name]).graph
+    np.testing.assert_allclose(execute(wide, [X])[0], execute(graph, [X])[0], atol=1e-6)
+    assert [unit.extent for unit in couple(wide).removable()] == [8, 12]
+
+
+def branches(second: np.ndarray | None = None) -> Graph:
+    """Two linear layers of 8 features on one input, whose features have one bias, or two views of one."""
+    graph = Graph("branches")
+    b, rng = Builder(graph), np.random.default_rng(1)
+    x = b.input(TensorType(elements.F32, (symbol("b"), 6)), "x")
+    bias = espalier.ir.constant_value(np.zeros(8, np.float32) if second is None else second, name="bias")
+    made = []
+    for _ in range(2):
+        features = b.relu(b.add(b.matmul(x, rng.standard_normal((6, 8)).astype(np.float32)), bias))
+        made.append(b.matmul(features, rng.standard_normal((8, 3)).astype(np.float32)))
+    graph.set_outputs([b.add(*made)], ["y"])
+    return graph
+
+
+def test_a_shared_bias_of_zeros_is_split_and_another_is_not() -> None:
+    graph = branches()
+    assert [len(unit.weights) for unit in couple(graph).removable()] == [5]
+    before = execute(graph, [X[0]])
+    run_pass(graph, "separate_fills")
+    assert [len(unit.weights) for unit in couple(graph).removable()] == [3, 3]
+    np.testing.assert_array_equal(execute(graph, [X[0]])[0], before[0])
+    once = structural_hash(graph)
+    assert run_pass(graph, "separate_fills").passes[0].rewrites == 0 and structural_hash(graph) == once
+    graph = branches(np.arange(8, dtype=np.float32))
+    run_pass(graph, "separate_fills")
+    assert [len(unit.weights) for unit in couple(graph).removable()] == [5]
+
+
+def test_the_limit_of_rewrites_holds_and_pruning_separates_by_itself() -> None:
+    graph = branches()
+    assert SeparateFills().run(graph, Context(stop_after=0)) == 0
+    assert [len(unit.weights) for unit in couple(graph).removable()] == [5]
+    run_pass(graph, "prune:ratio=0.5")
+    assert [(unit.extent, len(unit.weights)) for unit in couple(graph).removable()] == [(4, 3), (4, 3)]
+
+
+def test_a_layer_that_is_used_twice_stays_one() -> None:
+    """Its gains are all one before training; its matrices tie it anyway."""
+    graph = Graph("twice")
+    b, rng = Builder(graph), np.random.default_rng(2)
+    x = b.input(TensorType(elements.F32, (symbol("b"), 6)), "x")
+    weight, gain = rng.standard_normal((6, 6)).astype(np.float32), np.ones(6, np.float32)
+    weights = [espalier.ir.constant_value(array, name=name) for array, name in ((weight, "weight"), (gain, "gain"))]
+    y = b.matmul(x, rng.standard_normal((6, 6)).astype(np.float32))
+    for _ in range(2):
+        y = b.add(y, b.mul(b.matmul(y, weights[0]), weights[1]))
+    graph.set_outputs([b.matmul(y, rng.standard_normal((6, 3)).astype(np.float32))], ["y"])
+    assert run_pass(graph, "separate_fills").passes[0].rewrites == 0
+
+
+def test_views_of_one_source_and_computed_fills_are_split() -> None:
+    graph = Graph("views")
+    b, rng = Builder(graph), np.random.default_rng(3)
+    x = b.input(TensorType(elements.F32, (symbol("b"), 6)), "x")
+    both = espalier.ir.constant_value(np.zeros((2, 8), np.float32), name="both")
+    filled = b.constant_of_shape(np.array([2, 8]), value=0.5)
+    made = []
+    for k in range(2):
+        assert both.constant is not None
+        bias = espalier.ir.constant_value(both.constant.slice(0, k, k + 1))
+        features = b.add(b.matmul(x, rng.standard_normal((6, 8)).astype(np.float32)), bias)
+        features = b.add(features, b.slice(filled, np.array([k]), np.array([k + 1]), np.array([0])))
+        made.append(b.matmul(b.relu(features), rng.standard_normal((8, 3)).astype(np.float32)))
+    graph.set_outputs([b.add(*made)], ["y"])
+    before = execute(graph, [X[0]])
+    assert [unit.extent for unit in couple(graph).removable()] == [8]
+    run_pass(graph, "separate_fills")
+    units = couple(graph).removable()
+    assert [unit.extent for unit in units] == [8, 8]
+    np.testing.assert_array_equal(execute(graph, [X[0]])[0], before[0])
+    assert hard_is_soft(graph, [X[0]], {units[0].name: [1, 2], units[1].name: [7]}) <= 1e-5
+
+
+def test_a_fill_that_is_an_output_too_keeps_its_extents() -> None:
+    graph = branches()
+    bias = next(value for value in graph.constants() if value.name == "bias")
+    graph.set_outputs([*graph.outputs, bias], ["y", "bias"])
+    run_pass(graph, "prune:ratio=0.5")
+    y, kept = execute(graph, [X[0]])
+    assert y.shape == (7, 3) and kept.shape == (8,)
+    assert [unit.extent for unit in couple(graph).removable()] == [4, 4]
+
+
+def test_extents_that_tensors_inside_are_asked_for_are_read_from_the_inputs() -> None:
+    graph = Graph("asked")
+    b, rng = Builder(graph), np.random.default_rng(4)
+    x = b.input(TensorType(elements.F32, (symbol("b"), 2, 6)), "x")
+    y = b.relu(b.matmul(x, rng.standard_normal((6, 8)).astype(np.float32)))
+    shape = b.shape(y)
+    batch = b.gather(shape, np.array(0), axis=0)
+    rows = b.reshape(y, b.concat(b.reshape(batch, np.array([1])), np.array([16]), axis=0))
+    graph.set_outputs([b.matmul(rows, rng.standard_normal((16, 3)).astype(np.float32)), batch], ["y", "batch"])
+    before = execute(graph, [X[:, :2]])
+    assert not couple(graph).removable()
+    for spec in CLEANING:
+        run_pass(graph, spec)
+    assert [unit.extent for unit in couple(graph).removable() if unit.extent == 8] == [8]
+    for old, new in zip(before, execute(graph, [X[:, :2]]), strict=True):
+        np.testing.assert_array_equal(new, old)
+        assert new.dtype == old.dtype and new.shape == old.shape
+    assert sum(node.op.name == "shape" for node in graph) == 1
+
+
+def test_an_extent_that_no_input_has_is_asked_for_where_it_is() -> None:
+    graph = Graph("asked")
+    b = Builder(graph)
+    x = b.input(TensorType(elements.F32, (symbol("b"), 6)), "x")
+    twice = b.concat(x, x, axis=0)
+    graph.set_outputs([b.shape(twice, start=0, end=1)], ["n"])
+    assert run_pass(graph, "shapes_of_inputs").passes[0].rewrites == 0
+    assert execute(graph, [X[0]])[0].tolist() == [14]
+
+
+def test_the_hint_says_why_most_is_frozen_or_that_patterns_leave_nothing() -> None:
+    graph = branches()
+    with pytest.raises(InputError) as caught:
+        run_pass(graph, "prune:ratio=0.5,ignore=*")
+    assert caught.value.hint is not None and caught.value.hint.startswith("2 could be")
