@@ -23,7 +23,7 @@ from espalier.ir import Graph
 from espalier.ir.clone import clone
 from espalier.passes.base import Pass, lookup, parse_spec
 from espalier.passes.manager import PassManager, PassReport, Report
-from espalier.passes.pipelines import CLEANING
+from espalier.passes.pipelines import CLEANING, SEPARATING
 from espalier.passes.structure.report import reason_lines, total_macs
 from espalier.train.data import Data, rereadable
 from espalier.train.evaluate import Gate, Measure, Score
@@ -205,10 +205,11 @@ def edit(
     graph, reference = clone(loaded), loaded if original is None else frontends.load(original, **given)
     data = rereadable(data)
     dataset = None if data is None else Data(data, tuple(graph.inputs))
-    passes: Sequence[Pass] = [*map(parse_spec, CLEANING), *changes]
+    before = SEPARATING if changes else CLEANING
+    passes: Sequence[Pass] = [*map(parse_spec, before), *changes]
     manager = PassManager(passes, seed=seed, data=dataset, device=find_device(device))
     report = manager.run(graph)
-    done = tuple(report.passes[len(CLEANING) :])
+    done = tuple(report.passes[len(before) :])
     details = _details(done, reference, graph)
     if "widened" in details and not details["widened"]:
         lines = [line for kind in ("kept", "frozen") for line in reason_lines(kind, details[kind])]

@@ -30,7 +30,7 @@ from espalier.ir.execute import execute
 from espalier.ir.types import parse as parse_type
 from espalier.passes.base import parse_spec
 from espalier.passes.manager import PassManager
-from espalier.passes.pipelines import CLEANING
+from espalier.passes.pipelines import SEPARATING
 from espalier.passes.samples import NoSample, Trial, sensitivity, shapes_of, try_sizes
 from espalier.runtime.manifest import TensorSpec
 from espalier.runtime.manifest import to_json as manifest_json
@@ -425,7 +425,7 @@ def describe(
     if text:
         return {"text": to_text(graph)}, [to_text(graph)]
     if units:
-        PassManager(list(map(parse_spec, CLEANING)), "none").run(graph)  # so that names are those that verbs know
+        PassManager(list(map(parse_spec, SEPARATING)), "none").run(graph)  # so that names are those that verbs know
         return units_table(graph)
     counts = Counter(node.op.name for each in graph.all_graphs() for node in each)
     held = [value.constant for value in graph.constants() if value.constant is not None]

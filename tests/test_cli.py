@@ -164,8 +164,12 @@ def test_numbers_that_are_not_finite_are_null_in_json(call) -> None:
     code, text, _ = call("compile model.onnx -o out --backend onnx --passes prune:ratio=0.0 --data inputs.npz --json")
     assert code == 0
     json.loads(text, parse_constant=refuse)
-    found = {"a": [math.inf, (-math.inf, 1.5)], "b": {"c": math.nan}}
-    assert json.loads(as_text(found), parse_constant=refuse) == {"a": [None, [None, 1.5]], "b": {"c": None}}
+    found = {
+        "a": [math.inf, (-math.inf, 1.5)],
+        "b": {"c": np.float32("nan"), math.inf: np.float32(2), "d": True, "e": 3},
+    }
+    wanted = {"a": [None, [None, 1.5]], "b": {"c": None, "inf": 2.0, "d": True, "e": 3}}
+    assert json.loads(as_text(found), parse_constant=refuse) == wanted
 
 
 def test_names_that_are_nearly_right_are_suggested(call) -> None:

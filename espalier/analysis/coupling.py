@@ -232,7 +232,8 @@ def couple(graph: Graph, apart: Collection[Value] = ()) -> Coupling:
 
     Args:
         graph: the graph, which must not change while the coupling is in use.
-        apart: values that are not to couple their readers; the coupling knows no axes of theirs.
+        apart: values that are not to couple their readers; the coupling knows no axes of theirs. Tensors of one number
+            everywhere do couple theirs otherwise: the pass `separate_fills` gives each reader its own.
     """
     from espalier.analysis.verdicts import judge
 

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from espalier.errors import InputError
@@ -23,10 +24,10 @@ def as_text(found: Any) -> str:
 
 
 def _finite(found: Any) -> Any:
-    if isinstance(found, float):
-        return found if math.isfinite(found) else None
+    if isinstance(found, Real) and not isinstance(found, Integral):  # numpy's floats, too
+        return float(found) if math.isfinite(found) else None
     if isinstance(found, Mapping):
-        return {key: _finite(value) for key, value in found.items()}
+        return {str(key): _finite(value) for key, value in found.items()}
     return [_finite(value) for value in found] if isinstance(found, list | tuple) else found
 
 

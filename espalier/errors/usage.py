@@ -23,7 +23,7 @@ declare(
     InputError,
     "E203",
     "a pass specification cannot be parsed",
-    "A specification is a name and options, as in `prune:ratio=0.5,criterion=taylor`.",
+    "A specification is a name and options, each once, as in `prune:ratio=0.5,criterion=taylor`.",
     "`espalier passes NAME` lists a pass's options, their types and defaults.",
 )
 declare(

@@ -14,7 +14,7 @@ from espalier.ir import Graph
 from espalier.ir.clone import clone
 from espalier.passes.base import Context
 from espalier.passes.samples import NoSample, Trial, run_within, try_graph
-from espalier.train.evaluate import in_batches
+from espalier.train.evaluate import decibels, in_batches
 from espalier.train.measure import first_samples
 
 RUNS = 96
@@ -157,12 +157,8 @@ def _noises(wanted: Sequence[Any], found: Sequence[Any]) -> list[float]:
 
 
 def _worst(signals: Sequence[float], noises: Sequence[float]) -> float:
-    ratios = [
-        -math.inf if noise == math.inf else 10 * math.log10(signal / noise)
-        for signal, noise in zip(signals, noises, strict=True)
-        if signal and noise
-    ]
-    return min(ratios, default=math.inf)
+    pairs = zip(signals, noises, strict=True)
+    return min((decibels(signal, noise) for signal, noise in pairs if signal and noise), default=math.inf)
 
 
 def _is_float(array: Any) -> bool:

@@ -188,17 +188,21 @@ class SignalToNoise(Metric):
     def update(self, outputs: Sequence[NDArray[Any]], wanted: Any) -> None:
         for found, original in zip(outputs, wanted, strict=True):
             original = np.asarray(original)
-            if original.dtype.kind in "iub":
+            if original.dtype.kind not in "fV":  # V are numpy's narrow floats
                 continue
             wide = original.astype(np.float64)
             self.signal += float(np.sum(wide**2))
             self.noise += float(np.sum((np.asarray(found).astype(np.float64) - wide) ** 2))
 
     def result(self) -> float:
-        if not self.noise:
-            return math.inf
-        known = self.signal and math.isfinite(self.noise)
-        return 10 * math.log10(self.signal / self.noise) if known else -math.inf
+        return decibels(self.signal, self.noise)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10·log10 of the ratio of two sums of squares; infinite without noise, −∞ under noise without end or signal."""
+    if not noise:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal and math.isfinite(noise) else -math.inf
 
 
 class Function(Metric):

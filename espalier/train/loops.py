@@ -56,8 +56,8 @@ class Settings:
         warmup: share of the steps over which the learning rate rises from 0.
         clip: largest norm of all gradients together; None: any.
         seed: of everything random.
-        precision: "bf16" convolves and multiplies matrices in bf16, which is faster where the device has it; weights,
-            their updates, statistics and the loss stay as they are. "f32" leaves it to the model.
+        precision: "bf16" computes convolutions and matrix products of f32 in bf16, which is faster where the device has
+            it; all else, such as weights, their updates, statistics and the loss, stays as it is, as with "f32".
         threads: of the CPU; as many as torch uses by default. The last digits depend on it.
         device: see `espalier.train.distributed.team`.
     """
@@ -194,14 +194,14 @@ def train(
         saved = None if folder is None or known is None else checkpoints.read(folder, known)
         with _threads(settings.threads or (None if saved is None else saved.position["threads"])):
             module.to(members.device)
-            module.narrow = torch.bfloat16 if settings.precision == "bf16" else None
             total = _total(data, settings) if saved is None else int(saved.position["total"])
             run = Run(module, _optimizer(module, settings), total, members)
             if saved is not None:
                 _restore(run, saved, acting)
             for hook in acting:
                 hook.start(run)
-            with progress_bar(title, total, run.step, progress if members.rank == 0 else False) as bar:
+            bar_shown = progress if members.rank == 0 else False
+            with progress_bar(title, total, run.step, bar_shown) as bar, _narrow(module, settings):
                 keep = _Keeper(run, acting, folder, known or {}, every_steps, every_minutes)
                 _loop(run, objective, data, settings, acting, augment, bar, keep)
         module.eval()
@@ -473,6 +473,16 @@ def _steady(device: torch.device) -> Iterator[None]:
         torch.set_rng_state(numbers[0])
         random.setstate(numbers[1])
         np.random.set_state(numbers[2])
+
+
+@contextmanager
+def _narrow(module: GraphModule, settings: Settings) -> Iterator[None]:
+    before = module.narrow
+    module.narrow = torch.bfloat16 if settings.precision == "bf16" else None
+    try:
+        yield
+    finally:
+        module.narrow = before
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from espalier.ir import Graph
 from espalier.ir.execute import run
 from espalier.train.data import Data
-from espalier.train.evaluate import Runner, compare, in_batches
+from espalier.train.evaluate import Runner, SignalToNoise, compare, in_batches
 
 SAMPLES = 128
 """Samples that are looked at: enough to see what a pass did; the accuracy gate uses all."""
@@ -28,11 +27,13 @@ def measure(before: Graph, after: Graph, data: Data | None, samples: int = SAMPL
     limited = Data(first_samples(data, samples), data.inputs)
     wanted, found = _Recorder(before), _Recorder(after)
     score = compare(wanted, found, limited)
+    ratio = SignalToNoise()
+    ratio.update(found.outputs, wanted.outputs)
     return {
         "metric": score.metric,
         "before": score.original,
         "after": score.compiled,
-        "sqnr": signal_to_noise(wanted.outputs, found.outputs),
+        "sqnr": ratio.result() if ratio.signal else None,
         "samples": sum(len(inputs[0]) if inputs and inputs[0].ndim else 1 for inputs, _ in limited.source),
     }
 
@@ -46,20 +47,6 @@ def in_words(measured: dict[str, Any] | None) -> str:
         f"{measured['metric']} {measured['before']:.4f} → {measured['after']:.4f}{ratio} "
         f"on {measured['samples']} samples"
     )
-
-
-def signal_to_noise(wanted: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]]) -> float | None:
-    """10·log10 Σy² / Σ(y − y′)² over all floats."""
-    signal = noise = 0.0
-    for a, b in zip(wanted, found, strict=True):
-        if a.dtype.kind == "f":
-            signal += float(np.sum(np.square(a, dtype=np.float64)))
-            noise += float(np.sum(np.square(a.astype(np.float64) - b)))
-    if not signal:
-        return None
-    if not math.isfinite(noise):
-        return -math.inf
-    return 10 * math.log10(signal / noise) if noise else math.inf
 
 
 class _Recorder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from espalier.ir import Graph, Node, TensorType, Value
+from espalier.ir import Graph, Node, Value
 from espalier.ir.constants import ArraySource, Constant, View, through
 from espalier.ir.execute import Region
 from espalier.ir.graph import constant_value
 from espalier.ir.xp import torch as xp
-from espalier.ir.xp.torch import dtype_of
 from espalier.train.weights import looks_learned
 
 
@@ -31,8 +31,8 @@ class GraphModule(nn.Module):
         weights: constant → the name of its parameter or buffer here (and so for what is computed from constants alone).
         views: constant → what makes it of that tensor.
         statistics: the names of the buffers that hold running statistics.
-        narrow: what convolutions and matrix products are computed in while training, by torch's autocast; None: in
-            what the graph says. Weights, statistics and outputs keep their elements.
+        narrow: the dtype in which convolutions and matrix products of f32 that something learned goes into are
+            computed while training, by torch's autocast; None: as the graph says. Whatever lies between them stays.
     """
 
     def __init__(self, graph: Graph, trainable: Callable[[Value], bool]) -> None:
@@ -58,6 +58,7 @@ class GraphModule(nn.Module):
         self._settle(statistics)
         self.keep_statistics(None)
         self.narrow: torch.dtype | None = None
+        self._products = self._learned_products()
         self._last_use = _last_uses(self._nodes, graph)
 
     def _add(self, values: Sequence[Value], learns: bool) -> None:
@@ -97,6 +98,17 @@ class GraphModule(nn.Module):
     def _may_change(self, value: Value, statistics: Set[Value]) -> bool:
         return value not in self.weights or value in statistics or self.weights[value] in self._parameters
 
+    def _learned_products(self) -> set[int]:
+        """Where the nodes are that sum over products of what something learned went into, by position."""
+        learned = {value for value, name in self.weights.items() if name in self._parameters}
+        found = set()
+        for position, node in enumerate(self._nodes):
+            if not learned.isdisjoint(node.inputs):
+                learned.update(node.results)
+                if node.op.contracts:
+                    found.add(position)
+        return found
+
     def keep_statistics(self, share: float | None) -> None:
         """Set which share of the running statistics a training step keeps; None: what each operator says."""
         self._training_ops = [node.op.training(share) for node in self._nodes]
@@ -116,18 +128,6 @@ class GraphModule(nn.Module):
 
     def forward(self, *inputs: torch.Tensor, observe: Callable[[Node, Sequence[Any]], None] | None = None) -> list[Any]:
         """The outputs. `observe` is told each node and its results, as they are computed."""
-        if self.narrow is None or not self.training:
-            return self._forward(inputs, observe)
-        with torch.autocast(inputs[0].device.type, self.narrow):
-            found = self._forward(inputs, observe)
-        return [
-            output.to(dtype_of(value.element)) if isinstance(value.type, TensorType) else output
-            for value, output in zip(self.graph.outputs, found, strict=True)
-        ]
-
-    def _forward(
-        self, inputs: Sequence[torch.Tensor], observe: Callable[[Node, Sequence[Any]], None] | None
-    ) -> list[Any]:
         store: dict[Value, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         for node in self._settled if observe is not None else ():
             assert observe is not None
@@ -138,11 +138,12 @@ class GraphModule(nn.Module):
             keywords: dict[str, Any] = {}
             if node.regions:
                 keywords["regions"] = [Region(region, xp, None) for region in node.regions]
-            if len(node.results) == 1 and not op.moves_on:
-                results: tuple[Any, ...] = (op.first_result(xp, *operands, **keywords),)
-            else:
-                found = op.reference(xp, *operands, **keywords)
-                results = found if isinstance(found, tuple) else (found,)
+            with self._computed_in(position, operands):
+                if len(node.results) == 1 and not op.moves_on:
+                    results: tuple[Any, ...] = (op.first_result(xp, *operands, **keywords),)
+                else:
+                    found = op.reference(xp, *operands, **keywords)
+                    results = found if isinstance(found, tuple) else (found,)
             if op is not node.op:
                 self._move_on(node, results)
             if observe is not None:
@@ -151,6 +152,13 @@ class GraphModule(nn.Module):
             for value in self._last_use.get(node, ()):
                 store.pop(value, None)
         return [self._read(output, store) for output in self.graph.outputs]
+
+    def _computed_in(self, position: int, operands: Sequence[Any]) -> AbstractContextManager[object]:
+        """In what a node is computed: products under autocast if that is asked for."""
+        if self.narrow is None or not self.training or position not in self._products:
+            return nullcontext()
+        device = next(operand.device for operand in operands if operand is not None)
+        return torch.autocast(device.type, self.narrow)
 
     def _read(self, value: Value, store: Mapping[Value, Any]) -> Any:
         return self.read(value) if value in self.weights else store[value]

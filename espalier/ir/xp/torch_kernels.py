@@ -77,8 +77,7 @@ def window_max(
     x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], counts: Sequence[int]
 ) -> Array:
     """The largest number of each window over the last axes of (n, c, …), which must be padded as needed."""
-    pooled = x.dtype.is_floating_point and (x.itemsize >= 4 or x.dtype == torch.bfloat16)
-    if len(kernel) in _LARGEST and pooled and 0 not in (*x.shape, *counts):
+    if len(kernel) in _LARGEST and x.dtype.is_floating_point and x.itemsize >= 4 and 0 not in (*x.shape, *counts):
         return _LARGEST[len(kernel)](
             _reached(x, kernel, strides, dilations, counts), tuple(kernel), tuple(strides), 0, tuple(dilations)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -222,32 +222,15 @@ class ShapesOfInputs(Pass):
 
     def run(self, graph: Graph, context: Context) -> int:
         known: dict[Dimension, tuple[Value, int]] = {}
-        for value in graph.inputs:
+        for value in sorted(graph.inputs, key=lambda each: not each.uses):  # one that is used anyway, if possible
             for axis, extent in enumerate(value.shape or ()):
                 if isinstance(extent, Dim):
                     known.setdefault(extent, (value, axis))
-        inside: dict[Value, None] = {}
-        """What is computed from the shapes of tensors inside."""
-        for node in graph:
-            if isinstance(node.op, Shape | Size):
-                asks = node.operand(0) not in graph.inputs
-            else:
-                asks = any(value in inside for value in node.inputs)
-            if asks:
-                inside.update((r, None) for r in node.results if r.content is not None and r.constant is None)
-        needed = {v for v in inside if v.is_output or any(not inside.keys() >= {*user.results} for user in v.users)}
-        asked: list[tuple[Value, list[Dimension]]] = []
-        for value in reversed(inside):
-            if value in needed:
-                wanted = _entries(value)
-                if wanted and all(entry in known for entry in wanted if isinstance(entry, Dim)):
-                    asked.append((value, wanted))
-                elif value.producer is not None:  # what it is computed from
-                    needed.update(value.producer.inputs)
         read: dict[Dimension, Value] = {}
-        for count, (value, wanted) in enumerate(reversed(asked)):
+        asked = _asked(graph, known.keys())
+        for done, (value, wanted) in enumerate(asked):
             if not context.may_rewrite():
-                return count
+                return done
             self._ask(graph, value, wanted, known, read, context)
         return len(asked)
 
@@ -264,27 +247,48 @@ class ShapesOfInputs(Pass):
         node = value.producer
         assert node is not None
         build = Builder(graph, node, node.location.touched(self.name))
-        parts = []
+        parts: list[Value] = []
         for extent in wanted:
             if extent in known and extent not in read:
                 of, axis = known[extent]
                 read[extent] = build.shape(of, start=axis, end=axis + 1)
             parts.append(read[extent] if extent in known else constant_value(np.array([extent], np.int64)))
-        made = parts[0] if len(parts) == 1 else build.concat(*parts, axis=0)
+        steps = [*parts, parts[0] if len(parts) == 1 else build.concat(*parts, axis=0)]
         if not value.rank:
-            made = build.reshape(made, np.zeros(0, np.int64))
-        if made.element != value.element:
-            made = build.cast(made, to=value.element)
+            steps.append(build.reshape(steps[-1], np.zeros(0, np.int64)))
+        if steps[-1].element != value.element:
+            steps.append(build.cast(steps[-1], to=value.element))
         if context.recorder is not None:
-            nodes = [each.producer for each in (*parts, made) if each.producer is not None]
-            context.recorder(Change(self.name, self.semantics, context.rewrites, [value], [made], nodes))
-        graph.replace(value, made)
+            nodes = dict.fromkeys(step.producer for step in steps if step.producer is not None)
+            context.recorder(Change(self.name, self.semantics, context.rewrites, [value], [steps[-1]], [*nodes]))
+        graph.replace(value, steps[-1])
 
 
-def _entries(value: Value) -> list[Dimension]:
-    """The extents in a scalar or vector of them; none for other tensors."""
-    content = value.known
-    return [] if content is None or content.ndim > 1 else content.reshape(-1).tolist()
+def _asked(graph: Graph, known: Set[Dimension]) -> list[tuple[Value, list[Dimension]]]:
+    """What is computed from shapes of tensors inside and used as anything else, as numbers and known extents."""
+    inputs, inside = set(graph.inputs), dict[Value, None]()
+    for node in graph:
+        if isinstance(node.op, Shape | Size):
+            asks = node.operand(0) not in inputs
+        else:
+            asks = any(value in inside for value in node.inputs)
+        if asks:
+            inside.update((r, None) for r in node.results if r.content is not None and r.constant is None)
+    needed = {v for v in inside if v.is_output or any(not inside.keys() >= {*user.results} for user in v.users)}
+    found: list[tuple[Value, list[Dimension]]] = []
+    for value in reversed(inside):
+        if value in needed:
+            content, producer = value.content, value.producer
+            assert content is not None and producer is not None
+            wanted: list[Dimension] = content.reshape(-1).tolist()
+            if not any(isinstance(entry, Dim) for entry in wanted):
+                continue  # numbers are folded
+            exact = content.ndim <= 1 and value.element.is_integer
+            if exact and all(entry in known for entry in wanted if isinstance(entry, Dim)):
+                found.append((value, wanted))
+            else:  # what it is computed from
+                needed.update(producer.inputs)
+    return found[::-1]
 
 
 @graph_pass("infer_types")

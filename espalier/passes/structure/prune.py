@@ -20,7 +20,6 @@ from espalier.passes.structure.importance import AGGREGATES, NORMALISERS, Scored
 from espalier.passes.structure.reindex import reindex
 from espalier.passes.structure.report import frozen_rows, reason_lines, total_macs, unit_row
 from espalier.passes.structure.select import SCOPES, Kept, Selector
-from espalier.passes.structure.separate import SeparateFills
 from espalier.train.weights import looks_learned
 
 
@@ -104,7 +103,6 @@ class Prune(Pass):
         if criterion.needs and data is None:
             what = f"the criterion {criterion.name} looks at {', '.join(sorted(criterion.needs))}"
             raise InputError("E212", f"{what}, which needs data", hint="Give some with --data, or use magnitude.")
-        separated = SeparateFills().run(graph, context)
         coupling = couple(graph)
         check_finite(coupling)
         candidates = self.candidates(coupling)
@@ -121,13 +119,13 @@ class Prune(Pass):
         kept = self.select(coupling, scores, costs, self.multiple(context))
         if not kept or not context.may_rewrite():
             context.details = _details(self, coupling, graph, costs, {}, scores, candidates)
-            return separated
+            return 0
         details = _details(self, coupling, graph, costs, kept, scores, candidates)
         self.remove(coupling, kept, context)
         details["macs"]["after"] = total_macs(graph)
         details["summary"] = _lines(details)
         context.details = details
-        return separated + 1
+        return 1
 
     def remove(self, coupling: Coupling, kept: Kept, context: Context) -> None:
         """Take the other indices away, with or without compensation. Raises InputError E212 if data are missing."""
@@ -175,11 +173,10 @@ class Prune(Pass):
             and not (self.exact_only and unit.verdict != "exact")
         ]
         if not found:
-            left_out = len(coupling.removable())
             frozen = Counter[str]()
             for unit in coupling.units:
-                frozen[unit.why()] += unit.extent
-            if left_out:
+                frozen[unit.why()] += unit.extent if isinstance(unit.variable.extent, int) else 1
+            if left_out := len(coupling.removable()):
                 hint = f"{left_out} could be, but for only, ignore and exact_only."
             elif frozen:
                 hint = f"Most indices of its {len(coupling.units)} units are frozen: {frozen.most_common(1)[0][0]}."

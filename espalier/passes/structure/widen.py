@@ -15,7 +15,6 @@ from espalier.ir import Graph, Node, Value, constant_value
 from espalier.ir.constants import constant
 from espalier.passes.base import GROWS, Context, Pass, approximates, graph_pass
 from espalier.passes.structure.report import frozen_rows, reason_lines, unit_row
-from espalier.passes.structure.separate import SeparateFills
 from espalier.passes.structure.widening import Repetition, Widening, along, weights_that_make
 
 SHARE_BITS = 10
@@ -65,7 +64,6 @@ class Widen(Pass):
         return round(unit.extent * self.factor) if self.to is None else self.to
 
     def run(self, graph: Graph, context: Context) -> int:
-        separated = SeparateFills().run(graph, context)
         coupling = couple(graph)
         units = chosen_units(coupling, self.only, self.ignore)
         rng = np.random.default_rng(context.seed if self.seed is None else self.seed)
@@ -83,7 +81,7 @@ class Widen(Pass):
         context.details["kept"] = [_refusal(unit, why) for unit, why in kept.items()]
         context.details["frozen"] = frozen
         context.details["summary"] = _lines(context.details)
-        return separated + done
+        return done
 
 
 def _stays(unit: Unit, options: Widen, chosen: bool) -> str:
