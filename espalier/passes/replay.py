@@ -289,7 +289,24 @@ def _old_region(change: Change) -> tuple[list[Value], list[Node]]:
     for node in nodes:
         for operand in node.inputs:
             pull(operand, PULLED)
-    return list(leaves), before + nodes
+    return list(leaves), _in_order([*before, *nodes])
+
+
+def _in_order(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes in an order that can run."""
+    left, found = set(nodes), dict[Node, None]()
+
+    def place(node: Node) -> None:
+        left.discard(node)
+        for operand in node.inputs:
+            if operand.producer in left:
+                place(operand.producer)
+        found[node] = None
+
+    for node in nodes:
+        if node in left:
+            place(node)
+    return list(found)
 
 
 def _computation(change: Change) -> list[Node] | None:

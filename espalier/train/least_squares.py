@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,10 @@ def removal_costs(
     """What removing each index of each unit costs the layers that read it, once they make up for it.
 
     ½·Σ W_S (H⁻¹_SS)⁻¹ W_Sᵀ with H = XᵀX + damping·mean(diag)·1, over the columns S that have the index, for each reader
-    relative to the power of what it gives, and summed over readers. Units that no linear layer reads are left out.
-    Where the batches are made up, normalisations use each batch's own statistics on the way.
+    relative to the power of what it gives, and summed over readers. Indices go one after the other, the cheapest first,
+    and what is left makes up for those that are gone: of two that say the same, one is cheap. So costs never fall in
+    the order in which indices go. Units that no linear layer reads are left out. Where the batches are made up,
+    normalisations use each batch's own statistics on the way.
     """
     layers = {read.node: read for read in reads(coupling)}
     moments = {node: Moments(read, read) for node, read in layers.items()}
@@ -42,21 +45,82 @@ def removal_costs(
                 moments[node].add(run.get(layers[node].factor), run.get(layers[node].factor))
             run.step(node)
     live = {unit.variable: unit for unit in coupling.removable()}
-    found: dict[Unit, Matrix] = {}
-    for node, read in layers.items():
-        units = {live[leaf]: None for letter in read.columns for leaf in leaves(letter) if leaf in live}
-        weight = read.matrix(np.asarray(read.weight.array, np.float64))
-        for own, gram in zip(weight, moments[node].gram, strict=True):
-            power = float(np.einsum("rc,cd,rd->", own, gram, own)) or 1.0
-            inverse = np.linalg.inv(damped(gram, damping))
-            for unit in units:
-                at = read.unit_at(read.columns, unit)
-                costs = found.setdefault(unit, np.zeros(unit.extent))
-                for index in range(unit.extent):
-                    gone = np.flatnonzero(at == index)
-                    if len(gone):
-                        solved = np.linalg.solve(inverse[np.ix_(gone, gone)], own[:, gone].T)
-                        costs[index] += 0.5 * float(np.sum(own[:, gone].T * solved)) / power
+    readers: dict[Unit, list[Read]] = {}
+    for read in layers.values():
+        for unit in {live[leaf]: None for letter in read.columns for leaf in leaves(letter) if leaf in live}:
+            readers.setdefault(unit, []).append(read)
+    return {
+        unit: _in_turn(unit.extent, [each for read in found for each in _sums(read, unit, moments[read.node], damping)])
+        for unit, found in readers.items()
+    }
+
+
+ROUNDS = 64
+"""Indices of large units go so many rounds, several at once."""
+
+
+@dataclass
+class _Sum:
+    """A layer y = W·x (of one group) that sums over a unit, while indices of the unit go."""
+
+    weight: Matrix
+    inverse: Matrix
+    """H⁻¹."""
+    at: Indices
+    """The unit's index of each column; −1: none."""
+    power: float
+
+    def costs(self, extent: int) -> Matrix:
+        """Of each index alone; 0 where no column has it."""
+        found = np.zeros(extent)
+        for columns, indices in self.blocks(extent):
+            inner = self.inverse[columns[:, :, None], columns[:, None, :]]
+            parts = self.weight[:, columns].transpose(1, 2, 0)
+            found[indices] = 0.5 * np.einsum("isr,isr->i", parts, np.linalg.solve(inner, parts)) / self.power
+        return found
+
+    def blocks(self, extent: int) -> Iterator[tuple[Indices, Indices]]:
+        """The columns of each index (a row each), and the indices: together those that have as many."""
+        counts = np.bincount(self.at[self.at >= 0], minlength=extent)
+        order = np.argsort(self.at, kind="stable")[np.count_nonzero(self.at < 0) :]
+        ends = np.cumsum(counts)
+        for count in np.unique(counts[counts > 0]):
+            indices = np.flatnonzero(counts == count)
+            yield order[(ends[indices] - count)[:, None] + np.arange(count)], indices
+
+    def remove(self, gone: Indices) -> None:
+        """Let the other columns make up for those of some indices."""
+        away = np.isin(self.at, gone)
+        if away.any():
+            step = np.linalg.solve(self.inverse[np.ix_(away, away)], self.inverse[away])
+            self.weight = (self.weight - self.weight[:, away] @ step)[:, ~away]
+            self.inverse = (self.inverse - self.inverse[:, away] @ step)[np.ix_(~away, ~away)]
+            self.at = self.at[~away]
+
+
+def _sums(read: Read, unit: Unit, moments: Moments, damping: float) -> list[_Sum]:
+    """A layer's groups."""
+    found = []
+    for own, gram in zip(read.matrix(np.asarray(read.weight.array, np.float64)), moments.gram, strict=True):
+        power = float(np.einsum("rc,cd,rd->", own, gram, own)) or 1.0
+        found.append(_Sum(own, np.linalg.inv(damped(gram, damping)), read.unit_at(read.columns, unit), power))
+    return found
+
+
+def _in_turn(extent: int, sums: Sequence[_Sum]) -> Matrix:
+    """What each index costs when its turn comes, and no less than those before it."""
+    found = np.zeros(extent)
+    left, level, together = np.arange(extent), 0.0, -(-extent // ROUNDS)
+    while len(left):
+        costs = np.sum([each.costs(extent) for each in sums], axis=0)[left]
+        chosen = np.argsort(costs, kind="stable")[:together]
+        for position in chosen:
+            level = max(level, float(costs[position]))
+            found[left[position]] = level
+        if len(left) > together:
+            for each in sums:
+                each.remove(left[chosen])
+        left = np.delete(left, chosen)
     return found
 
 

@@ -242,3 +242,23 @@ def test_the_hint_says_why_most_is_frozen_or_that_patterns_leave_nothing() -> No
     with pytest.raises(InputError) as caught:
         run_pass(graph, "prune:ratio=0.5")
     assert caught.value.hint is not None and "are frozen: it is an input of the model" in caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_layers_of_attention_of_dynamic_length_are_pruned_and_grown(tmp_path: Path) -> None:
+    """The old exporter asks many tensors for their shapes; each answer is replayed while others are there already."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    module = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 3)).eval()
+    axes = {"x": {0: "b", 1: "t"}}
+    torch.onnx.export(module, (torch.randn(2, 7, 16),), tmp_path / "m.onnx", dynamo=False, input_names=["x"],
+                      dynamic_axes=axes)  # fmt: skip
+    draw = np.random.default_rng(0)
+    inputs = {"x": draw.standard_normal((3, 7, 16)).astype(np.float32)}
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    wide = espalier.grow(tmp_path / "m.onnx", factor=2.0).graph
+    np.testing.assert_allclose(execute(wide, [*inputs.values()])[0], session.run(None, inputs)[0], atol=1e-5)
+    small = espalier.prune(tmp_path / "m.onnx", ratio=0.5, output=tmp_path / "small.onnx")
+    assert {row["kept"] for row in small.details["cut"] if row["extent"] == 32} == {16}
+    found = onnxruntime.InferenceSession(tmp_path / "small.onnx").run(None, inputs)[0]
+    np.testing.assert_allclose(found, execute(small.graph, [*inputs.values()])[0], atol=1e-5)
