@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from espalier.analysis.coupling import Coupling, Indices, Unit
 from espalier.ir import Graph, Node, Value
 from espalier.ir.execute import Region
-from espalier.ir.terms import leaves
+from espalier.ir.terms import Variable, leaves
 from espalier.ir.xp import torch as xp
 from espalier.train.reads import Read, reads
 
@@ -153,10 +153,11 @@ class Run:
 
 
 class Moments:
-    """Sums over the data of a layer's inputs in the original (x) and the pruned model (x')."""
+    """Sums over the data of a layer's inputs in the original (x) and the pruned model (x'), what is chosen of it."""
 
-    def __init__(self, old: Read, new: Read, groups: Indices | None = None) -> None:
-        self.old, self.new, self.groups = old, new, groups
+    def __init__(self, old: Read, new: Read, chosen: Mapping[Variable, Indices] | None = None) -> None:
+        self.old, self.new, self.chosen = old, new, chosen
+        self.groups = None if chosen is None else old.along(old.groups, chosen)
         self.count = 0
         self.gram: Any = 0.0
         """x'ᵀx': (groups, columns', columns')."""
@@ -167,7 +168,7 @@ class Moments:
     @torch.no_grad()
     def add(self, old: torch.Tensor, new: torch.Tensor) -> None:
         wide_new = self.new.samples(new)
-        wide_old = wide_new if self.old is self.new else self.old.samples(old)
+        wide_old = wide_new if self.old is self.new else self.old.samples(old, self.chosen)
         rows = max(ROWS, ROWS_PER_COLUMN * wide_new.shape[2])
         if len(wide_new) > rows:
             draw = torch.Generator().manual_seed(self.count)

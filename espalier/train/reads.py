@@ -17,7 +17,7 @@ from espalier.analysis.coupling import Coupling, Indices, Unit, coordinate, posi
 from espalier.ir import Node, Value
 from espalier.ir.axes import Equation
 from espalier.ir.constants import Array
-from espalier.ir.terms import Term, Variable, letters
+from espalier.ir.terms import Term, Variable, leaves, letters
 from espalier.ir.xp import torch as xp
 from espalier.ir.zeros import PRODUCTS
 
@@ -66,8 +66,11 @@ class Read:
         split = matrix.reshape([_extent(v) for v in wanted]).transpose([wanted.index(v) for v in order])
         return np.ascontiguousarray(split).reshape([_size(tuple(letters(term))) for term in self.terms])
 
-    def samples(self, factor: torch.Tensor) -> torch.Tensor:
-        """The columns (samples, groups, columns) of the other operand, by running the node on an identity."""
+    def samples(self, factor: torch.Tensor, chosen: Mapping[Variable, Indices] | None = None) -> torch.Tensor:
+        """The columns (samples, groups, columns) of the other operand, by running the node on an identity.
+
+        Of units that count as samples, because the product keeps them, only the chosen indices are given.
+        """
         count = _size(self.columns)
         first, *others = self.rows
         extents = {v: _extent(v) for v in self._order()} | {first: count} | dict.fromkeys(others, 1)
@@ -81,6 +84,9 @@ class Read:
         lead = [v for v in made if v not in extents]
         found = found.reshape(self._split(found.shape, extents))
         found = found.permute([made.index(v) for v in (*lead, *self.groups, *self.rows)])
+        for axis, letter in enumerate(lead):
+            if chosen and any(leaf in chosen for leaf in leaves(letter)):
+                found = found.index_select(axis, torch.from_numpy(positions(letter, chosen)))
         return found.reshape(-1, _size(self.groups), count)
 
     def _split(self, shape: Sequence[int], known: Mapping[Variable, int]) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 from espalier.errors import EspalierError
 from espalier.ir import Builder, Graph, Node, TensorType, Value, constant_value
 from espalier.ir.dims import Dim, Dimension
+from espalier.ir.ops.elementwise import Identity
 from espalier.ir.ops.movement import Transpose
 from espalier.ir.ops.shapes import Shape, Size
 from espalier.ir.xp import numpy as xp
@@ -146,9 +147,13 @@ class FoldConstants(Pass):
 
     def _fold(self, node: Node, context: Context) -> list[Value] | None:
         results = node.results
-        if isinstance(node.op, Transpose) and (held := node.operand(0).constant) is not None:
-            # a view: what is tied stays tied
-            return [constant_value(held.transpose(node.op.permutation(len(held.shape))), name=results[0].name)]
+        first = node.operands[0] if node.operands else None
+        if first is not None and first.constant is not None:  # what is tied stays tied
+            if isinstance(node.op, Identity):
+                return [first]
+            if isinstance(node.op, Transpose):
+                held = first.constant
+                return [constant_value(held.transpose(node.op.permutation(len(held.shape))), name=results[0].name)]
         if len(results) == 1 and results[0].content is not None and node.operands:
             known = _numbers(results[0])
             if known is not None:
