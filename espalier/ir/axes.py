@@ -435,12 +435,27 @@ def broadcast_extent(a: Dimension, b: Dimension) -> Dimension:
     return dims.broadcast(a, b)
 
 
+def one_differs(data: Shape, target: Shape) -> tuple[int, Dimension] | None:
+    """The axis, and its extent in the target, if that is all that keeps the numbers of elements from being equal."""
+    left = {axis: extent for axis, extent in enumerate(data) if not isinstance(extent, int)}
+    right = [extent for extent in target if not isinstance(extent, int)]
+    for axis, extent in [*left.items()]:
+        if extent in right:
+            right.remove(extent)
+            del left[axis]
+    if len(left) != 1 or len(right) != 1:
+        return None
+    numbers = [dims.product(extent for extent in shape if isinstance(extent, int)) for shape in (data, target)]
+    ((axis, _),) = left.items()
+    return (axis, right[0]) if numbers[0] == numbers[1] != 0 else None
+
+
 def shape_of(terms: Sequence[Term]) -> Shape:
     """The extents of a list of axis terms."""
     return tuple(term.extent for term in terms)
 
 
 __all__ = [
-    "Binding", "DeclarationError", "Equation", "FromEnd", "WindowRule", "broadcast_extent", "declare", "parse",
-    "shape_of", "undescribed",
+    "Binding", "DeclarationError", "Equation", "FromEnd", "WindowRule", "broadcast_extent", "declare", "one_differs",
+    "parse", "shape_of", "undescribed",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from espalier.ir import dims, zeros
-from espalier.ir.axes import Binding, Equation, broadcast_extent
+from espalier.ir.axes import Binding, Equation, broadcast_extent, one_differs
 from espalier.ir.dims import Dimension, Shape, floor_divide
 from espalier.ir.dims import product as extent_product
 from espalier.ir.op import In, Op, OperandError, TypeContext, TypeInferenceError, op
@@ -131,7 +131,13 @@ class Reshape(Op):
         if data is None or target is None:
             return None
         ins, outs = variables(data), variables(target)
-        return described(ctx, [ins, None], [outs], equal=[(product(*ins), product(*outs))], bound={"shape": outs})
+        whole: list[Term] = [*ins]
+        differing = one_differs(data, target)
+        if differing is not None:  # it must be the same at run time, but nothing is known of it
+            axis, extent = differing
+            whole[axis] = Variable(extent, reason := "its extent is not known before run time")
+            ins[axis] = Variable(data[axis], reason)
+        return described(ctx, [ins, None], [outs], equal=[(product(*whole), product(*outs))], bound={"shape": outs})
 
     def reference(self, xp: Any, data: Any, shape: Any) -> Any:
         target = listed(xp, shape)

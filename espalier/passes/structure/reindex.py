@@ -142,7 +142,12 @@ def _extents(graph: Graph, node: Node, old: Value, bound: Binding, chosen: Mappi
         pairs = zip(content.reshape(-1).tolist(), bound, strict=True)
         fresh = [measure(part, chosen) if entry == measure(part, {}) else entry for entry, part in pairs]
         return constant_value(np.array(fresh, content.dtype).reshape(content.shape), name=old.name)
-    columns = zip(*(_correction(node, part, chosen) for part in bound), strict=True)
+    entries = zip(content.reshape(-1).tolist(), bound, strict=True)
+    stays = (1, 1, 0)
+    columns = zip(
+        *(_correction(node, part, chosen) if entry == measure(part, {}) else stays for entry, part in entries),
+        strict=True,
+    )
     divisor, factor, offset = (constant_value(np.array(c, np.int64).reshape(content.shape)) for c in columns)
     builder = Builder(graph, node, node.location)
     found: Value = builder.add(builder.mul(builder.div(old, divisor), factor), offset)

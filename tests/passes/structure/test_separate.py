@@ -262,3 +262,37 @@ def test_layers_of_attention_of_dynamic_length_are_pruned_and_grown(tmp_path: Pa
     assert {row["kept"] for row in small.details["cut"] if row["extent"] == 32} == {16}
     found = onnxruntime.InferenceSession(tmp_path / "small.onnx").run(None, inputs)[0]
     np.testing.assert_allclose(found, execute(small.graph, [*inputs.values()])[0], atol=1e-5)
+
+
+def test_one_extent_that_only_run_time_knows_to_agree_does_not_freeze_the_others() -> None:
+    graph = Graph("heads")
+    b, rng = Builder(graph), np.random.default_rng(5)
+    x = b.input(TensorType(elements.F32, (symbol("b"), symbol("t"), 6)), "x")
+    positions = b.input(TensorType(elements.F32, (symbol("u"), 1)), "positions")
+    y = b.add(b.matmul(x, rng.standard_normal((6, 16)).astype(np.float32)), positions)
+    batch, length = (b.shape(x, start=k, end=k + 1) for k in (0, 1))
+    heads = b.reshape(y, b.concat(batch, length, np.array([4]), np.array([4]), axis=0))
+    rows = b.reshape(b.mul(heads, heads), b.concat(batch, length, np.array([16]), axis=0))
+    graph.set_outputs([b.matmul(b.relu(rows), rng.standard_normal((16, 3)).astype(np.float32))], ["y"])
+    units = couple(graph).removable()
+    assert [unit.extent for unit in units] == [4, 4]
+    inputs = [X, np.ones((7, 1), np.float32)]
+    assert hard_is_soft(graph, inputs, {units[0].name: [1], units[1].name: [0, 3]}) <= 1e-5
+
+
+def test_computed_extents_that_follow_or_copy_stay_as_they_are() -> None:
+    """Attention as exporters write it merges batch and heads by −1; heads that go change the numbers beside it only."""
+    graph = Graph("heads")
+    b, rng = Builder(graph), np.random.default_rng(6)
+    x = b.input(TensorType(elements.F32, (symbol("b"), symbol("t"), 6)), "x")
+    y = b.matmul(x, rng.standard_normal((6, 16)).astype(np.float32))
+    batch, length = (b.shape(x, start=k, end=k + 1) for k in (0, 1))
+    heads = b.reshape(y, b.concat(batch, length, np.array([4]), np.array([4]), axis=0))
+    merged = b.reshape(b.transpose(heads, perm=(0, 2, 1, 3)), b.concat(np.array([-1]), length, np.array([4]), axis=0))
+    again = b.reshape(b.relu(merged), b.concat(batch, np.array([4]), length, np.array([-1]), axis=0))
+    rows = b.reshape(b.transpose(again, perm=(0, 2, 1, 3)), b.concat(batch, length, np.array([16]), axis=0))
+    graph.set_outputs([b.matmul(rows, rng.standard_normal((16, 3)).astype(np.float32))], ["y"])
+    units = couple(graph).removable()
+    assert [unit.extent for unit in units] == [4, 4]
+    for inputs in ([X], [X[:1, :5]]):
+        assert hard_is_soft(graph, inputs, {units[0].name: [1, 2], units[1].name: [0]}) <= 1e-5
