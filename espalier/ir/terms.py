@@ -116,6 +116,26 @@ def leaves(term: Term) -> Iterator[Variable]:
             stack.extend(reversed(current.parts))
 
 
+def squared(term: Term) -> set[Variable]:
+    """The variables in two factors of a product: a position has two indices of theirs, as in a flattened x·xᵀ."""
+    found: set[Variable] = set()
+
+    def having(term: Term) -> set[Variable]:
+        term = resolve(term)
+        if isinstance(term, Variable):
+            return {term}
+        before: set[Variable] = set()
+        for part in term.parts:
+            own = having(part)
+            if isinstance(term, Product):
+                found.update(before & own)
+            before |= own
+        return before
+
+    having(term)
+    return found
+
+
 def letters(term: Term) -> Iterable[Variable]:
     """The variables of a term as declared, not seen through links: roles belong to them."""
     return (term,) if isinstance(term, Variable) else _letters(term)

@@ -53,7 +53,7 @@ def removal_costs(
                 at = read.unit_at(read.columns, unit)
                 costs = found.setdefault(unit, np.zeros(unit.extent))
                 for index in range(unit.extent):
-                    gone = np.flatnonzero(at == index)
+                    gone = np.flatnonzero((at == index).any(axis=0))
                     if len(gone):
                         solved = np.linalg.solve(inverse[np.ix_(gone, gone)], own[:, gone].T)
                         costs[index] += 0.5 * float(np.sum(own[:, gone].T * solved)) / power

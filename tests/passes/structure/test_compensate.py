@@ -171,3 +171,17 @@ def test_compensation_wants_data_or_noise() -> None:
         PassManager([parse_spec("prune:ratio=0.5,compensate=data")]).run(network())
     with pytest.raises(InputError, match="is none of data, noise"):
         parse_spec("prune:ratio=0.5,compensate=hope")
+
+
+def test_removal_counts_every_place_of_a_unit_in_pairs() -> None:
+    graph = Graph("pairs")
+    b = Builder(graph)
+    x = b.matmul(graph.add_input(TensorType(elements.F64, (dims.symbol("n"), 5)), "x"), RNG.normal(size=(5, 4)))
+    pairs = b.mul(b.unsqueeze(x, np.array([2])), b.unsqueeze(x, np.array([1])))
+    weight = RNG.normal(size=(4, 4, 3))
+    weight[0, 0] = 0  # but its pairs with the others say something
+    graph.set_outputs([b.einsum(pairs, weight, subscripts="bij,ijk->bk")], ["y"])
+    coupling = couple(graph)
+    (costs,) = removal_costs(coupling, [[RNG.normal(size=(64, 5))]]).values()
+    assert costs.shape == (4,)
+    assert np.all(costs > 1e-6)
