@@ -129,6 +129,21 @@ def test_tied_weights_stay_tied_and_count_once(criterion: str) -> None:
     execute(graph, [tokens.numpy()])
 
 
+def test_compensation_leaves_tied_weights_tied() -> None:
+    module = Tied().eval()
+    tokens = torch.randint(0, 20, (64, 7))
+    plain = espalier.prune(graph_of(module, tokens), ratio=0.5).graph
+    made = espalier.prune(graph_of(module, tokens), ratio=0.5, compensate="data", data=[tokens.numpy()])
+    graph, details = made.graph, made.details
+    assert Remaining(couple(graph)).parameters == details["parameters"]["after"] == Remaining(couple(plain)).parameters
+    held = [{v.name: v.array for v in g.constants() if v.element.is_float} for g in (plain, graph)]
+    left = [row["weight"] for row in details["not_refitted"]]
+    assert left == ["permute"]  # the transposed embedding
+    assert "not refitted permute: it is tied, or read by several layers" in details["summary"]
+    moved = {name for name, array in held[0].items() if not np.array_equal(array, held[1][name])}
+    assert moved and not moved & {"permute", "embedding.weight"}
+
+
 def test_what_comes_after_is_still_compared(tmp_path: Path) -> None:
     x = images().numpy()
     made = espalier.compile(
