@@ -119,20 +119,18 @@ def leaves(term: Term) -> Iterator[Variable]:
 def squared(term: Term) -> set[Variable]:
     """The variables in two factors of a product: a position has two indices of theirs, as in a flattened x·xᵀ."""
     found: set[Variable] = set()
-
-    def having(term: Term) -> set[Variable]:
-        term = resolve(term)
-        if isinstance(term, Variable):
-            return {term}
-        before: set[Variable] = set()
-        for part in term.parts:
-            own = having(part)
-            if isinstance(term, Product):
-                found.update(before & own)
-            before |= own
-        return before
-
-    having(term)
+    stack = [term]
+    while stack:
+        current = resolve(stack.pop())
+        if isinstance(current, Variable):
+            continue
+        stack.extend(current.parts)
+        if isinstance(current, Product):
+            before: set[Variable] = set()
+            for part in current.parts:
+                own = set(leaves(part))
+                found |= before & own
+                before |= own
     return found
 
 
