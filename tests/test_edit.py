@@ -88,7 +88,7 @@ def test_grown_models_compute_the_same(call: Call, options: str) -> None:
 def test_what_grew_and_what_did_not_is_said(call: Call) -> None:
     code, text, _ = call("grow model.onnx --factor 2 --ignore second* --count 1 -o grown.onnx --json")
     found = json.loads(text)
-    assert code == 0 and found["passes"] == ["widen:ignore=second*", "deepen"]
+    assert code == 0 and found["passes"] == ["widen:ignore=second*", "deepen:count=1"]
     (row,) = found["widened"]
     assert (row["unit"], row["extent"], row["to"], row["verdict"]) == ("first.weight.0", 6, 12, "exact")
     assert found["kept"] == [{"unit": "second.weight.0", "extent": 5, "why": "left out by only or ignore"}]

@@ -36,6 +36,7 @@ from espalier.ir.terms import (
     product,
     resolve,
     segments,
+    squared,
     unify,
 )
 
@@ -423,7 +424,13 @@ def _collect(coupling: Coupling) -> None:
         for axis, term in enumerate(coupling.axes.get(value, ())):
             term = resolve(term)
             whole = type(term) is Variable
-            for place, leaf in enumerate((term,) if type(term) is Variable else dict.fromkeys(leaves(term))):
+            having = (term,) if type(term) is Variable else tuple(leaves(term))
+            distinct = dict.fromkeys(having)
+            if len(distinct) < len(having):
+                where = value.producer or next(iter(value.users), value)
+                for leaf in squared(term):  # a position has two indices of it, where one is all that is asked for
+                    leaf.pinned = leaf.pinned or Reason("one axis has it twice over", where)
+            for place, leaf in enumerate(distinct):
                 if leaf.extent == 1:
                     continue
                 unit = found.get(leaf)

@@ -122,7 +122,7 @@ def grow(
     count
         Insert so many layers, spread over the activations that follow layers; 0 for one after each.
     after
-        Patterns of the names of activations, after which layers are inserted.
+        Patterns of the names of activations; without count, a layer is inserted after each that one of them matches.
     kind
         Identity layers, residual bodies whose last layer is zero, or what keeps the outputs there (auto).
     kernel

@@ -116,6 +116,24 @@ def leaves(term: Term) -> Iterator[Variable]:
             stack.extend(reversed(current.parts))
 
 
+def squared(term: Term) -> set[Variable]:
+    """The variables in two factors of a product: a position has two indices of theirs, as in a flattened x·xᵀ."""
+    found: set[Variable] = set()
+    stack = [term]
+    while stack:
+        current = resolve(stack.pop())
+        if isinstance(current, Variable):
+            continue
+        stack.extend(current.parts)
+        if isinstance(current, Product):
+            before: set[Variable] = set()
+            for part in current.parts:
+                own = set(leaves(part))
+                found |= before & own
+                before |= own
+    return found
+
+
 def letters(term: Term) -> Iterable[Variable]:
     """The variables of a term as declared, not seen through links: roles belong to them."""
     return (term,) if isinstance(term, Variable) else _letters(term)

@@ -67,7 +67,7 @@ class _Sum:
     inverse: Matrix
     """H⁻¹."""
     at: Indices
-    """The unit's index of each column; −1: none."""
+    """The unit's index of each column, a row for each time that a column may have it; −1: none."""
     power: float
 
     def costs(self, extent: int) -> Matrix:
@@ -81,8 +81,9 @@ class _Sum:
 
     def blocks(self, extent: int) -> Iterator[tuple[Indices, Indices]]:
         """The columns of each index (a row each), and the indices: together those that have as many."""
-        counts = np.bincount(self.at[self.at >= 0], minlength=extent)
-        order = np.argsort(self.at, kind="stable")[np.count_nonzero(self.at < 0) :]
+        rows, having = np.nonzero(self.at >= 0)
+        found, order = np.unique(np.stack([self.at[rows, having], having]), axis=1)
+        counts = np.bincount(found, minlength=extent)
         ends = np.cumsum(counts)
         for count in np.unique(counts[counts > 0]):
             indices = np.flatnonzero(counts == count)
@@ -90,12 +91,12 @@ class _Sum:
 
     def remove(self, gone: Indices) -> None:
         """Let the other columns make up for those of some indices."""
-        away = np.isin(self.at, gone)
+        away = np.isin(self.at, gone).any(axis=0)
         if away.any():
             step = np.linalg.solve(self.inverse[np.ix_(away, away)], self.inverse[away])
             self.weight = (self.weight - self.weight[:, away] @ step)[:, ~away]
             self.inverse = (self.inverse - self.inverse[:, away] @ step)[np.ix_(~away, ~away)]
-            self.at = self.at[~away]
+            self.at = self.at[:, ~away]
 
 
 def _sums(read: Read, unit: Unit, moments: Moments, damping: float) -> list[_Sum]:

@@ -106,11 +106,9 @@ class Read:
         return found
 
     def unit_at(self, part: Sequence[Variable], unit: Unit) -> Indices:
-        """For each group, row or column, the index of the unit there; −1 where it has none."""
-        found = np.full(1, -1, np.int64)
-        for letter in part:
-            found = np.maximum(found[:, None], coordinate(letter, unit.variable)).reshape(-1)
-        return found
+        """For each letter, and each group, row or column, the index of the unit there; −1 where it has none."""
+        found = np.meshgrid(*(coordinate(letter, unit.variable) for letter in part), indexing="ij")
+        return np.stack([at.reshape(-1) for at in found])
 
     def _parts(self) -> tuple[tuple[Variable, ...], ...]:
         return self.groups, self.rows, self.columns

@@ -10,7 +10,20 @@ from hypothesis import strategies as st
 
 from espalier.ir import dims
 from espalier.ir.ops import Concat, Expand, Flatten, Reshape, Slice, Split, Squeeze, Tile, Transpose
-from espalier.ir.terms import Product, Sum, Term, Variable, leaves, pin, product, resolve, segments, split, unify
+from espalier.ir.terms import (
+    Product,
+    Sum,
+    Term,
+    Variable,
+    leaves,
+    pin,
+    product,
+    resolve,
+    segments,
+    split,
+    squared,
+    unify,
+)
 from espalier.ir.xp import numpy as xp
 from tests.ir.ops.samples import Sample, coordinates, equation_of, leaves_of
 
@@ -142,6 +155,19 @@ def test_a_cut_through_a_product_isolates_one_step() -> None:
     assert sorted(int(leaf.extent) for leaf in {id(x): x for x in leaves(first)}.values()) == [1, 2, 4] or [
         int(leaf.extent) for leaf in leaves(major)
     ] == [1, 1, 1]
+
+
+def test_what_stands_in_two_factors_is_squared_what_stands_in_two_segments_is_not() -> None:
+    a, b, c = Variable(3), Variable(4), Variable(5)
+    linked = Variable(3)
+    unify(linked, a)
+    assert squared(Product((a, b, c))) == squared(Sum((a, b, a))) == squared(a) == set()
+    assert squared(Product((a, b, linked))) == {a}
+    assert squared(Sum((c, Product((Sum((a, c)), Sum((b, linked))))))) == {a}
+    chain: Term = a
+    for _ in range(5000):
+        chain = Sum((chain, a))
+    assert squared(chain) == set()
 
 
 def test_pinned_leaves_pin_what_meets_them() -> None:

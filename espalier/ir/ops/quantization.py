@@ -160,13 +160,25 @@ class Dequantize(Affine):
         kind = ctx.element("x")
         granularity = self.checked_granularity(ctx)
         known = ctx.shape("scale") is not None and ctx.rank("x") is not None
-        if isinstance(kind, Quantized) and known and kind != elements.quantized(kind.stored, *granularity):
+        agrees = isinstance(kind, Quantized) and kind == elements.quantized(kind.stored, *granularity)
+        if isinstance(kind, Quantized) and known and not agrees and not self.is_one_scale(ctx, kind, granularity[0]):
             ctx.fail(f"the scales don't belong to {kind}: they have axis={granularity[0]}, block={granularity[1]}")
         if not (kind.storage.is_integer or kind.storage.is_float):
             ctx.fail(f"{kind} is not quantized")
         if ctx.has("zero_point") and ctx.element("zero_point").storage != kind.storage:
             ctx.fail(f"the zero point is {ctx.element('zero_point')}, the tensor {kind}")
         return self.output_dtype or ctx.element("scale")
+
+    @staticmethod
+    def is_one_scale(ctx: TypeContext, kind: Quantized, axis: int | None) -> bool:
+        """Whether one scale for the whole tensor is also one for each index, or block, of the axis that x goes by."""
+        x = ctx.shape("x")
+        if axis is not None or kind.axis is None or x is None:
+            return False
+        if not kind.block:
+            return x[kind.axis] == 1
+        along, size = x[kind.axis], dims.product(x)
+        return isinstance(along, int) and along <= kind.block and size == along
 
     def reference(self, xp: Any, x: Any, scale: Any, zero_point: Any = None) -> Any:
         kind = self.output_dtype or xp.element(scale)

@@ -7,7 +7,7 @@ weight slices that have it, one unit after another, until nothing changes. Avera
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.analysis.coupling import Coupling, Indices, Unit, couple
+from espalier.cost.remaining import elements_of
 from espalier.errors import InputError
 from espalier.ir import Graph, Value, constant_value
 from espalier.ir.clone import clone
-from espalier.ir.constants import constant
+from espalier.ir.constants import ArraySource, Constant
 from espalier.ir.terms import Variable
 from espalier.passes.structure.reindex import reindex
 
@@ -34,7 +35,7 @@ class Alignment:
     Attributes:
         graph: the second network, its units reordered; it computes what it did.
         order: unit's name → which of its indices stands where, for the units that were matched.
-        likeness: mean cosine of corresponding weights, before and after.
+        likeness: mean cosine of corresponding weights (but where both are zero), before and after.
     """
 
     graph: Graph
@@ -76,21 +77,40 @@ def average(a: Graph, b: Graph, *, weight: float = 0.5, matched: bool = True, se
     other = align(a, b, seed=seed).graph if matched else b
     made = clone(a)
     pairs = paired(made, other)
-    sources: dict[int, Value] = {}
+    by_source: dict[int, list[Value]] = {}
+    for value in pairs:
+        if value.constant is not None and value.constant.element.storage.kind == "float":
+            by_source.setdefault(id(value.constant.source), []).append(value)
+    fresh: dict[Value, Value] = {}
+    for values in by_source.values():
+        fresh.update(_mixed(values, pairs, weight))
     for node in made:
         for position, operand in enumerate(node.operands):
-            if operand is None or operand not in pairs or operand.element.storage.kind != "float":
-                continue
-            fresh = sources.get(id(operand))
-            if fresh is None:
-                mine, theirs = (v.array.astype(np.float64) for v in (operand, pairs[operand]))
-                mixed = ((1 - weight) * mine + weight * theirs).astype(operand.array.dtype)
-                fresh = sources[id(operand)] = constant_value(
-                    constant(mixed, operand.element.storage), name=operand.name
-                )
-            made.set_operand(node, position, fresh)
+            if operand is not None and operand in fresh:
+                made.set_operand(node, position, fresh[operand])
     made.epochs.weights += 1
     return made
+
+
+def _mixed(values: Sequence[Value], pairs: Mapping[Value, Value], weight: float) -> dict[Value, Value]:
+    """The means of constants of one source and their partners: views of one array, unless the partners are not tied."""
+    held = [value.constant for value in values if value.constant is not None]
+    base = held[0].base(0).array
+    theirs = base.astype(np.float64).reshape(-1)
+    places = [elements_of(value) for value in values]
+    for value, at in zip(values, places, strict=True):
+        theirs[at] = pairs[value].array
+    if len(values) > 1 and not all(
+        np.array_equal(theirs[at], pairs[value].array.astype(np.float64), equal_nan=True)
+        for value, at in zip(values, places, strict=True)
+    ):
+        return {value: own for value in values for own in _mixed([value], pairs, weight).values()}
+    mixed = (1 - weight) * base.astype(np.float64) + weight * theirs.reshape(base.shape)
+    source = ArraySource(mixed.astype(base.dtype))
+    return {
+        value: constant_value(Constant(source, own.element, own.shape, own.views), name=value.name)
+        for value, own in zip(values, held, strict=True)
+    }
 
 
 def paired(a: Graph, b: Graph) -> dict[Value, Value]:
@@ -137,7 +157,9 @@ class _Matching:
         self.pairs = [
             (value, other, *self._scaled(value.array, other.array))
             for value, other in pairs.items()
-            if value.element.storage.kind == "float" and any(self.a.of(value, k) for k in range(value.rank or 0))
+            if value.element.storage.kind == "float"
+            and any(self.a.of(value, k) for k in range(value.rank or 0))
+            and (value.array.any() or other.array.any())  # zeros are like zeros in any order
         ]
         self.order: dict[int, Indices] = {}
 

@@ -8,6 +8,7 @@ the optimal brain surgeon for groups of weights; with λ → ∞ it is plain del
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from espalier.analysis.coupling import Coupling, Indices, couple
+from espalier.cost.remaining import elements_of
 from espalier.errors import InputError
 from espalier.ir import Graph, Node, Value
 from espalier.ir.clone import clone
@@ -24,9 +26,11 @@ from espalier.ir.constants import constant
 from espalier.ir.terms import Variable, leaves
 from espalier.ir.xp import torch as xp
 from espalier.passes.structure.reindex import Selection, checked, reindex, replace_here
+from espalier.passes.structure.report import Row
 from espalier.train.least_squares import Batch, Matrix, Moments, Run
 from espalier.train.reads import Read, reads
 
+SHARED = "it is tied, or read by several layers"
 DAMPING, MADE_UP_DAMPING = 0.01, 0.1
 
 
@@ -38,10 +42,12 @@ def compensate(
     *,
     damping: float | None = None,
     made_up: bool = False,
-) -> None:
+) -> list[Row]:
     """As `reindex`, for indices that leave: but the weights that read a unit make up for what went.
 
     Running statistics of normalisations move by as much as those of the data did. The coupling is spent afterwards.
+    Weights that are tied to others, or that several nodes read, stay as plain deletion leaves them: what suits one of
+    their readers does not suit the rest. Gives a row (weight, why) for each of those.
 
     Args:
         coupling: of the graph to change.
@@ -69,7 +75,25 @@ def compensate(
     }
     reindex(coupling, kept, by)
     pull = (MADE_UP_DAMPING if made_up else DAMPING) if damping is None else damping
-    _Repair(graph, partners, before, chosen, pull, made_up).run(batches)
+    return _Repair(graph, partners, before, chosen, pull, made_up, shared(graph)).run(batches)
+
+
+def shared(graph: Graph) -> set[Value]:
+    """The constants that are read more than once, or that have elements of their source in common with others."""
+    used = [operand for each in graph.all_graphs() for node in each for operand in node.operands if operand is not None]
+    counts = Counter(value for value in (*used, *graph.outputs) if value.constant is not None)
+    by_source: dict[int, list[Value]] = {}
+    for value in counts:
+        assert value.constant is not None
+        by_source.setdefault(id(value.constant.source), []).append(value)
+    found = {value for value, count in counts.items() if count > 1}
+    for values in by_source.values():
+        if len(values) > 1:
+            elements = [np.unique(elements_of(value)) for value in values]
+            distinct, times = np.unique(np.concatenate(elements), return_counts=True)
+            common = distinct[times > 1]
+            found.update(v for v, own in zip(values, elements, strict=True) if np.isin(own, common).any())
+    return found
 
 
 def noise(graph: Graph, seed: int, batches: int = 16, samples: int = 32) -> list[Batch]:
@@ -123,10 +147,14 @@ class _Repair:
     chosen: Mapping[Variable, Indices]
     damping: float
     made_up: bool
+    shared: set[Value]
+    """Constants that must stay as they are."""
+    left: dict[Value, None] = field(default_factory=dict)
+    """Those of them that would have been changed."""
     runs: list[tuple[Run, Run]] = field(default_factory=list)
     """Of each batch: the original's, the pruned graph's."""
 
-    def run(self, batches: Sequence[Batch]) -> None:
+    def run(self, batches: Sequence[Batch]) -> list[Row]:
         old_reads = {read.node: read for read in reads(self.before)}
         new_reads = {read.node: read for read in reads(couple(self.pruned))}
         graphs = (self.before.graph, self.pruned)
@@ -146,6 +174,13 @@ class _Repair:
                 if partner is not None:
                     original.step(partner)
                 pruned.step(node)
+        return [{"weight": value.name, "why": SHARED} for value in self.left]
+
+    def own(self, *values: Value) -> bool:
+        """Whether values may be changed; if not, they are noted."""
+        kept = [value for value in values if value in self.shared]
+        self.left.update(dict.fromkeys(kept))
+        return not kept
 
     def shrinks(self, read: Read) -> bool:
         """Whether a layer loses some of what it sums over."""
@@ -153,13 +188,16 @@ class _Repair:
 
     def refit(self, old: Read, new: Read) -> None:
         """Solve for the layer's weights, and for what it adds, if it adds something."""
+        if not self.own(new.weight):
+            return
+        shift = new.shift if new.shift is not None and self.own(new.shift) else None
         groups, rows, columns = (old.along(part, self.chosen) for part in (old.groups, old.rows, old.columns))
         moments = Moments(old, new, self.chosen)
         for original, pruned in self.runs:
             moments.add(original.get(old.factor), pruned.get(new.factor))
         weight = old.matrix(np.asarray(old.weight.array, np.float64))[groups][:, rows]
         means = [total / moments.count for total in moments.sums]
-        shifted = new.shift is not None or any(user.op.moves_on for user in new.node.results[0].users)
+        shifted = shift is not None or any(user.op.moves_on for user in new.node.results[0].users)
         found = []
         for group, own in enumerate(weight):
             gram, cross = moments.gram[group], moments.cross[group]
@@ -171,10 +209,10 @@ class _Repair:
             found.append(np.linalg.solve(gram + pull * np.eye(len(gram)), wanted).T)
         solved = np.stack(found)
         self.put(new.weight, new.unmatrix(solved))
-        if new.shift is not None and new.shift.constant is not None:
+        if shift is not None and shift.constant is not None:
             moved = np.einsum("grc,gc->gr", weight, means[0]) - np.einsum("grc,gc->gr", solved, means[1])
-            if new.shift.constant.size == moved.size:
-                self.put(new.shift, new.shift.array + moved.reshape(new.shift.array.shape))
+            if shift.constant.size == moved.size:
+                self.put(shift, shift.array + moved.reshape(shift.array.shape))
 
     def put(self, value: Value, array: NDArray[Any]) -> None:
         held = value.constant
@@ -186,6 +224,8 @@ class _Repair:
         if not old.op.moves_on or any(old.operand(k).constant is None for k in old.op.moves_on.values()):
             return
         at_mean, at_variance = old.op.moves_on.values()
+        if not self.own(new.operand(at_mean), new.operand(at_variance)):
+            return
         was, now = (
             np.mean([self.statistics(run, node) for run in side], axis=0)
             for node, side in zip((old, new), zip(*self.runs, strict=True), strict=True)

@@ -71,21 +71,22 @@ class Deepen(Pass):
 
     Attributes:
         after: patterns of the names of activations (or of sums, if named), separated by `;`; any activation if empty.
-        count: how many layers, spread over the places that there are; 0: one at each.
+        count: how many layers, spread over the places that there are; 0: one at each. If it is not given: one layer, or
+            one at each place that `after` names.
         kind: identity, residual, or what fits the activation (auto).
         kernel: extent of a convolution's kernel; 0: as in the layer before (1 if that is even).
         seed: of the first weights of residual bodies; None takes the run's.
     """
 
     after: str = ""
-    count: int = 1
+    count: int | None = None
     kind: Kind = "auto"
     kernel: int = 0
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.count < 0:
-            raise InputError("E201", f"count={self.count} is negative")
+        if self.count is not None and (type(self.count) is not int or self.count < 0):
+            raise InputError("E201", f"count={self.count!r} is no number from 0 on")
         if self.kind not in get_args(Kind):
             raise InputError("E201", f"kind={self.kind!r} is none of {', '.join(get_args(Kind))}")
         if self.kernel < 0 or (self.kernel and self.kernel % 2 == 0):
@@ -132,9 +133,10 @@ class Deepen(Pass):
             fitting = [spot for spot in fitting if is_idempotent(spot.node)]
         if not fitting:
             raise UnsupportedError("E402", "no activation follows a layer after which one more could be inserted")
-        if not self.count or self.count >= len(fitting):
+        count = (0 if patterns else 1) if self.count is None else self.count
+        if not count or count >= len(fitting):
             return fitting
-        picks = np.linspace(0, len(fitting) - 1, self.count + 2)[1:-1].round().astype(int)
+        picks = np.linspace(0, len(fitting) - 1, count + 2)[1:-1].round().astype(int)
         return [fitting[pick] for pick in dict.fromkeys(picks.tolist())]
 
 

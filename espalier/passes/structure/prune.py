@@ -18,7 +18,7 @@ from espalier.passes.base import Context, Pass, approximates, graph_pass
 from espalier.passes.structure.criteria import Criterion, parse_criterion
 from espalier.passes.structure.importance import AGGREGATES, NORMALISERS, Scored, Scores, check_finite, parts_of
 from espalier.passes.structure.reindex import reindex
-from espalier.passes.structure.report import frozen_rows, reason_lines, total_macs, unit_row
+from espalier.passes.structure.report import Row, frozen_rows, reason_lines, total_macs, unit_row
 from espalier.passes.structure.select import SCOPES, Kept, Selector
 from espalier.train.weights import looks_learned
 
@@ -121,17 +121,20 @@ class Prune(Pass):
             context.details = _details(self, coupling, graph, costs, {}, scores, candidates)
             return 0
         details = _details(self, coupling, graph, costs, kept, scores, candidates)
-        self.remove(coupling, kept, context)
+        details["not_refitted"] = self.remove(coupling, kept, context)
         details["macs"]["after"] = total_macs(graph)
         details["summary"] = _lines(details)
         context.details = details
         return 1
 
-    def remove(self, coupling: Coupling, kept: Kept, context: Context) -> None:
-        """Take the other indices away, with or without compensation. Raises InputError E212 if data are missing."""
+    def remove(self, coupling: Coupling, kept: Kept, context: Context) -> list[Row]:
+        """Take the other indices away; gives the weights that compensation had to leave as they were, and why.
+
+        Raises InputError E212 if data are missing.
+        """
         if not self.compensate:
             reindex(coupling, kept, self.name)
-            return
+            return []
         try:
             from espalier.passes.structure.compensate import compensate, noise
             from espalier.train.evidence import pieces_of
@@ -143,7 +146,7 @@ class Prune(Pass):
             raise InputError("E212", "compensate=data needs data", hint="Give some with --data, or compensate=noise.")
         graph = coupling.graph
         batches = noise(graph, context.seed) if made_up else pieces_of(graph, context.data, self.samples)
-        compensate(coupling, kept, batches, self.name, made_up=made_up)
+        return compensate(coupling, kept, batches, self.name, made_up=made_up)
 
     def noise(self, graph: Graph, seed: int) -> Any:
         """Made-up data, for criteria that look at some. Raises InputError."""
@@ -297,6 +300,7 @@ def _details(
         "cut": [unit_row(unit, "kept", len(indices)) for unit, indices in kept.items()],
         "whole": [{"unit": unit.name, "extent": unit.extent, "why": why} for unit, why in rest.items()],
         "frozen": frozen_rows(coupling),
+        "not_refitted": [],
     }
     found["summary"] = _lines(found)
     return found
@@ -318,4 +322,5 @@ def _lines(details: Mapping[str, Any]) -> list[str]:
         for row in details["cut"]
     ]
     lines += [f"whole {row['unit']}: {row['extent']}, {row['why']}" for row in details["whole"]]
-    return [*lines, *reason_lines("frozen", details["frozen"])]
+    lines += reason_lines("frozen", details["frozen"])
+    return [*lines, *reason_lines("not refitted", details["not_refitted"], "weight")]

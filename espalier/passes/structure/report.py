@@ -49,11 +49,11 @@ def frozen_rows(coupling: Coupling) -> list[Row]:
     ]
 
 
-def reason_lines(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows of a unit and a reason as a line for each reason, without the places."""
+def reason_lines(kind: str, rows: Sequence[Mapping[str, Any]], key: str = "unit") -> list[str]:
+    """Rows of a unit (or what else stands under the key) and a reason as a line for each reason, without the places."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
-        reasons.setdefault(row["why"].partition(" (at ")[0], []).append(row["unit"])
+        reasons.setdefault(row["why"].partition(" (at ")[0], []).append(row[key])
     return [
         f"{kind} {', '.join(names[:SHOWN])}"
         + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

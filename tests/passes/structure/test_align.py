@@ -12,12 +12,14 @@ from torch import nn
 
 import espalier
 from espalier.analysis.coupling import couple
+from espalier.cost.remaining import Remaining
 from espalier.errors import InputError
-from espalier.ir import Graph
+from espalier.ir import Graph, Value
 from espalier.ir.clone import clone
+from espalier.ir.constants import constant
 from espalier.ir.execute import execute
 from espalier.passes.structure.align import align, average
-from espalier.passes.structure.reindex import reindex
+from espalier.passes.structure.reindex import reindex, replace_here
 from tests.analysis.networks import NETWORKS, loaded
 from tests.passes.structure.growing import CASES, apart, family
 
@@ -122,6 +124,41 @@ def test_the_weight_of_the_average() -> None:
     other = shuffled(graph, 3)
     assert weights_apart(average(graph, other, weight=0, matched=False), graph) == 0
     assert weights_apart(average(graph, other, weight=1, matched=False), other) == 0
+
+
+def test_averages_of_tied_networks_are_tied() -> None:
+    graph, inputs, _ = loaded("TiedEmbedding")
+    made = average(graph, shuffled(graph, 3), matched=False)
+    for found, other in ((made, shuffled(graph, 3)), (average(graph, graph), graph)):
+        a, b = (value.constant for value in tied(found))
+        assert a is not None and b is not None and a.source is b.source
+        for value, mine, theirs in zip(tied(found), tied(graph), tied(other), strict=True):
+            assert np.allclose(value.array, (mine.array + theirs.array) / 2)
+    assert Remaining(couple(made)).parameters == Remaining(couple(graph)).parameters
+    assert np.isfinite(execute(made, inputs)[0]).all()
+
+
+def test_partners_that_are_not_tied_are_mixed_each_for_itself() -> None:
+    graph = loaded("TiedEmbedding")[0]
+    other = clone(graph)
+    last = tied(other)[1]
+    replace_here(other, last, constant(last.array + 1))
+    made = average(graph, other, matched=False)
+    first, second = (value.array - mine.array for value, mine in zip(tied(made), tied(graph), strict=True))
+    assert np.allclose(first, 0) and np.allclose(second, 0.5)
+
+
+def tied(graph: Graph) -> list[Value]:
+    """The embedding, and what reads it again."""
+    return [value for value in graph.constants() if 11 in value.array.shape]
+
+
+def test_a_network_is_wholly_like_itself_whatever_is_zero() -> None:
+    net = Net()
+    nn.init.zeros_(net.a.bias)
+    nn.init.zeros_(net.b.bias)
+    graph = espalier.load(net.eval(), example_inputs=(torch.randn(5, 2),))
+    assert align(graph, clone(graph)).likeness == pytest.approx((1, 1))
 
 
 def test_without_scipy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

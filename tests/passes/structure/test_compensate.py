@@ -9,7 +9,7 @@ import pytest
 
 from espalier.analysis.coupling import couple
 from espalier.errors import InputError
-from espalier.ir import Builder, Graph, TensorType, dims, elements, structural_hash, verify
+from espalier.ir import Builder, Graph, TensorType, constant_value, dims, elements, structural_hash, verify
 from espalier.ir.clone import clone
 from espalier.ir.execute import execute
 from espalier.passes import PassManager, parse_spec
@@ -246,3 +246,34 @@ def test_compensation_wants_data_or_noise() -> None:
         PassManager([parse_spec("prune:ratio=0.5,compensate=data")]).run(network())
     with pytest.raises(InputError, match="is none of data, noise"):
         parse_spec("prune:ratio=0.5,compensate=hope")
+
+
+def test_removal_counts_every_place_of_a_unit_in_pairs() -> None:
+    graph = Graph("pairs")
+    b = Builder(graph)
+    x = b.matmul(graph.add_input(TensorType(elements.F64, (dims.symbol("n"), 5)), "x"), RNG.normal(size=(5, 4)))
+    pairs = b.mul(b.unsqueeze(x, np.array([2])), b.unsqueeze(x, np.array([1])))
+    weight = RNG.normal(size=(4, 4, 3))
+    weight[0, 0] = 0  # but its pairs with the others say something
+    graph.set_outputs([b.einsum(pairs, weight, subscripts="bij,ijk->bk")], ["y"])
+    coupling = couple(graph)
+    (costs,) = removal_costs(coupling, [[RNG.normal(size=(64, 5))]]).values()
+    assert costs.shape == (4,)
+    assert np.all(costs > 1e-6)
+
+
+def test_what_two_layers_read_stays_one_weight() -> None:
+    graph = Graph("twice")
+    b = Builder(graph)
+    x = b.matmul(graph.add_input(TensorType(elements.F64, (dims.symbol("n"), 5)), "x"), RNG.normal(size=(5, 8)))
+    weight, bias = (constant_value(RNG.normal(size=shape), name="w") for shape in ((8, 8), (8,)))
+    for _ in range(2):
+        x = b.relu(b.gemm(x, weight, bias))
+    graph.set_outputs([b.matmul(x, constant_value(RNG.normal(size=(8, 3)), name="last"))], ["y"])
+    unit = first_unit(graph)
+    data = [[RNG.normal(size=(64, 5))]]
+    small, plain = compensated(graph, {unit.name: [1, 4]}, data), deleted(graph, {unit.name: [1, 4]})
+    a, b_ = ([node for node in g if node.op.name == "gemm"] for g in (small, plain))
+    assert a[0].operands[1] is a[1].operands[1] and a[0].operands[2] is a[1].operands[2]
+    assert np.array_equal(a[0].operand(1).array, b_[0].operand(1).array)
+    assert not np.array_equal(small.nodes[-1].operand(1).array, plain.nodes[-1].operand(1).array)  # of one reader

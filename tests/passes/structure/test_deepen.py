@@ -18,7 +18,7 @@ from espalier.errors import EspalierError, UnsupportedError
 from espalier.ir import Graph, structural_hash, verify
 from espalier.ir.clone import clone
 from espalier.ir.execute import execute
-from espalier.passes.base import Context
+from espalier.passes.base import Context, parse_spec
 from espalier.passes.structure.deepen import Deepen, spots
 from espalier.train.data import Data
 from espalier.train.module import to_torch
@@ -150,6 +150,17 @@ def test_the_seed_decides_and_deepening_again_works() -> None:
     assert found[0] == found[1] != found[2]
     twice = deepened(deepened(graph, count=0)[0], count=0)[0]
     assert apart(graph, twice, [x]) <= 1e-12
+
+
+def test_all_that_are_named_are_deepened_unless_a_count_is_given() -> None:
+    graph, _ = net(nn.ReLU())
+    places = [spot.value.name for spot in spots(couple(graph))]
+    assert len(places) == 2
+    for options, wanted in (({}, 2), ({"count": 1}, 1), ({"count": 0}, 2)):
+        assert deepened(graph, after=";".join(places), **options)[1] == wanted
+    assert deepened(graph, after=places[1])[1] == 1
+    assert deepened(graph)[1] == 1
+    assert Deepen(after="relu") == parse_spec("deepen:after=relu")
 
 
 @pytest.mark.parametrize(

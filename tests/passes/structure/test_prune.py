@@ -15,14 +15,17 @@ from torch import nn
 
 import espalier
 from espalier.analysis.coupling import couple
-from espalier.backends.onnx import save
+from espalier.backends.onnx import save, to_model
 from espalier.cli import main
 from espalier.cost.remaining import Remaining
 from espalier.errors import InputError, VerificationError
-from espalier.ir import Graph
+from espalier.ir import Builder, Graph, TensorType, constant_value, elements, verify
+from espalier.ir.clone import clone
+from espalier.ir.constants import constant
 from espalier.ir.execute import execute
 from espalier.ir.hashing import structural_hash
 from espalier.passes.manager import compare_models
+from espalier.passes.structure.reindex import reindex, zeroed
 from tests.passes.structure.pruning import data_of, graph_of, images, net, run_pass
 
 
@@ -127,6 +130,43 @@ def test_tied_weights_stay_tied_and_count_once(criterion: str) -> None:
     assert a.shape == (4, 20) and np.array_equal(a.T, b)
     assert Remaining(couple(graph)).parameters == 20 * 4 + 4 * 8 + 8 + 8 * 4 + 4
     execute(graph, [tokens.numpy()])
+
+
+def test_compensation_leaves_tied_weights_tied() -> None:
+    module = Tied().eval()
+    tokens = torch.randint(0, 20, (64, 7))
+    plain = espalier.prune(graph_of(module, tokens), ratio=0.5).graph
+    made = espalier.prune(graph_of(module, tokens), ratio=0.5, compensate="data", data=[tokens.numpy()])
+    graph, details = made.graph, made.details
+    assert Remaining(couple(graph)).parameters == details["parameters"]["after"] == Remaining(couple(plain)).parameters
+    held = [{v.name: v.array for v in g.constants() if v.element.is_float} for g in (plain, graph)]
+    left = [row["weight"] for row in details["not_refitted"]]
+    assert left == ["permute"]  # the transposed embedding
+    assert "not refitted permute: it is tied, or read by several layers" in details["summary"]
+    moved = {name for name, array in held[0].items() if not np.array_equal(array, held[1][name])}
+    assert moved and not moved & {"permute", "embedding.weight"}
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_channels_with_scales_of_their_own_may_go_down_to_one(kept: int) -> None:
+    graph, rng = Graph("quantized"), np.random.default_rng(3)
+    b = Builder(graph)
+    stored = constant(rng.integers(-99, 99, (4, 3, 1, 1)).astype(np.int8), elements.quantized(elements.I8, 0))
+    scale, zero = np.linspace(0.01, 0.04, 4).astype(np.float32), np.zeros(4, np.int8)
+    weight = b.dequantize(constant_value(stored, name="weight"), scale, zero, axis=0)
+    x = b.relu(b.conv(graph.add_input(TensorType(elements.F32, (1, 3, 4, 4)), "x"), weight))
+    graph.set_outputs([b.conv(x, rng.normal(size=(5, 4, 1, 1)).astype(np.float32))], ["y"])
+    original, coupling = clone(graph), couple(graph)
+    unit = next(unit for unit in coupling.removable() if unit.extent == 4)
+    image = rng.normal(size=(1, 3, 4, 4)).astype(np.float32)
+    other = couple(original)
+    zeroed(other, {other.units[coupling.units.index(unit)]: np.arange(kept, 4)})
+    reindex(coupling, {unit: np.arange(kept)}, "prune")
+    verify(graph, "types")
+    (found,), (wanted,) = execute(graph, [image]), execute(original, [image])
+    assert np.allclose(found, wanted, atol=1e-6)
+    session = onnxruntime.InferenceSession(to_model(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    assert np.allclose(session.run(None, {"x": image})[0], wanted, atol=1e-5)
 
 
 def test_what_comes_after_is_still_compared(tmp_path: Path) -> None:
