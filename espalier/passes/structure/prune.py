@@ -19,7 +19,7 @@ from espalier.passes.structure.criteria import Criterion, parse_criterion
 from espalier.passes.structure.importance import AGGREGATES, NORMALISERS, Scored, Scores, check_finite, parts_of
 from espalier.passes.structure.reindex import reindex
 from espalier.passes.structure.report import frozen_rows, reason_lines, total_macs, unit_row
-from espalier.passes.structure.select import SCOPES, Kept, Selector
+from espalier.passes.structure.select import SCOPES, Kept, OwnRatio, Selector
 from espalier.train.weights import looks_learned
 
 
@@ -188,11 +188,12 @@ class Prune(Pass):
     def select(self, coupling: Coupling, scores: Mapping[Unit, Scores], costs: Remaining, multiple: int) -> Kept:
         """What stays of each unit that loses something. Raises BudgetError E501 if a target is out of reach."""
         patterns = self.own_ratios()
-        own: dict[Unit, float] = {}
+        own: dict[Unit, OwnRatio] = {}
         for unit in scores:
-            ratio = next((r for pattern, r in patterns if fnmatch.fnmatchcase(unit.name, pattern)), None)
-            if ratio is not None:
-                own[unit] = ratio
+            for position, (pattern, ratio) in enumerate(patterns):
+                if fnmatch.fnmatchcase(unit.name, pattern):
+                    own[unit] = OwnRatio(position, ratio)
+                    break
         selector = Selector(coupling, scores, self.scope, multiple, own)  # type: ignore[arg-type]  # options are plain text, checked
         if self.macs is not None:
             return selector.by_cost(self.macs, costs.macs_with, "multiply–accumulates")

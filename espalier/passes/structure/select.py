@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -21,6 +21,13 @@ SMALLEST_RATIO = 2.0**-24
 """How finely a ratio is searched for a target of costs."""
 
 
+class OwnRatio(NamedTuple):
+    """The ratio of a scope of its own: two scopes may have the same ratio."""
+
+    scope: int
+    ratio: float
+
+
 @dataclass(frozen=True)
 class Selector:
     """How indices are chosen.
@@ -31,14 +38,14 @@ class Selector:
         scope: local (each unit loses the ratio), global (one ranking over all), isomorphic (one within each class of
             units whose weights are used alike).
         multiple: axes of weights keep multiples of so many positions.
-        own: unit → a ratio of its own.
+        own: unit → a scope of its own, with its ratio: units of one scope are ranked together.
     """
 
     coupling: Coupling
     scores: Mapping[Unit, Scores]
     scope: Scope = "local"
     multiple: int = 1
-    own: Mapping[Unit, float] | None = None
+    own: Mapping[Unit, OwnRatio] | None = None
 
     def by_ratio(self, ratio: float) -> Kept:
         """What stays if this share of the indices goes; only units that lose some."""
@@ -91,16 +98,16 @@ class Selector:
         for unit in self.scores:
             own = (self.own or {}).get(unit)
             kind = signature(self.coupling, unit) if self.scope == "isomorphic" else ()
-            found.setdefault(((kind, own), ratio if own is None else own), []).append(unit)
+            found.setdefault(((kind, own), ratio if own is None else own.ratio), []).append(unit)
         return found
 
     def _ranked(self, units: Sequence[Unit], ratio: float) -> dict[Unit, int]:
-        """How many indices of each unit are among the lowest of all, if each keeps one (or one multiple)."""
+        """How many indices of each unit are among the lowest of all, if each keeps one (or one step)."""
         wanted = _count(ratio, sum(unit.extent for unit in units))
         removed = dict.fromkeys(units, 0)
         scores = np.concatenate([self.scores[unit] for unit in units])
         owner = np.repeat(np.arange(len(units)), [unit.extent for unit in units])
-        spare = [max(0, unit.extent - min(self.multiple, unit.extent)) for unit in units]
+        spare = [max(0, unit.extent - step_of(self.coupling, unit, self.multiple, {})) for unit in units]
         for position in np.argsort(scores, kind="stable"):
             if not wanted:
                 break

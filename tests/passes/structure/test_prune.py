@@ -89,6 +89,15 @@ def test_options_choose_units(spec: str, wanted: dict[str, int]) -> None:
     assert extents(graph) == wanted
 
 
+def test_each_pattern_of_ratios_is_a_scope_of_its_own() -> None:
+    module = net()
+    with torch.no_grad():
+        module.second.weight.mul_(100)
+    graph = graph_of(module, images())
+    run_pass(graph, "prune:ratios=first*:0.5;second*:0.5,scope=global,normalise=none")
+    assert extents(graph) == {"first.weight.0": 3, "second.weight.0": 3}
+
+
 def test_approximate_units_are_left_alone_on_demand() -> None:
     module = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
     graph = graph_of(module, torch.randn(2, 6))
