@@ -75,7 +75,7 @@ def gather(
     Args:
         coupling: of the graph.
         needs: what is asked for.
-        samples: at most so many; 0: all.
+        samples: at most so many (of a model of fixed batch whole batches, and at least one); 0: all.
         training: normalise with the batch's statistics, as before any training one must.
         made_up: the data are noise: the same, for another reason.
 
@@ -96,14 +96,14 @@ def gather(
             held.update({name: np.zeros(tuple(p.shape)) for name, p in parameters.items()})
     fixed = _fixed_batch(coupling.graph.inputs)
     size = fixed or (1 if "squares" in needs else PIECE)
-    for piece in _pieces(data, size, samples):
+    for piece in _pieces(data, size, samples, whole=fixed is not None):
         inputs = [xp.asarray(np.array(array)) for array in piece.inputs]
         with torch.set_grad_enabled(backward):
             outputs = module(*inputs, observe=watcher.observe)
         if backward:
             losses, evidence.loss = _losses(coupling.graph.output_names, outputs, piece)
             _accumulate(evidence, losses, parameters, coupling)
-        watcher.sum_up(inputs)
+        watcher.sum_up(inputs, len(piece))
         evidence.samples += len(piece)
     for array in (*evidence._gradients.values(), *evidence._squares.values()):
         array /= max(1, evidence.samples)
@@ -202,9 +202,9 @@ class _Watcher:
         self.readers: list[tuple[Node, int, int]] = []
         """Nodes that sum over products of a computed operand and a weight, with the positions of both."""
         self.store: dict[Value, torch.Tensor] = {}
-        self.sums: dict[Unit, list[Array]] = {}
+        self.sums: dict[Unit, Array] = {}
         self.shares: dict[Unit, Array] = {}
-        self.rounds = 0
+        self.samples = 0
         if "activations" in needs:
             self.carried = {unit: carried(coupling, unit) for unit in coupling.removable()}
         if "contributions" in needs:
@@ -218,18 +218,17 @@ class _Watcher:
             if isinstance(result, torch.Tensor) and result.requires_grad:
                 result.register_hook(_finite)  # type: ignore[no-untyped-call]  # torch gives it no type
 
-    def sum_up(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Add what was observed in one run, and forget it."""
-        self.rounds += 1
+    def sum_up(self, inputs: Sequence[torch.Tensor], samples: int) -> None:
+        """Add what was observed in one run, of so many samples, and forget it."""
+        self.samples += samples
         self.store.update((v, t) for v, t in zip(self.coupling.graph.inputs, inputs, strict=True) if v in self.wanted)
         for unit, places in self.carried.items():
             for value, axis in places:
                 tensor = self.store[value].abs().double().movedim(axis, 0)
-                self.sums.setdefault(unit, []).append(
-                    self._by_index(unit, value, axis, tensor.flatten(1).mean(1).numpy())
-                )
+                along = self._by_index(unit, value, axis, tensor.flatten(1).mean(1).numpy())
+                self.sums[unit] = self.sums.get(unit, np.zeros(unit.extent)) + samples / len(places) * along
         for node, x, w in self.readers:
-            self._share(node, x, w)
+            self._share(node, x, w, samples)
         self.store.clear()
 
     def _by_index(self, unit: Unit, value: Value, axis: int, along: Array, mean: bool = True) -> Array:
@@ -238,7 +237,7 @@ class _Watcher:
         total: Array = np.bincount(places[has], along[has].astype(np.float64), unit.extent).astype(np.float64)
         return total / max(1, int(has.sum()) // unit.extent) if mean else total
 
-    def _share(self, node: Node, x: int, w: int) -> None:
+    def _share(self, node: Node, x: int, w: int, samples: int) -> None:
         """|x|·|w| summed over one index, by |x|·|w| summed over all: the product rule gives it for all at once."""
         value, weight = node.operand(x), node.operand(w)
         computed = self.store[value].abs().double().requires_grad_()
@@ -256,11 +255,13 @@ class _Watcher:
                     continue
                 along = np.moveaxis(product, axis, 0).reshape(product.shape[axis], -1).sum(1)
                 found = self._by_index(unit, value, axis, along, mean=False)
-                self.shares[unit] = self.shares.get(unit, np.zeros(unit.extent)) + found
+                self.shares[unit] = self.shares.get(unit, np.zeros(unit.extent)) + samples * found
 
     def means(self) -> tuple[dict[Unit, Array], dict[Unit, Array]]:
-        sums = {unit: np.mean(found, axis=0) for unit, found in self.sums.items()}
-        return sums, {unit: found / max(1, self.rounds) for unit, found in self.shares.items()}
+        sums, shares = (
+            {unit: total / max(1, self.samples) for unit, total in each.items()} for each in (self.sums, self.shares)
+        )
+        return sums, shares
 
 
 def _finite(gradient: torch.Tensor) -> torch.Tensor:
@@ -293,8 +294,9 @@ def linear_readers(coupling: Coupling) -> Iterator[tuple[Node, int, int]]:
 
 
 def pieces_of(graph: Graph, data: Data, samples: int = 0) -> list[Sequence[NDArray[Any]]]:
-    """The inputs of at most so many samples (0: all), in pieces that the model takes."""
-    return [piece.inputs for piece in _pieces(data, _fixed_batch(graph.inputs) or PIECE, samples)]
+    """The inputs of at most so many samples (0: all), in pieces that the model takes: see `gather`."""
+    fixed = _fixed_batch(graph.inputs)
+    return [piece.inputs for piece in _pieces(data, fixed or PIECE, samples, whole=fixed is not None)]
 
 
 def _fixed_batch(inputs: Sequence[Value]) -> int | None:
@@ -305,21 +307,25 @@ def _fixed_batch(inputs: Sequence[Value]) -> int | None:
     return fixed if isinstance(fixed, int) and fixed > 0 else None
 
 
-def _pieces(data: Data, size: int, samples: int) -> Iterator[Batch]:
-    """The data in pieces of at most that many samples, until there were enough."""
+def _pieces(data: Data, size: int, samples: int, whole: bool) -> Iterator[Batch]:
+    """The data in pieces of at most that many samples, until there were enough: the last one is cut.
+
+    Where that can't be (whole pieces are wanted, or inputs count their samples differently) it is left out, unless it
+    is the only one.
+    """
     seen = 0
     for batch in data:
-        arrays = [array for array in batch.inputs if array.ndim]
-        counts = {len(array) for array in arrays}
-        if len(counts) != 1 or len(batch) <= size:
-            yield batch
-            seen += len(batch)
-        else:
-            for start in range(0, len(batch), size):
-                inputs = tuple(array[start : start + size] if array.ndim else array for array in batch.inputs)
-                yield Batch(inputs, None if batch.labels is None else batch.labels[start : start + size])
-                seen += min(size, len(batch) - start)
-                if samples and seen >= samples:
+        divisible = len({len(array) for array in batch.inputs if array.ndim}) == 1
+        step = size if divisible else max(1, len(batch))
+        for start in range(0, max(1, len(batch)), step):
+            piece = batch.take(slice(start, start + step)) if divisible and len(batch) > step else batch
+            left = samples - seen
+            if samples and len(piece) > left:
+                if divisible and not whole:
+                    piece = piece.take(slice(0, left))
+                elif seen:
                     return
-        if samples and seen >= samples:
-            return
+            yield piece
+            seen += len(piece)
+            if samples and seen >= samples:
+                return
