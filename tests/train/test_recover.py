@@ -19,7 +19,8 @@ from espalier.ir import Builder, Graph
 from espalier.ir.execute import run
 from espalier.ir.types import parse
 from espalier.train.augment import CropAndFlip
-from espalier.train.loops import Hook, Run, Settings
+from espalier.train.hooks import Hook
+from espalier.train.loops import Run, Settings
 from espalier.train.recover import recover, reestimate_statistics
 from espalier.train.schedule import learning_rate_at
 from tests.train.networks import classifier, images, same_bits, weights
@@ -115,6 +116,9 @@ class Shrink(Hook):
     def __init__(self, stop: int = 0) -> None:
         self.stop, self.seen = stop, torch.zeros(1)
 
+    def identity(self) -> dict[str, Any]:
+        return {}  # a run that was stopped goes on as one that is stopped later
+
     def loss(self, run: Run) -> torch.Tensor:
         return 1e-3 * (1 + self.seen) * sum((p**2).sum() for p in run.module.parameters())
 
@@ -195,6 +199,29 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
             recover(graph, original, other, steps=2, batch_size=16, checkpoint=tmp_path, **given)
         assert caught.value.code == "E232" and next(iter(change)) in caught.value.message
         assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+class Pull(Hook):
+    """A hook with options."""
+
+    def __init__(self, strength: Any, module: Any = None) -> None:
+        self.strength, self.module, self.seen = strength, module, torch.zeros(1)
+
+
+def test_checkpoints_of_hooks_with_other_options_are_refused(tmp_path: Path) -> None:
+    def once(hook: Hook) -> Graph:
+        options: Any = {"batch_size": 16, "hooks": [hook, lambda run: None], "checkpoint": tmp_path}
+        return recover(classifier(), TEACHER, {"image": X}, steps=1, **options)
+
+    options = {"a": (1, 2.5, None), "b": [True, {3: "c"}]}
+    done = once(Pull(options, torch.nn.Identity()))
+    assert same_bits(once(Pull(dict(options), torch.nn.Flatten())), done)
+    for other in (0.1, {**options, "a": (1, 2.5, 0)}, {**options, "b": [True, {3: "d"}]}):
+        with pytest.raises(InputError, match="belongs to a run that differs in hooks") as caught:
+            once(Pull(other, torch.nn.Identity()))
+        assert caught.value.code == "E232"
+    with pytest.raises(InputError, match="differs in hooks"):
+        once(Shrink())
 
 
 @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{}", b"x" * 1000])
