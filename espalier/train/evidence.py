@@ -23,6 +23,7 @@ from espalier.ir.xp import torch as xp
 from espalier.train.data import Batch, Data
 from espalier.train.least_squares import removal_costs
 from espalier.train.module import to_torch
+from espalier.train.objectives import as_labels, cross_entropy
 
 Need = Literal["gradients", "squares", "activations", "contributions", "costs"]
 Array = NDArray[np.float64]
@@ -150,7 +151,7 @@ def _losses(names: Sequence[str], outputs: Sequence[Any], piece: Batch) -> tuple
     if piece.labels is not None:
         if not outputs or not isinstance(outputs[0], torch.Tensor) or not outputs[0].is_floating_point():
             raise InputError("E226", f"output {names[0]!r} is no score of classes, so that labels say nothing about it")
-        return cross_entropy(outputs[0], piece.labels), "cross-entropy"
+        return cross_entropy(outputs[0].double(), as_labels(piece.labels)), "cross-entropy"
     if not floats:
         raise InputError("E226", "no output is a float, so that there is no gradient")
     losses = torch.zeros(len(piece), dtype=torch.float64)
@@ -161,36 +162,6 @@ def _losses(names: Sequence[str], outputs: Sequence[Any], piece: Batch) -> tuple
         else:  # no axis of samples
             losses = losses + energy.mean()
     return losses, "output energy"
-
-
-def cross_entropy(scores: torch.Tensor, labels: NDArray[Any]) -> torch.Tensor:
-    """Cross-entropy per sample [n] of scores [n, …, classes], or of one score each (its sign decides).
-
-    Labels are class numbers [n, …], or one-hot [n, …, classes]. Scores that are probabilities already (none negative,
-    summing to 1) are taken as such. Raises InputError E206 for labels that don't fit.
-    """
-    scores = scores.double()
-    classes = scores.shape[-1] if scores.ndim > 1 else 1
-    flat = scores.reshape(-1, classes)
-    wanted = np.asarray(labels)
-    if classes > 1 and wanted.shape == tuple(scores.shape):
-        wanted = wanted.argmax(-1)
-    if wanted.size != len(flat) or wanted.dtype.kind not in "biuf":
-        raise InputError("E206", f"labels of shape {wanted.shape} for scores of shape {tuple(scores.shape)}")
-    target = torch.from_numpy(wanted.reshape(-1).astype(np.int64))
-    if wanted.size and not (int(target.min()) >= 0 and int(target.max()) < max(classes, 2)):
-        found = f"{int(target.min())} to {int(target.max())}"
-        raise InputError("E206", f"labels from {found} for {max(classes, 2)} classes")
-    if classes > 1:
-        with torch.no_grad():
-            probable = bool((flat >= 0).all()) and bool(
-                torch.allclose(flat.sum(-1), torch.ones(len(flat)).double(), atol=1e-3)
-            )
-        logs = torch.log(flat.clamp_min(1e-12)) if probable else torch.log_softmax(flat, -1)
-        losses = -logs.gather(1, target[:, None])[:, 0]
-    else:
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(flat[:, 0], target.double(), reduction="none")
-    return losses.reshape(len(scores), -1).mean(1)
 
 
 class _Watcher:

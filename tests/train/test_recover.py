@@ -21,6 +21,7 @@ from espalier.ir.types import parse
 from espalier.train.augment import CropAndFlip
 from espalier.train.hooks import Hook
 from espalier.train.loops import Run, Settings
+from espalier.train.objectives import cross_entropy, supervised
 from espalier.train.recover import recover, reestimate_statistics
 from espalier.train.schedule import learning_rate_at
 from tests.train.networks import classifier, images, same_bits, weights
@@ -66,6 +67,27 @@ def test_labels_are_learned() -> None:
     assert distance(mixed) < distance(found) and accuracy(mixed) < accuracy(found)
     ignored = recover(classifier(), TEACHER, data, steps=3, batch_size=16, labels=False)
     assert same_bits(ignored, recover(classifier(), TEACHER, {"image": X}, steps=3, batch_size=16))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4, 3)])
+def test_cross_entropy_however_labels_and_scores_are_written_down(shape: tuple[int, ...]) -> None:
+    scores = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0)).double()
+    classes = torch.arange(5 * int(np.prod(shape[:-1]))).reshape(5, *shape[:-1]) % 3
+    one_hot = torch.nn.functional.one_hot(classes, 3)
+    wanted = torch.nn.functional.cross_entropy(scores.movedim(-1, 1), classes, reduction="none").reshape(5, -1).mean(1)
+    for labels in (classes, classes.double(), one_hot, one_hot.bool(), one_hot.double()):
+        for given in (scores, scores.softmax(-1)):
+            torch.testing.assert_close(cross_entropy(given, labels), wanted)
+            if labels.ndim == scores.ndim or not labels.is_floating_point():  # other floats are numbers to learn
+                torch.testing.assert_close(supervised(given, labels), wanted.mean())
+    soft = scores.softmax(-1).flip(0)
+    torch.testing.assert_close(cross_entropy(scores, soft).mean(), -(soft * scores.log_softmax(-1)).sum(-1).mean())
+    masked = torch.where(one_hot.roll(1, -1) > 0, -torch.inf, scores)  # but not what is right
+    torch.testing.assert_close(cross_entropy(masked, one_hot.double()), cross_entropy(masked, classes))
+    for wrong in (classes + 3, classes - 1, classes + 0.5, one_hot * 2, one_hot * 0.7, classes[:2]):
+        with pytest.raises(InputError) as caught:
+            cross_entropy(scores, wrong)
+        assert caught.value.code == "E206"
 
 
 def test_numbers_are_learned_too() -> None:
