@@ -11,7 +11,8 @@ from espalier.errors import InputError
 from espalier.ir import Graph
 from espalier.passes.base import GROWS, Context, Pass, graph_pass
 from espalier.passes.structure.deepen import insert, spots
-from espalier.passes.structure.widen import chosen_units, makers_of, rewrite_rows
+from espalier.passes.structure.select import chosen_units, patterns_of
+from espalier.passes.structure.widen import makers_of, rewrite_rows
 from espalier.passes.structure.widening import Repetition, Widening
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def expansions(
 
     coupling = couple(graph)
     found = []
-    for unit in chosen_units(coupling, only):
+    for unit in chosen_units(coupling, patterns_of(only)):
         if unit.verdict != "exact" or not any(makers_of(coupling, {unit: _one_more(unit.extent)})):
             continue
         try:

@@ -1,7 +1,8 @@
-"""Which indices stay: scores in, indices out; by ratio, or by what share of the costs is to go."""
+"""Which units are changed, by name; which indices stay, by scores: by ratio, or by what share of the costs goes."""
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 
 from espalier.analysis.coupling import Coupling, Indices, Unit, extent_of
-from espalier.errors import BudgetError
+from espalier.errors import BudgetError, InputError
 from espalier.ir.terms import Product, Term, Variable, flatten, leaves, resolve
 from espalier.passes.structure.importance import Scores
 
@@ -19,6 +20,36 @@ SCOPES: tuple[str, ...] = get_args(Scope)
 Kept: TypeAlias = dict[Unit, Indices]
 SMALLEST_RATIO = 2.0**-24
 """How finely a ratio is searched for a target of costs."""
+
+
+def patterns_of(text: str) -> list[str]:
+    """The patterns of units' names in a text, where `;` separates them."""
+    return [pattern.strip() for pattern in text.split(";") if pattern.strip()]
+
+
+def matches(unit: Unit, pattern: str) -> bool:
+    """Whether a pattern, or a full name (which may have brackets), means a unit."""
+    return unit.name == pattern or fnmatch.fnmatchcase(unit.name, pattern)
+
+
+def chosen_units(coupling: Coupling, only: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Unit]:
+    """The units that patterns mean; all that are not frozen if there are none.
+
+    Raises InputError E202 for a pattern that no unit has, E221 for a frozen unit that is asked for by its full name.
+    """
+    for pattern in (*only, *ignore):
+        if not any(matches(unit, pattern) for unit in coupling.units):
+            raise InputError("E202", f"no unit is called {pattern!r}", hint="`espalier inspect --units` lists them.")
+    found = []
+    for unit in coupling.units:
+        if any(matches(unit, pattern) for pattern in ignore):
+            continue
+        if unit.verdict == "frozen":
+            if unit.name in only:
+                raise InputError("E221", f"{unit.name} is frozen: {unit.why()}")
+        elif not only or any(matches(unit, pattern) for pattern in only):
+            found.append(unit)
+    return found
 
 
 class OwnRatio(NamedTuple):
