@@ -23,6 +23,7 @@ from espalier.ir.xp import torch as xp
 from espalier.train.data import Batch, Data
 from espalier.train.least_squares import removal_costs
 from espalier.train.module import to_torch
+from espalier.train.objectives import as_labels, cross_entropy
 
 Need = Literal["gradients", "squares", "activations", "contributions", "costs"]
 Array = NDArray[np.float64]
@@ -75,7 +76,7 @@ def gather(
     Args:
         coupling: of the graph.
         needs: what is asked for.
-        samples: at most so many; 0: all.
+        samples: at most so many (of a model of fixed batch whole batches, and at least one); 0: all.
         training: normalise with the batch's statistics, as before any training one must.
         made_up: the data are noise: the same, for another reason.
 
@@ -96,14 +97,14 @@ def gather(
             held.update({name: np.zeros(tuple(p.shape)) for name, p in parameters.items()})
     fixed = _fixed_batch(coupling.graph.inputs)
     size = fixed or (1 if "squares" in needs else PIECE)
-    for piece in _pieces(data, size, samples):
+    for piece in _pieces(data, size, samples, whole=fixed is not None):
         inputs = [xp.asarray(np.array(array)) for array in piece.inputs]
         with torch.set_grad_enabled(backward):
             outputs = module(*inputs, observe=watcher.observe)
         if backward:
             losses, evidence.loss = _losses(coupling.graph.output_names, outputs, piece)
             _accumulate(evidence, losses, parameters, coupling)
-        watcher.sum_up(inputs)
+        watcher.sum_up(inputs, len(piece))
         evidence.samples += len(piece)
     for array in (*evidence._gradients.values(), *evidence._squares.values()):
         array /= max(1, evidence.samples)
@@ -150,7 +151,7 @@ def _losses(names: Sequence[str], outputs: Sequence[Any], piece: Batch) -> tuple
     if piece.labels is not None:
         if not outputs or not isinstance(outputs[0], torch.Tensor) or not outputs[0].is_floating_point():
             raise InputError("E226", f"output {names[0]!r} is no score of classes, so that labels say nothing about it")
-        return cross_entropy(outputs[0], piece.labels), "cross-entropy"
+        return cross_entropy(outputs[0].double(), as_labels(piece.labels)), "cross-entropy"
     if not floats:
         raise InputError("E226", "no output is a float, so that there is no gradient")
     losses = torch.zeros(len(piece), dtype=torch.float64)
@@ -163,36 +164,6 @@ def _losses(names: Sequence[str], outputs: Sequence[Any], piece: Batch) -> tuple
     return losses, "output energy"
 
 
-def cross_entropy(scores: torch.Tensor, labels: NDArray[Any]) -> torch.Tensor:
-    """Cross-entropy per sample [n] of scores [n, …, classes], or of one score each (its sign decides).
-
-    Labels are class numbers [n, …], or one-hot [n, …, classes]. Scores that are probabilities already (none negative,
-    summing to 1) are taken as such. Raises InputError E206 for labels that don't fit.
-    """
-    scores = scores.double()
-    classes = scores.shape[-1] if scores.ndim > 1 else 1
-    flat = scores.reshape(-1, classes)
-    wanted = np.asarray(labels)
-    if classes > 1 and wanted.shape == tuple(scores.shape):
-        wanted = wanted.argmax(-1)
-    if wanted.size != len(flat) or wanted.dtype.kind not in "biuf":
-        raise InputError("E206", f"labels of shape {wanted.shape} for scores of shape {tuple(scores.shape)}")
-    target = torch.from_numpy(wanted.reshape(-1).astype(np.int64))
-    if wanted.size and not (int(target.min()) >= 0 and int(target.max()) < max(classes, 2)):
-        found = f"{int(target.min())} to {int(target.max())}"
-        raise InputError("E206", f"labels from {found} for {max(classes, 2)} classes")
-    if classes > 1:
-        with torch.no_grad():
-            probable = bool((flat >= 0).all()) and bool(
-                torch.allclose(flat.sum(-1), torch.ones(len(flat)).double(), atol=1e-3)
-            )
-        logs = torch.log(flat.clamp_min(1e-12)) if probable else torch.log_softmax(flat, -1)
-        losses = -logs.gather(1, target[:, None])[:, 0]
-    else:
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(flat[:, 0], target.double(), reduction="none")
-    return losses.reshape(len(scores), -1).mean(1)
-
-
 class _Watcher:
     """Sums what units carry, and what share of their readers' sums each index has."""
 
@@ -202,9 +173,9 @@ class _Watcher:
         self.readers: list[tuple[Node, int, int]] = []
         """Nodes that sum over products of a computed operand and a weight, with the positions of both."""
         self.store: dict[Value, torch.Tensor] = {}
-        self.sums: dict[Unit, list[Array]] = {}
+        self.sums: dict[Unit, Array] = {}
         self.shares: dict[Unit, Array] = {}
-        self.rounds = 0
+        self.samples = 0
         if "activations" in needs:
             self.carried = {unit: carried(coupling, unit) for unit in coupling.removable()}
         if "contributions" in needs:
@@ -218,18 +189,17 @@ class _Watcher:
             if isinstance(result, torch.Tensor) and result.requires_grad:
                 result.register_hook(_finite)  # type: ignore[no-untyped-call]  # torch gives it no type
 
-    def sum_up(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Add what was observed in one run, and forget it."""
-        self.rounds += 1
+    def sum_up(self, inputs: Sequence[torch.Tensor], samples: int) -> None:
+        """Add what was observed in one run, of so many samples, and forget it."""
+        self.samples += samples
         self.store.update((v, t) for v, t in zip(self.coupling.graph.inputs, inputs, strict=True) if v in self.wanted)
         for unit, places in self.carried.items():
             for value, axis in places:
                 tensor = self.store[value].abs().double().movedim(axis, 0)
-                self.sums.setdefault(unit, []).append(
-                    self._by_index(unit, value, axis, tensor.flatten(1).mean(1).numpy())
-                )
+                along = self._by_index(unit, value, axis, tensor.flatten(1).mean(1).numpy())
+                self.sums[unit] = self.sums.get(unit, np.zeros(unit.extent)) + samples / len(places) * along
         for node, x, w in self.readers:
-            self._share(node, x, w)
+            self._share(node, x, w, samples)
         self.store.clear()
 
     def _by_index(self, unit: Unit, value: Value, axis: int, along: Array, mean: bool = True) -> Array:
@@ -238,7 +208,7 @@ class _Watcher:
         total: Array = np.bincount(places[has], along[has].astype(np.float64), unit.extent).astype(np.float64)
         return total / max(1, int(has.sum()) // unit.extent) if mean else total
 
-    def _share(self, node: Node, x: int, w: int) -> None:
+    def _share(self, node: Node, x: int, w: int, samples: int) -> None:
         """|x|·|w| summed over one index, by |x|·|w| summed over all: the product rule gives it for all at once."""
         value, weight = node.operand(x), node.operand(w)
         computed = self.store[value].abs().double().requires_grad_()
@@ -256,11 +226,13 @@ class _Watcher:
                     continue
                 along = np.moveaxis(product, axis, 0).reshape(product.shape[axis], -1).sum(1)
                 found = self._by_index(unit, value, axis, along, mean=False)
-                self.shares[unit] = self.shares.get(unit, np.zeros(unit.extent)) + found
+                self.shares[unit] = self.shares.get(unit, np.zeros(unit.extent)) + samples * found
 
     def means(self) -> tuple[dict[Unit, Array], dict[Unit, Array]]:
-        sums = {unit: np.mean(found, axis=0) for unit, found in self.sums.items()}
-        return sums, {unit: found / max(1, self.rounds) for unit, found in self.shares.items()}
+        sums, shares = (
+            {unit: total / max(1, self.samples) for unit, total in each.items()} for each in (self.sums, self.shares)
+        )
+        return sums, shares
 
 
 def _finite(gradient: torch.Tensor) -> torch.Tensor:
@@ -293,8 +265,9 @@ def linear_readers(coupling: Coupling) -> Iterator[tuple[Node, int, int]]:
 
 
 def pieces_of(graph: Graph, data: Data, samples: int = 0) -> list[Sequence[NDArray[Any]]]:
-    """The inputs of at most so many samples (0: all), in pieces that the model takes."""
-    return [piece.inputs for piece in _pieces(data, _fixed_batch(graph.inputs) or PIECE, samples)]
+    """The inputs of at most so many samples (0: all), in pieces that the model takes: see `gather`."""
+    fixed = _fixed_batch(graph.inputs)
+    return [piece.inputs for piece in _pieces(data, fixed or PIECE, samples, whole=fixed is not None)]
 
 
 def _fixed_batch(inputs: Sequence[Value]) -> int | None:
@@ -305,21 +278,25 @@ def _fixed_batch(inputs: Sequence[Value]) -> int | None:
     return fixed if isinstance(fixed, int) and fixed > 0 else None
 
 
-def _pieces(data: Data, size: int, samples: int) -> Iterator[Batch]:
-    """The data in pieces of at most that many samples, until there were enough."""
+def _pieces(data: Data, size: int, samples: int, whole: bool) -> Iterator[Batch]:
+    """The data in pieces of at most that many samples, until there were enough: the last one is cut.
+
+    Where that can't be (whole pieces are wanted, or inputs count their samples differently) it is left out, unless it
+    is the only one.
+    """
     seen = 0
     for batch in data:
-        arrays = [array for array in batch.inputs if array.ndim]
-        counts = {len(array) for array in arrays}
-        if len(counts) != 1 or len(batch) <= size:
-            yield batch
-            seen += len(batch)
-        else:
-            for start in range(0, len(batch), size):
-                inputs = tuple(array[start : start + size] if array.ndim else array for array in batch.inputs)
-                yield Batch(inputs, None if batch.labels is None else batch.labels[start : start + size])
-                seen += min(size, len(batch) - start)
-                if samples and seen >= samples:
+        divisible = len({len(array) for array in batch.inputs if array.ndim}) == 1
+        step = size if divisible else max(1, len(batch))
+        for start in range(0, max(1, len(batch)), step):
+            piece = batch.take(slice(start, start + step)) if divisible and len(batch) > step else batch
+            left = samples - seen
+            if samples and len(piece) > left:
+                if divisible and not whole:
+                    piece = piece.take(slice(0, left))
+                elif seen:
                     return
-        if samples and seen >= samples:
-            return
+            yield piece
+            seen += len(piece)
+            if samples and seen >= samples:
+                return

@@ -28,6 +28,7 @@ from espalier.train import checkpoint as checkpoints
 from espalier.train.checkpoint import Checkpoint
 from espalier.train.data import Batch, Data
 from espalier.train.distributed import Team, team
+from espalier.train.hooks import Called, Hook, described
 from espalier.train.module import GraphModule
 from espalier.train.progress import progress_bar
 from espalier.train.schedule import learning_rate_at
@@ -119,40 +120,6 @@ class Run:
     _count: int = 0
 
 
-class Hook:
-    """What acts on a run between its steps: schedules of pruning, regularisers. Derive from it; each part may stay."""
-
-    def start(self, run: Run) -> None:
-        """Before the first step, or the first one after a resumption (then after `restore`)."""
-
-    def loss(self, run: Run) -> torch.Tensor | None:
-        """What to add to the loss of this step."""
-        return None
-
-    def before_update(self, run: Run) -> None:
-        """The gradients are there; the weights are as they were."""
-
-    def after_update(self, run: Run) -> None:
-        """The weights were updated."""
-
-    def state(self) -> Mapping[str, torch.Tensor]:
-        """What a resumed run needs."""
-        return {}
-
-    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `state` gave."""
-
-
-class _Called(Hook):
-    """A function that is called after each update."""
-
-    def __init__(self, function: Callable[[Run], None]) -> None:
-        self.function = function
-
-    def after_update(self, run: Run) -> None:
-        self.function(run)
-
-
 def train(
     module: GraphModule,
     objective: Objective,
@@ -175,7 +142,7 @@ def train(
         augment: changes the inputs of each batch.
         checkpoint: folder of this run's checkpoint; if there is one, the run goes on from it.
         every_steps: steps between checkpoints, besides `every_minutes` and the end.
-        identity: what makes this run another one than others, besides weights, data and settings.
+        identity: what makes this run another one than others, besides weights, data, settings and hooks.
         progress: show a bar; by default on terminals.
 
     Raises:
@@ -183,7 +150,7 @@ def train(
             another run's.
     """
     folder = None if checkpoint is None else Path(checkpoint)
-    acting = [hook if isinstance(hook, Hook) else _Called(hook) for hook in hooks]
+    acting = [hook if isinstance(hook, Hook) else Called(hook) for hook in hooks]
     with team(settings.device) as members, _steady(members.device):
         if settings.batch_size % members.size:
             message = f"batches of {settings.batch_size} can't be shared evenly by {members.size} processes"
@@ -191,6 +158,7 @@ def train(
         known = None
         if folder is not None:
             known = {**_identity(module, data, settings), **(identity or {}), "processes": members.size}
+            known["hooks"] = [described(hook) for hook in hooks]
         saved = None if folder is None or known is None else checkpoints.read(folder, known)
         with _threads(settings.threads or (None if saved is None else saved.position["threads"])):
             module.to(members.device)

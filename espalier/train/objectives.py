@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from espalier.errors import InputError
 from espalier.ir import Node
@@ -51,30 +53,72 @@ def supervised(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Raises InputError E206 for labels that don't fit.
     """
-    if labels.dtype.is_floating_point and labels.shape == output.shape and output.shape[-1:] != (1,):
-        sums = labels.sum(-1)
-        if not bool(((labels >= 0) & (labels <= 1)).all()) or not bool(((sums - 1).abs() < 1e-3).all()):
+    if labels.dtype.is_floating_point and labels.shape == output.shape and output.ndim > 1 and output.shape[-1] != 1:
+        if not _are_probabilities(labels):
             return F.mse_loss(output, labels.to(output.dtype))
-        return -(labels * _log_probabilities(output, is_distribution(output), 1.0)).sum(-1).mean()
+        return cross_entropy(output, labels).mean()
     if labels.dtype.is_floating_point:
         if labels.numel() != output.numel():
             raise _misfit(labels, output)
         return F.mse_loss(output.reshape(-1), labels.reshape(-1).to(output.dtype))
-    classes = output.shape[-1] if output.ndim > 1 else 1
-    if labels.shape == output.shape and classes > 1:  # one-hot
-        labels = labels.argmax(-1)
-    if labels.numel() * max(classes, 1) != output.numel():
-        raise _misfit(labels, output)
-    wanted, largest = labels.reshape(-1).long(), max(classes, 2) - 1
-    if wanted.numel() and not (int(wanted.min()) >= 0 and int(wanted.max()) <= largest):
-        raise InputError("E206", f"labels from {int(wanted.min())} to {int(wanted.max())} for {largest + 1} classes")
-    if classes == 1:
-        flat = output.reshape(-1)
-        target = wanted.to(flat.dtype)
-        if bool(((flat >= 0) & (flat <= 1)).all()):  # a sigmoid is in the model
-            return F.binary_cross_entropy(flat, target)
-        return F.binary_cross_entropy_with_logits(flat, target)
-    return F.nll_loss(_log_probabilities(output, is_distribution(output), 1.0).reshape(-1, classes), wanted)
+    return cross_entropy(output, labels, sigmoid=True).mean()
+
+
+def as_labels(labels: NDArray[Any]) -> torch.Tensor:
+    """Labels for `cross_entropy`. Raises InputError E206 for what are no numbers."""
+    if labels.dtype.kind not in "biuf":
+        raise InputError("E206", f"labels of {labels.dtype} are no numbers of classes")
+    return torch.from_numpy(labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64))
+
+
+def cross_entropy(scores: torch.Tensor, labels: torch.Tensor, *, sigmoid: bool = False) -> torch.Tensor:
+    """Cross-entropy per sample [n] of scores [n, …, classes], or of one score each (its sign decides).
+
+    Scores that are probabilities already (none negative, summing to 1) are taken as such.
+
+    Args:
+        labels: numbers of classes [n, …], or their probabilities (such as one-hot) [n, …, classes].
+        sigmoid: whether single scores that are all from 0 to 1 are taken as probabilities, too.
+
+    Raises:
+        InputError: E206 for labels that don't fit.
+    """
+    classes = scores.shape[-1] if scores.ndim > 1 else 1
+    if classes > 1 and labels.shape == scores.shape:
+        losses = _divergence_from(scores, labels)
+    else:
+        wanted = labels.reshape(-1).long()
+        if wanted.numel() * max(classes, 1) != scores.numel():
+            raise _misfit(labels, scores)
+        largest = max(classes, 2) - 1
+        if wanted.numel() and not (int(wanted.min()) >= 0 and int(wanted.max()) <= largest):
+            found = f"{int(wanted.min())} to {int(wanted.max())}"
+            raise InputError("E206", f"labels from {found} for {largest + 1} classes")
+        if not bool((wanted == labels.reshape(-1)).all()):
+            raise InputError("E206", "labels that are no numbers of classes: they are not whole")
+        if classes > 1:
+            logs = _log_probabilities(scores, is_distribution(scores), 1.0).reshape(-1, classes)
+            losses = F.nll_loss(logs, wanted, reduction="none")
+        else:
+            flat = scores.reshape(-1)
+            chances = sigmoid and bool(((flat >= 0) & (flat <= 1)).all())
+            measure = F.binary_cross_entropy if chances else F.binary_cross_entropy_with_logits
+            losses = measure(flat, wanted.to(flat.dtype), reduction="none")
+    samples = len(scores) if scores.ndim else 1
+    return losses.reshape(samples, -1).mean(1) if samples else losses.reshape(-1)
+
+
+def _divergence_from(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """−Σ p·log q of each row; what p is 0 for may have a score of −∞."""
+    if not _are_probabilities(labels):
+        raise InputError("E206", f"labels of shape {tuple(labels.shape)} that are neither one-hot nor probabilities")
+    logs = _log_probabilities(scores, is_distribution(scores), 1.0)
+    return -torch.where(labels > 0, labels * logs, 0).sum(-1)
+
+
+def _are_probabilities(labels: torch.Tensor) -> bool:
+    wide = labels.double()
+    return bool(((wide >= 0) & (wide <= 1)).all()) and bool(((wide.sum(-1) - 1).abs() < 1e-3).all())
 
 
 def _misfit(labels: torch.Tensor, output: torch.Tensor) -> InputError:

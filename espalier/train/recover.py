@@ -14,7 +14,8 @@ from espalier.ir import Graph, Value, structural_hash
 from espalier.ir.clone import clone
 from espalier.train.data import Data
 from espalier.train.distributed import team
-from espalier.train.loops import Augment, Hook, Run, Settings, as_tensor, train
+from espalier.train.hooks import Hook
+from espalier.train.loops import Augment, Run, Settings, as_tensor, train
 from espalier.train.module import GraphModule, to_torch
 from espalier.train.objectives import Distance, Imitation
 
@@ -60,7 +61,7 @@ def recover(
         distance: of the outputs from the original's, at this `temperature`; see `espalier.train.objectives.Imitation`.
         inner: weight of the distance between inner values of one name and shape.
         settings: how to train; further `options` are its fields (learning_rate, batch_size, seed, device, …).
-        hooks: what acts between the steps; see `espalier.train.loops.Hook`. A function is called after each.
+        hooks: what acts between the steps; see `espalier.train.hooks.Hook`. A function is called after each.
         augment: changes the inputs of each batch; see `espalier.train.augment`.
         trainable: which constants learn; see `espalier.train.module.to_torch`.
         checkpoint: a folder. A run that was killed goes on from there, and ends with the same bits.
@@ -103,7 +104,6 @@ def recover(
         "labels": labelled,
         "imitate": share,
         "distance": [distance, temperature, inner],
-        "hooks": [getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks],
         "augment": None if augment is None else getattr(augment, "__qualname__", repr(augment)),
     }
     objective = Imitation(teacher, share, labelled, distance, temperature, inner)

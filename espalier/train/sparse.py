@@ -181,13 +181,16 @@ class GatedModule(GraphModule):
         super().__init__(coupling.graph, looks_learned)
         self.coupling, self.units, self.slope = coupling, list(units), slope
         self.gates = nn.ParameterList([nn.Parameter(torch.full((unit.extent,), 0.5)) for unit in units])
-        self._gated: dict[Value, list[tuple[int, int, torch.Tensor]]] = {}
+        self._gated: dict[Value, list[tuple[int, int, str]]] = {}
+        """Constant → the units that gate it: their position, the axis, and the buffer of its places' indices."""
         for k, unit in enumerate(units):
             for value in {**unit.readers, **coupling.producers(unit, unit.silenced)}:
                 for axis in range(value.rank or 0):
                     places = coupling.coordinate(value, axis, unit)
                     if (places >= 0).any():
-                        self._gated.setdefault(value, []).append((k, axis, torch.from_numpy(places)))
+                        name = f"places_{len(self._buffers)}"
+                        self.register_buffer(name, torch.from_numpy(places), persistent=False)
+                        self._gated.setdefault(value, []).append((k, axis, name))
         costs = Remaining(coupling)
         whole = costs.macs
         self.costs = [
@@ -197,9 +200,10 @@ class GatedModule(GraphModule):
 
     def read(self, value: Value) -> torch.Tensor:
         tensor = super().read(value)
-        for k, axis, places in self.__dict__.get("_gated", {}).get(value, ()):
-            opened = torch.cat([gate(self.gates[k], self.slope), torch.ones(1)])  # −1: has no index
-            tensor = tensor * opened[places].to(tensor).reshape(-1, *[1] * (tensor.ndim - axis - 1))
+        for k, axis, name in self.__dict__.get("_gated", {}).get(value, ()):
+            opened = gate(self.gates[k], self.slope)
+            opened = torch.cat([opened, opened.new_ones(1)])  # −1: has no index
+            tensor = tensor * opened[getattr(self, name)].to(tensor).reshape(-1, *[1] * (tensor.ndim - axis - 1))
         return tensor
 
     def share(self) -> torch.Tensor:
@@ -216,7 +220,7 @@ class GatedModule(GraphModule):
         """Unit's name → the indices whose gates are open; of a unit with none the one that is nearest to opening."""
         found = {}
         for unit, values in zip(self.units, self.gates, strict=True):
-            open_ = torch.nonzero(values.detach() > 0)[:, 0].numpy()
+            open_ = torch.nonzero(values.detach() > 0)[:, 0].cpu().numpy()
             found[unit.name] = open_ if len(open_) else np.array([int(values.argmax())])
         return found
 

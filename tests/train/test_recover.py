@@ -19,7 +19,9 @@ from espalier.ir import Builder, Graph
 from espalier.ir.execute import run
 from espalier.ir.types import parse
 from espalier.train.augment import CropAndFlip
-from espalier.train.loops import Hook, Run, Settings
+from espalier.train.hooks import Hook
+from espalier.train.loops import Run, Settings
+from espalier.train.objectives import cross_entropy, supervised
 from espalier.train.recover import recover, reestimate_statistics
 from espalier.train.schedule import learning_rate_at
 from tests.train.networks import classifier, images, same_bits, weights
@@ -65,6 +67,27 @@ def test_labels_are_learned() -> None:
     assert distance(mixed) < distance(found) and accuracy(mixed) < accuracy(found)
     ignored = recover(classifier(), TEACHER, data, steps=3, batch_size=16, labels=False)
     assert same_bits(ignored, recover(classifier(), TEACHER, {"image": X}, steps=3, batch_size=16))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4, 3)])
+def test_cross_entropy_however_labels_and_scores_are_written_down(shape: tuple[int, ...]) -> None:
+    scores = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0)).double()
+    classes = torch.arange(5 * int(np.prod(shape[:-1]))).reshape(5, *shape[:-1]) % 3
+    one_hot = torch.nn.functional.one_hot(classes, 3)
+    wanted = torch.nn.functional.cross_entropy(scores.movedim(-1, 1), classes, reduction="none").reshape(5, -1).mean(1)
+    for labels in (classes, classes.double(), one_hot, one_hot.bool(), one_hot.double()):
+        for given in (scores, scores.softmax(-1)):
+            torch.testing.assert_close(cross_entropy(given, labels), wanted)
+            if labels.ndim == scores.ndim or not labels.is_floating_point():  # other floats are numbers to learn
+                torch.testing.assert_close(supervised(given, labels), wanted.mean())
+    soft = scores.softmax(-1).flip(0)
+    torch.testing.assert_close(cross_entropy(scores, soft).mean(), -(soft * scores.log_softmax(-1)).sum(-1).mean())
+    masked = torch.where(one_hot.roll(1, -1) > 0, -torch.inf, scores)  # but not what is right
+    torch.testing.assert_close(cross_entropy(masked, one_hot.double()), cross_entropy(masked, classes))
+    for wrong in (classes + 3, classes - 1, classes + 0.5, one_hot * 2, one_hot * 0.7, classes[:2]):
+        with pytest.raises(InputError) as caught:
+            cross_entropy(scores, wrong)
+        assert caught.value.code == "E206"
 
 
 def test_numbers_are_learned_too() -> None:
@@ -114,6 +137,9 @@ class Shrink(Hook):
 
     def __init__(self, stop: int = 0) -> None:
         self.stop, self.seen = stop, torch.zeros(1)
+
+    def identity(self) -> dict[str, Any]:
+        return {}  # a run that was stopped goes on as one that is stopped later
 
     def loss(self, run: Run) -> torch.Tensor:
         return 1e-3 * (1 + self.seen) * sum((p**2).sum() for p in run.module.parameters())
@@ -195,6 +221,29 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
             recover(graph, original, other, steps=2, batch_size=16, checkpoint=tmp_path, **given)
         assert caught.value.code == "E232" and next(iter(change)) in caught.value.message
         assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+class Pull(Hook):
+    """A hook with options."""
+
+    def __init__(self, strength: Any, module: Any = None) -> None:
+        self.strength, self.module, self.seen = strength, module, torch.zeros(1)
+
+
+def test_checkpoints_of_hooks_with_other_options_are_refused(tmp_path: Path) -> None:
+    def once(hook: Hook) -> Graph:
+        options: Any = {"batch_size": 16, "hooks": [hook, lambda run: None], "checkpoint": tmp_path}
+        return recover(classifier(), TEACHER, {"image": X}, steps=1, **options)
+
+    options = {"a": (1, 2.5, None), "b": [True, {3: "c"}]}
+    done = once(Pull(options, torch.nn.Identity()))
+    assert same_bits(once(Pull(dict(options), torch.nn.Flatten())), done)
+    for other in (0.1, {**options, "a": (1, 2.5, 0)}, {**options, "b": [True, {3: "d"}]}):
+        with pytest.raises(InputError, match="belongs to a run that differs in hooks") as caught:
+            once(Pull(other, torch.nn.Identity()))
+        assert caught.value.code == "E232"
+    with pytest.raises(InputError, match="differs in hooks"):
+        once(Shrink())
 
 
 @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{}", b"x" * 1000])

@@ -138,3 +138,16 @@ def test_gates_refuse_units_that_are_not_exact() -> None:
     frozen = next(unit for unit in coupling.units if unit.verdict == "frozen")
     with pytest.raises(InputError, match="not be the same"):
         gated(graph, coupling, [frozen])
+
+
+def test_gates_go_where_the_module_goes() -> None:
+    """To a device without memory: what stayed behind could not be multiplied with what went."""
+    graph = graph_of(net(), images())
+    module = gated(graph, couple(graph))
+    names = set(module.state_dict())
+    module.to("meta")
+    assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} == {"meta"}
+    for value in module.weights:
+        assert module.read(value).device.type == "meta"
+    assert module.penalty(0.5).device.type == "meta"
+    assert not any("places" in name for name in names)  # what follows from the graph is not kept

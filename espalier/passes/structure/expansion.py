@@ -11,7 +11,8 @@ from espalier.errors import InputError
 from espalier.ir import Graph
 from espalier.passes.base import GROWS, Context, Pass, graph_pass
 from espalier.passes.structure.deepen import insert, spots
-from espalier.passes.structure.widen import chosen_units, makers_of, rewrite_rows
+from espalier.passes.structure.select import chosen_units, patterns_of
+from espalier.passes.structure.widen import makers_of, rewrite_rows
 from espalier.passes.structure.widening import Repetition, Widening
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def expansions(
 
     coupling = couple(graph)
     found = []
-    for unit in chosen_units(coupling, only):
+    for unit in chosen_units(coupling, patterns_of(only)):
         if unit.verdict != "exact" or not any(makers_of(coupling, {unit: _one_more(unit.extent)})):
             continue
         try:
@@ -133,7 +134,7 @@ class Expand(Pass):
             found = expansions(
                 graph, count=self.count, tries=self.tries, deeper=self.deeper, only=self.only, seed=context.seed + done
             )
-            scored = gains(graph, found, batches, _cross_entropy, damping=self.damping)
+            scored = gains(graph, found, batches, _mean_cross_entropy, damping=self.damping)
             best = max(zip(scored, found, strict=True), key=lambda entry: entry[0].gain, default=None)
             if best is None:
                 context.reasons["no unit and no activation can be expanded"] += 1
@@ -154,17 +155,21 @@ class Expand(Pass):
 def _batches(data: Any) -> list[tuple[list[torch.Tensor], torch.Tensor | None]]:
     import torch
 
+    from espalier.train.objectives import as_labels
+
     found: list[tuple[list[torch.Tensor], torch.Tensor | None]] = []
     for batch in data:
         if batch.labels is None:
             raise InputError("E212", "expand needs labels", hint="Give an array `labels` with the data.")
         inputs = [torch.from_numpy(np.array(array)) for array in batch.inputs]
-        found.append((inputs, torch.from_numpy(np.asarray(batch.labels, np.int64))))
+        found.append((inputs, as_labels(batch.labels)))
     return found
 
 
-def _cross_entropy(module: Any, inputs: Any, labels: Any) -> torch.Tensor:
-    import torch
+def _mean_cross_entropy(module: Any, inputs: Any, labels: Any) -> torch.Tensor:
+    from espalier.train.objectives import cross_entropy
 
-    logits = module(*inputs)[0]
-    return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
+    scores = module(*inputs)[0]
+    if not scores.is_floating_point():
+        raise InputError("E226", "the first output is no score of classes, so that labels say nothing about it")
+    return cross_entropy(scores, labels).mean()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from espalier.passes.structure.criteria import Criterion, parse_criterion
 from espalier.passes.structure.importance import AGGREGATES, NORMALISERS, Scored, Scores, check_finite, parts_of
 from espalier.passes.structure.reindex import reindex
 from espalier.passes.structure.report import Row, frozen_rows, reason_lines, total_macs, unit_row
-from espalier.passes.structure.select import SCOPES, Kept, Selector
+from espalier.passes.structure.select import SCOPES, Kept, OwnRatio, Selector, chosen_units, matches, patterns_of
 from espalier.train.weights import looks_learned
 
 
@@ -35,7 +34,8 @@ class Prune(Pass):
         ratios: units with a ratio of their own: PATTERN:RATIO, several separated by `;`.
         aggregate, normalise: how the scores of a unit's weights become one, and comparable with other units'.
         round_to: axes of weights keep multiples of so many positions; device: of what the device says.
-        only, ignore: patterns of units' names (as `espalier inspect --units` prints them), separated by `;`.
+        only, ignore: patterns of units' names, or the names themselves (as `espalier inspect --units` prints them),
+            separated by `;`.
         exact_only: leave units alone over which statistics are computed.
         compensate: let the weights that read a unit make up for what goes, by least squares on the data ("data") or
             on noise ("noise"); "" for plain removal.
@@ -162,18 +162,13 @@ class Prune(Pass):
         return Data(batches, tuple(graph.inputs))
 
     def candidates(self, coupling: Coupling) -> list[Unit]:
-        """The units that may be pruned. Raises InputError E202 for a pattern that no unit has."""
-        only, ignore = _patterns(self.only), _patterns(self.ignore)
-        for pattern in (*only, *ignore, *(pattern for pattern, _ in self.own_ratios())):
-            if not any(fnmatch.fnmatchcase(unit.name, pattern) for unit in coupling.units):
-                there = "`espalier inspect --units` lists them."
-                raise InputError("E202", f"no unit is called {pattern!r}", hint=there)
+        """The units that may be pruned. Raises InputError: see `chosen_units`, and E224 if there are none."""
+        for pattern, _ in self.own_ratios():
+            chosen_units(coupling, [pattern])
         found = [
             unit
-            for unit in coupling.removable()
-            if (not only or _matches(unit, only))
-            and not _matches(unit, ignore)
-            and not (self.exact_only and unit.verdict != "exact")
+            for unit in chosen_units(coupling, patterns_of(self.only), patterns_of(self.ignore))
+            if not (self.exact_only and unit.verdict != "exact")
         ]
         if not found:
             frozen = Counter[str]()
@@ -191,11 +186,12 @@ class Prune(Pass):
     def select(self, coupling: Coupling, scores: Mapping[Unit, Scores], costs: Remaining, multiple: int) -> Kept:
         """What stays of each unit that loses something. Raises BudgetError E501 if a target is out of reach."""
         patterns = self.own_ratios()
-        own: dict[Unit, float] = {}
+        own: dict[Unit, OwnRatio] = {}
         for unit in scores:
-            ratio = next((r for pattern, r in patterns if fnmatch.fnmatchcase(unit.name, pattern)), None)
-            if ratio is not None:
-                own[unit] = ratio
+            for position, (pattern, ratio) in enumerate(patterns):
+                if matches(unit, pattern):
+                    own[unit] = OwnRatio(position, ratio)
+                    break
         selector = Selector(coupling, scores, self.scope, multiple, own)  # type: ignore[arg-type]  # options are plain text, checked
         if self.macs is not None:
             return selector.by_cost(self.macs, costs.macs_with, "multiply–accumulates")
@@ -263,14 +259,6 @@ def _check_share(name: str, share: Any) -> None:
         return
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
         raise InputError("E201", f"{name} must be at least 0 and below 1, not {share!r}")
-
-
-def _patterns(text: str) -> list[str]:
-    return [pattern.strip() for pattern in text.split(";") if pattern.strip()]
-
-
-def _matches(unit: Unit, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(unit.name, pattern) for pattern in patterns)
 
 
 # ---- what was done, for people and programs ------------------------------------------------------------------

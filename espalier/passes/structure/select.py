@@ -1,16 +1,17 @@
-"""Which indices stay: scores in, indices out; by ratio, or by what share of the costs is to go."""
+"""Which units are changed, by name; which indices stay, by scores: by ratio, or by what share of the costs goes."""
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
 from espalier.analysis.coupling import Coupling, Indices, Unit, extent_of
-from espalier.errors import BudgetError
+from espalier.errors import BudgetError, InputError
 from espalier.ir.terms import Product, Term, Variable, flatten, leaves, resolve
 from espalier.passes.structure.importance import Scores
 
@@ -19,6 +20,43 @@ SCOPES: tuple[str, ...] = get_args(Scope)
 Kept: TypeAlias = dict[Unit, Indices]
 SMALLEST_RATIO = 2.0**-24
 """How finely a ratio is searched for a target of costs."""
+
+
+def patterns_of(text: str) -> list[str]:
+    """The patterns of units' names in a text, where `;` separates them."""
+    return [pattern.strip() for pattern in text.split(";") if pattern.strip()]
+
+
+def matches(unit: Unit, pattern: str) -> bool:
+    """Whether a pattern, or a full name (which may have brackets), means a unit."""
+    return unit.name == pattern or fnmatch.fnmatchcase(unit.name, pattern)
+
+
+def chosen_units(coupling: Coupling, only: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Unit]:
+    """The units that patterns mean; all that are not frozen if there are none.
+
+    Raises InputError E202 for a pattern that no unit has, E221 for a frozen unit that is asked for by its full name.
+    """
+    for pattern in (*only, *ignore):
+        if not any(matches(unit, pattern) for unit in coupling.units):
+            raise InputError("E202", f"no unit is called {pattern!r}", hint="`espalier inspect --units` lists them.")
+    found = []
+    for unit in coupling.units:
+        if any(matches(unit, pattern) for pattern in ignore):
+            continue
+        if unit.verdict == "frozen":
+            if unit.name in only:
+                raise InputError("E221", f"{unit.name} is frozen: {unit.why()}")
+        elif not only or any(matches(unit, pattern) for pattern in only):
+            found.append(unit)
+    return found
+
+
+class OwnRatio(NamedTuple):
+    """The ratio of a scope of its own: two scopes may have the same ratio."""
+
+    scope: int
+    ratio: float
 
 
 @dataclass(frozen=True)
@@ -31,14 +69,14 @@ class Selector:
         scope: local (each unit loses the ratio), global (one ranking over all), isomorphic (one within each class of
             units whose weights are used alike).
         multiple: axes of weights keep multiples of so many positions.
-        own: unit → a ratio of its own.
+        own: unit → a scope of its own, with its ratio: units of one scope are ranked together.
     """
 
     coupling: Coupling
     scores: Mapping[Unit, Scores]
     scope: Scope = "local"
     multiple: int = 1
-    own: Mapping[Unit, float] | None = None
+    own: Mapping[Unit, OwnRatio] | None = None
 
     def by_ratio(self, ratio: float) -> Kept:
         """What stays if this share of the indices goes; only units that lose some."""
@@ -91,16 +129,16 @@ class Selector:
         for unit in self.scores:
             own = (self.own or {}).get(unit)
             kind = signature(self.coupling, unit) if self.scope == "isomorphic" else ()
-            found.setdefault(((kind, own), ratio if own is None else own), []).append(unit)
+            found.setdefault(((kind, own), ratio if own is None else own.ratio), []).append(unit)
         return found
 
     def _ranked(self, units: Sequence[Unit], ratio: float) -> dict[Unit, int]:
-        """How many indices of each unit are among the lowest of all, if each keeps one (or one multiple)."""
+        """How many indices of each unit are among the lowest of all, if each keeps one (or one step)."""
         wanted = _count(ratio, sum(unit.extent for unit in units))
         removed = dict.fromkeys(units, 0)
         scores = np.concatenate([self.scores[unit] for unit in units])
         owner = np.repeat(np.arange(len(units)), [unit.extent for unit in units])
-        spare = [max(0, unit.extent - min(self.multiple, unit.extent)) for unit in units]
+        spare = [max(0, unit.extent - step_of(self.coupling, unit, self.multiple, {})) for unit in units]
         for position in np.argsort(scores, kind="stable"):
             if not wanted:
                 break

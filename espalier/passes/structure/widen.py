@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from espalier.ir import Graph, Node, Value, constant_value
 from espalier.ir.constants import constant
 from espalier.passes.base import GROWS, Context, Pass, approximates, graph_pass
 from espalier.passes.structure.report import frozen_rows, reason_lines, unit_row
+from espalier.passes.structure.select import chosen_units, patterns_of
 from espalier.passes.structure.widening import Repetition, Widening, along, weights_that_make
 
 SHARE_BITS = 10
@@ -31,7 +31,8 @@ class Widen(Pass):
     Attributes:
         factor: the new extent of each unit relative to today's; rounded, never less than today's.
         to: the new extent instead.
-        only, ignore: patterns of units' names (as `espalier inspect --units` prints them), separated by `;`.
+        only, ignore: patterns of units' names, or the names themselves (as `espalier inspect --units` prints them),
+            separated by `;`.
         uneven: how unequally repetitions share, from 0 (all the same) to below 1. Outputs stay as they are, but
             repetitions get different gradients, so that they can learn different things.
         noise: standard deviation of what is added to the weights that make new indices, relative to theirs. The outputs
@@ -65,7 +66,7 @@ class Widen(Pass):
 
     def run(self, graph: Graph, context: Context) -> int:
         coupling = couple(graph)
-        units = chosen_units(coupling, self.only, self.ignore)
+        units = chosen_units(coupling, patterns_of(self.only), patterns_of(self.ignore))
         rng = np.random.default_rng(context.seed if self.seed is None else self.seed)
         wanted = {}
         for unit in units:
@@ -101,28 +102,6 @@ def _lines(details: Mapping[str, Any]) -> list[str]:
         for row in details["widened"]
     ]
     return widened + [line for kind in ("refused", "kept", "frozen") for line in reason_lines(kind, details[kind])]
-
-
-def chosen_units(coupling: Coupling, only: str = "", ignore: str = "") -> list[Unit]:
-    """The units that patterns, separated by `;`, name; all that are not frozen if there are none.
-
-    Raises InputError E202 for a pattern that no unit has, E221 for a frozen unit that is asked for by its full name.
-    """
-    wanted, left = ([p.strip() for p in text.split(";") if p.strip()] for text in (only, ignore))
-    names = [unit.name for unit in coupling.units]
-    for pattern in (*wanted, *left):
-        if pattern not in names and not fnmatch.filter(names, pattern):
-            raise InputError("E202", f"no unit is called {pattern!r}", hint="`espalier inspect --units` lists them.")
-    found = []
-    for unit in coupling.units:
-        if any(unit.name == p or fnmatch.fnmatchcase(unit.name, p) for p in left):
-            continue
-        if unit.verdict == "frozen":
-            if unit.name in wanted:
-                raise InputError("E221", f"{unit.name} is frozen: {unit.why()}")
-        elif not wanted or any(unit.name == p or fnmatch.fnmatchcase(unit.name, p) for p in wanted):
-            found.append(unit)
-    return found
 
 
 def repeat(extent: int, to: int, rng: np.random.Generator, uneven: float = 0.0) -> Repetition:

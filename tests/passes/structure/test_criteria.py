@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from espalier import load
 from espalier.analysis.coupling import couple
 from espalier.errors import InputError
 from espalier.ir import Builder, Graph
@@ -14,9 +15,14 @@ from espalier.ir.types import parse as type_of
 from espalier.passes.structure.criteria import CRITERIA, Criterion, criterion, load_criteria, parse_criterion
 from espalier.passes.structure.importance import NORMALISERS, multiplies, parts_of
 from espalier.passes.structure.prune import score_units
+from espalier.train.data import Data
+from espalier.train.evidence import Need, gather, pieces_of
 from espalier.train.weights import looks_learned
 from tests.passes.structure.pruning import coupled, data_of, images, net
 
+NEEDS: dict[str, Need] = {
+    "activation": "activations", "relative": "contributions", "taylor": "gradients", "obd": "squares",
+}  # fmt: skip
 LABELS = np.array([0, 1, 2, 3, 0, 1])
 
 
@@ -166,6 +172,42 @@ def test_relative_importance_is_the_share_of_each_sum() -> None:
     found = scores("relative", module)["first.weight.0"]
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
     assert found.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["activation", "relative", "taylor", "obd"])
+def test_every_sample_counts_as_much_as_any_other(name: str) -> None:
+    """The last piece of 40 samples holds 8."""
+    x = images(40) * torch.linspace(0.1, 3, 40)[:, None, None, None]
+    coupling, units = coupled(net(), images())
+    chosen = list(units.values())
+
+    def found(x: torch.Tensor, samples: int = 0) -> np.ndarray:
+        evidence = gather(coupling, data_of(coupling.graph, x), [NEEDS[name]], samples=samples)
+        if name in ("taylor", "obd"):
+            value = next(v for v in coupling.graph.constants() if v.name == "second.weight")
+            return (evidence.gradient if name == "taylor" else evidence.square)(value)
+        held = evidence.activations if name == "activation" else evidence.contributions
+        return np.concatenate([held[unit] for unit in chosen if unit in held])
+
+    alone = [found(x[k : k + 1]) for k in range(len(x))]
+    np.testing.assert_allclose(found(x), np.mean(alone, axis=0), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found(x, 35), np.mean(alone[:35], axis=0), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found(x, 5), np.mean(alone[:5], axis=0), rtol=1e-4, atol=1e-7)
+
+
+def test_no_more_samples_are_looked_at_than_were_asked_for() -> None:
+    graph = coupled(net(), images())[0].graph
+    data = data_of(graph, images(70))
+    assert [len(x) for (x,) in pieces_of(graph, data)] == [32, 32, 6]
+    assert [len(x) for (x,) in pieces_of(graph, data, 40)] == [32, 8]
+    assert [len(x) for (x,) in pieces_of(graph, data, 64)] == [32, 32]
+    assert [len(x) for (x,) in pieces_of(graph, data, 5)] == [5]
+    small = Data([{"x": images(6).numpy()}] * 3, tuple(graph.inputs))
+    assert [len(x) for (x,) in pieces_of(graph, small, 8)] == [6, 2]
+    fixed = load(net(), example_inputs=(images(4),))
+    data = data_of(fixed, images(12))
+    for samples, wanted in ((0, 3), (9, 2), (8, 2), (3, 1)):  # it takes four at once, neither more nor less
+        assert [len(x) for (x,) in pieces_of(fixed, data, samples)] == [4] * wanted
 
 
 def test_random_repeats_by_seed() -> None:

@@ -182,6 +182,45 @@ def test_data_and_labels_are_needed() -> None:
         add_indices(graph, "nothing", 1)
 
 
+class Decided(nn.Module):
+    """With its softmax in the model."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x).softmax(-1)
+
+
+def test_one_hot_labels_and_a_last_softmax_say_the_same() -> None:
+    """The same expansions from the same scores, whichever way classes are written down."""
+    torch.manual_seed(0)
+    module, (x, y) = Net().double().eval(), data()
+    shapes = ({0: torch.export.Dim("n")},)
+    plain, decided = (
+        espalier.load(each, example_inputs=(x[:2],), dynamic_shapes=shapes) for each in (module, Decided(module))
+    )
+    one_hot = nn.functional.one_hot(y, 5).numpy()
+    reasons = []
+    for graph, labels in ((plain, y.numpy()), (plain, one_hot), (plain, one_hot.astype("f4")), (decided, y.numpy())):
+        context = Context(data=Data({graph.inputs[0].name: x.numpy(), "labels": labels}, tuple(graph.inputs)))
+        assert Expand(threshold=1e6, count=2, tries=1, deeper=False).run(graph, context) == 0
+        reasons.append(next(iter(context.reasons)).replace("net.", ""))
+    assert len(set(reasons)) == 1
+
+
+@pytest.mark.parametrize(
+    "labels", [np.arange(48) + 90, np.full(48, -1), np.full(48, 0.4), np.zeros((48, 5)), np.zeros(4)]
+)
+def test_labels_that_do_not_fit(labels: np.ndarray) -> None:
+    graph = net()
+    given = Data({graph.inputs[0].name: data()[0].numpy(), "labels": labels}, tuple(graph.inputs))
+    with pytest.raises(InputError) as caught:
+        Expand(tries=1).run(graph, Context(data=given))
+    assert caught.value.code == "E206"
+
+
 def train(graph: Graph, steps: int = 30) -> Graph:
     x, y = data()
     module = to_torch(clone(graph)).train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,58 @@ def test_options_choose_units(spec: str, wanted: dict[str, int]) -> None:
     graph = graph_of(net(), images())
     run_pass(graph, spec)
     assert extents(graph) == wanted
+
+
+def test_each_pattern_of_ratios_is_a_scope_of_its_own() -> None:
+    module = net()
+    with torch.no_grad():
+        module.second.weight.mul_(100)
+    graph = graph_of(module, images())
+    run_pass(graph, "prune:ratios=first*:0.5;second*:0.5,scope=global,normalise=none")
+    assert extents(graph) == {"first.weight.0": 3, "second.weight.0": 3}
+
+
+def bracketed() -> Graph:
+    """linear–relu–linear, with weights whose names hold brackets."""
+    draw = np.random.default_rng(0)
+    nodes = [
+        onnx.helper.make_node("Gemm", ["x", "l[0].w"], ["a"]),
+        onnx.helper.make_node("Relu", ["a"], ["b"]),
+        onnx.helper.make_node("Gemm", ["b", "l[1].w"], ["y"]),
+    ]
+    ends = [
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)]
+        for name, shape in (("x", [2, 3]), ("y", [2, 5]))
+    ]
+    weights = [
+        onnx.numpy_helper.from_array(draw.normal(size=shape).astype("f4"), name)
+        for name, shape in (("l[0].w", (3, 8)), ("l[1].w", (8, 5)))
+    ]
+    graph = onnx.helper.make_graph(nodes, "bracketed", *ends, weights)
+    return espalier.load(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9))
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"ratio": 0.5, "only": "l[0].w.1"}, 4),
+        ({"ratio": 0.5, "only": "l[[]0].*"}, 4),
+        ({"ratios": {"l[0].w.1": 0.25}}, 6),
+        ({"ratio": 0.5, "ignore": "l[1].w.1", "ratios": {"l[0].w.1": 0.75}}, 2),
+    ],
+)
+def test_units_are_asked_for_by_the_names_that_inspect_prints(options: dict[str, object], wanted: int) -> None:
+    assert extents(espalier.prune(bracketed(), **options).graph) == {"l[0].w.1": wanted}
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.5, "only": "l[1].w.1"}, {"ratio": 0.5, "ratios": {"l[1].w.1": 0.5}}])
+def test_why_a_unit_that_is_asked_for_is_frozen(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=re.escape("l[1].w.1 is frozen: ")) as caught:
+        espalier.prune(bracketed(), **options)
+    assert caught.value.code == "E221"
+    with pytest.raises(InputError) as caught:
+        espalier.prune(bracketed(), ratio=0.5, ignore="l[0].w.1")
+    assert caught.value.code == "E224" and "but for only, ignore" in str(caught.value.hint)
 
 
 def test_approximate_units_are_left_alone_on_demand() -> None:

@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from espalier.cost.remaining import Remaining, number
 from espalier.errors import BudgetError
 from espalier.ir.clone import clone
 from espalier.passes.structure.reindex import reindex
-from espalier.passes.structure.select import SCOPES, Selector, signature
+from espalier.passes.structure.select import SCOPES, OwnRatio, Scope, Selector, signature
 
 NAMES = ("mobilenet_v2", "vit", "lstm")
 
@@ -110,5 +111,29 @@ def test_own_ratios_and_classes() -> None:
         gone = sum(unit.extent - len(kept.get(unit, range(unit.extent))) for unit in units)
         assert gone == int(0.5 * sum(unit.extent for unit in units))
     first = next(iter(chosen.scores))
-    alone = Selector(chosen.coupling, chosen.scores, "local", 1, {first: 0.25}).by_ratio(0.0)
+    alone = Selector(chosen.coupling, chosen.scores, "local", 1, {first: OwnRatio(0, 0.25)}).by_ratio(0.0)
     assert {unit.name: unit.extent - len(k) for unit, k in alone.items()} == {first.name: first.extent // 4}
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_heads_go_where_their_product_with_the_depth_keeps_its_multiple(scope: Scope) -> None:
+    attention = torch.nn.MultiheadAttention(64, 8, batch_first=True).eval()
+    x = torch.zeros(2, 5, 64)
+    coupling = couple(load(attention, example_inputs=(x, x, x)))
+    scores = {unit: np.arange(unit.extent, dtype=float) for unit in coupling.removable()}
+    kept = Selector(coupling, scores, scope, 8).by_ratio(0.5)
+    assert kept and all(len(indices) == unit.extent // 2 for unit, indices in kept.items())
+    assert any(unit.extent == 8 for unit in kept)
+
+
+def test_scopes_of_equal_ratio_are_ranked_apart() -> None:
+    chosen = selector("mobilenet_v2", "global", 1, 0)
+    first, second = [unit for unit in chosen.scores if unit.extent >= 8][:2]
+    scores = {first: np.arange(first.extent) + 0.0, second: np.arange(second.extent) + 1000.0}
+    own = {first: OwnRatio(0, 0.5), second: OwnRatio(1, 0.5)}
+    kept = Selector(chosen.coupling, scores, "global", 1, own).by_ratio(0.0)
+    assert {unit: len(indices) for unit, indices in kept.items()} == {
+        unit: unit.extent - unit.extent // 2 for unit in (first, second)
+    }
+    together = Selector(chosen.coupling, scores, "global", 1, dict.fromkeys(own, OwnRatio(0, 0.5))).by_ratio(0.0)
+    assert len(together[first]) < first.extent // 2
