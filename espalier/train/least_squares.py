@@ -104,7 +104,8 @@ def _sums(read: Read, unit: Unit, moments: Moments, damping: float) -> list[_Sum
     found = []
     for own, gram in zip(read.matrix(np.asarray(read.weight.array, np.float64)), moments.gram, strict=True):
         power = float(np.einsum("rc,cd,rd->", own, gram, own)) or 1.0
-        found.append(_Sum(own, np.linalg.inv(damped(gram, damping)), read.unit_at(read.columns, unit), power))
+        inverse = np.asarray(np.linalg.inv(damped(gram, damping)), np.float64)
+        found.append(_Sum(own, inverse, read.unit_at(read.columns, unit), power))
     return found
 
 

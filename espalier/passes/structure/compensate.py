@@ -133,8 +133,7 @@ def _images(rng: np.random.Generator, shape: Sequence[int]) -> NDArray[Any]:
         return np.asarray(np.fft.irfftn(spectrum, s=places, axes=axes))
 
     found = drawn(1) + drawn(channels)
-    spread = float(found.std())
-    return found / spread if spread else found
+    return np.asarray(found / (float(np.std(found)) or 1.0))
 
 
 @dataclass
