@@ -108,7 +108,7 @@ def grow(model: Any, **options: Any) -> Edited:
 
     Raises:
         InputError: the model, an option or the data are wrong, or none of the chosen units can be widened (E221).
-        UnsupportedError: no layer can be inserted there (E402).
+        UnsupportedError: no layer can be inserted there (E402), if nothing else was asked for, or where `after` says.
         VerificationError: the outputs are not the same (E602). Nothing is written then.
     """
     (wider, deeper), rest = _sorted(options, "widen", "deepen")
@@ -118,7 +118,8 @@ def grow(model: Any, **options: Any) -> Edited:
     for name, chosen, triggers in (("widen", wider, ("factor", "to")), ("deepen", deeper, ("count", "after"))):
         given = {key: value for key, value in chosen.items() if value is not None}
         if any(given.get(trigger, "") != "" for trigger in triggers):
-            passes.append(lookup(name)(**given))
+            also = {"optional": True} if name == "deepen" and passes and not given.get("after") else {}
+            passes.append(lookup(name)(**{**also, **given}))
         elif given:
             raise InputError("E201", f"{next(iter(given))} has no meaning without {' or '.join(triggers)}")
     if not passes:

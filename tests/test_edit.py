@@ -16,8 +16,9 @@ import espalier
 from espalier.analysis.coupling import couple
 from espalier.backends.onnx import save
 from espalier.cli import main
-from espalier.errors import InputError, VerificationError
-from espalier.ir import Graph
+from espalier.errors import InputError, UnsupportedError, VerificationError
+from espalier.ir import Builder, Graph, TensorType, elements
+from espalier.ir.dims import symbol
 from espalier.ir.execute import execute
 from espalier.passes.structure.widening import Widening
 from tests.passes.structure.pruning import graph_of, images, net
@@ -88,7 +89,7 @@ def test_grown_models_compute_the_same(call: Call, options: str) -> None:
 def test_what_grew_and_what_did_not_is_said(call: Call) -> None:
     code, text, _ = call("grow model.onnx --factor 2 --ignore second* --count 1 -o grown.onnx --json")
     found = json.loads(text)
-    assert code == 0 and found["passes"] == ["widen:ignore=second*", "deepen:count=1"]
+    assert code == 0 and found["passes"] == ["widen:ignore=second*", "deepen:count=1,optional=true"]
     (row,) = found["widened"]
     assert (row["unit"], row["extent"], row["to"], row["verdict"]) == ("first.weight.0", 6, 12, "exact")
     assert found["kept"] == [{"unit": "second.weight.0", "extent": 5, "why": "left out by only or ignore"}]
@@ -241,3 +242,18 @@ def test_training_that_makes_no_sense_is_refused(call: Call, line: str, error: s
 def test_unknown_options_of_training_are_named() -> None:
     with pytest.raises(InputError, match="no option 'pace'"):
         espalier.recover(graph_of(net(), images()), data={"x": images().numpy()}, steps=1, pace=3)
+
+
+def test_a_model_that_no_layer_fits_into_still_becomes_wider() -> None:
+    graph = Graph("linear")
+    b, draw = Builder(graph), np.random.default_rng(0)
+    x = b.input(TensorType(elements.F32, (symbol("n"), 4)), "x")
+    hidden = b.matmul(x, draw.standard_normal((4, 6)).astype(np.float32))
+    graph.set_outputs([b.matmul(hidden, draw.standard_normal((6, 3)).astype(np.float32))], ["y"])
+    grown = espalier.grow(graph, factor=2.0, count=1)
+    assert [row["to"] for row in grown.details["widened"]] == [12] and grown.details["deepened"] == []
+    assert any(line.startswith("not deepened: no activation follows") for line in grown.summary())
+    with pytest.raises(UnsupportedError, match="no activation follows"):
+        espalier.grow(graph, count=1)
+    with pytest.raises(InputError, match="no activation after a layer is called"):
+        espalier.grow(graph, factor=2.0, after="relu")

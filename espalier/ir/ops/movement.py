@@ -135,8 +135,8 @@ class Reshape(Op):
         differing = one_differs(data, target)
         if differing is not None:  # it must be the same at run time, but nothing is known of it
             axis, extent = differing
-            whole[axis] = Variable(extent, reason := "its extent is not known before run time")
-            ins[axis] = Variable(data[axis], reason)
+            reason = "its extent is not known before run time"
+            whole[axis], ins[axis] = Variable(extent, reason), Variable(data[axis], reason)
         return described(ctx, [ins, None], [outs], equal=[(product(*whole), product(*outs))], bound={"shape": outs})
 
     def reference(self, xp: Any, data: Any, shape: Any) -> Any:

@@ -59,6 +59,9 @@ class Spot:
         return (self.value.name, *self.node.location.names)
 
 
+NOWHERE = "no activation follows a layer after which one more could be inserted"
+
+
 @graph_pass("deepen", semantics=GROWS)
 class Deepen(Pass):
     """Insert layers that change nothing yet: identity layers, or residual bodies whose last layer is zero.
@@ -76,6 +79,7 @@ class Deepen(Pass):
         kind: identity, residual, or what fits the activation (auto).
         kernel: extent of a convolution's kernel; 0: as in the layer before (1 if that is even).
         seed: of the first weights of residual bodies; None takes the run's.
+        optional: a model in which no layer fits is left as it is, and the summary says so, instead of refusing it.
     """
 
     after: str = ""
@@ -83,6 +87,7 @@ class Deepen(Pass):
     kind: Kind = "auto"
     kernel: int = 0
     seed: int | None = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if self.count is not None and (type(self.count) is not int or self.count < 0):
@@ -106,6 +111,8 @@ class Deepen(Pass):
             f"deepened after {row['after']}: {row['kind']} of {row['channels']} channels, {', '.join(row['weights'])}"
             for row in done
         ]
+        if not found:
+            lines.append(f"not deepened: {NOWHERE}")
         lines += [f"{reason} (×{count})" for reason, count in context.reasons.items()]
         context.details = {"deepened": done, "places": len(places), "summary": lines}
         return len(done)
@@ -131,8 +138,8 @@ class Deepen(Pass):
                         hint="Use kind=residual, or auto.",
                     )
             fitting = [spot for spot in fitting if is_idempotent(spot.node)]
-        if not fitting:
-            raise UnsupportedError("E402", "no activation follows a layer after which one more could be inserted")
+        if not fitting and not self.optional:
+            raise UnsupportedError("E402", NOWHERE)
         count = (0 if patterns else 1) if self.count is None else self.count
         if not count or count >= len(fitting):
             return fitting
