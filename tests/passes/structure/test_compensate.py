@@ -40,6 +40,16 @@ def network(groups: int = 1, norm: bool = False, duplicate: bool = False) -> Gra
     return graph
 
 
+def layer() -> tuple[Graph, Any]:
+    """linear → relu → linear, and the weight of the last."""
+    graph = Graph("layer")
+    b = Builder(graph)
+    hidden = b.matmul(graph.add_input(TensorType(elements.F64, (dims.symbol("n"), 5)), "x"), RNG.normal(size=(5, 7)))
+    weight = RNG.normal(size=(7, 3))
+    graph.set_outputs([b.matmul(b.relu(hidden), weight)], ["y"])
+    return graph, weight
+
+
 def batches(count: int = 3) -> list[list[Any]]:
     return [[RNG.normal(size=(16, 3, 10, 10))] for _ in range(count)]
 
@@ -107,11 +117,7 @@ def test_without_a_word_from_the_data_it_is_deletion() -> None:
 
 def test_the_layer_is_the_least_squares_solution() -> None:
     """One layer, checked against numpy's own solver."""
-    graph = Graph("layer")
-    b = Builder(graph)
-    hidden = b.matmul(graph.add_input(TensorType(elements.F64, (dims.symbol("n"), 5)), "x"), RNG.normal(size=(5, 7)))
-    weight = RNG.normal(size=(7, 3))
-    graph.set_outputs([b.matmul(b.relu(hidden), weight)], ["y"])
+    graph, weight = layer()
     x = RNG.normal(size=(200, 5))
     small = compensated(graph, {first_unit(graph).name: [2, 4]}, [[x]], damping=1e-12)
     inputs = np.maximum(x @ graph.constants()[0].array, 0)
@@ -139,11 +145,7 @@ def test_of_channels_that_come_in_pairs_one_of_each_goes() -> None:
 
 def test_costs_in_turn_are_those_of_least_squares() -> None:
     """The error of the best other weights on the data: for the first that goes, and for the first two."""
-    graph = Graph("layer")
-    b = Builder(graph)
-    hidden = b.matmul(graph.add_input(TensorType(elements.F64, (dims.symbol("n"), 5)), "x"), RNG.normal(size=(5, 7)))
-    weight = RNG.normal(size=(7, 3))
-    graph.set_outputs([b.matmul(b.relu(hidden), weight)], ["y"])
+    graph, weight = layer()
     x = RNG.normal(size=(300, 5))
     (costs,) = removal_costs(couple(graph), [[x]], damping=1e-12).values()
     inputs = np.maximum(x @ graph.constants()[0].array, 0)
