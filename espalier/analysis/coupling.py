@@ -239,7 +239,7 @@ def couple(graph: Graph, apart: Collection[Value] = ()) -> Coupling:
     from espalier.analysis.verdicts import judge
 
     found = Coupling(graph)
-    with few_collections(all_stays=False):
+    with few_collections(all_stays=True):
         _Unifier(found, frozenset(apart)).run()
         _collect(found)
         judge(found)
@@ -335,8 +335,8 @@ class _Unifier:
         """Let what the declaration pins name the node."""
         for terms in itertools.chain(equation.operands, equation.results):
             for term in terms or ():
-                for variable in letters(term):
-                    if variable.pinned and not isinstance(variable.pinned, Reason):
+                for variable in (term,) if type(term) is Variable else letters(term):
+                    if variable.pinned and type(variable.pinned) is not Reason:
                         variable.pinned = Reason(variable.pinned, node)
 
     def terms(self, value: Value) -> list[Term] | None:

@@ -20,7 +20,7 @@ A declaration is one line, read like einops with the operands before the arrow a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeAlias
@@ -65,37 +65,16 @@ class Equation:
 
     def copy(self) -> Equation:
         """The same relations of variables of its own, none of them linked yet."""
-        made: dict[int, Term] = {}
-
-        def again(term: Term) -> Term:
-            found = made.get(id(term))
-            if found is None:
-                if not isinstance(term, Variable):
-                    found = type(term)(map(again, term.parts))
-                elif term.link is not None:
-                    found = again(term.link)
-                else:
-                    found = Variable(term.extent, term.pinned)
-                made[id(term)] = found
-            return found
-
-        def bound(binding: Binding) -> Binding:
-            if isinstance(binding, FromEnd):
-                return FromEnd(again(binding.term))
-            return again(binding) if isinstance(binding, Variable | Product | Sum) else [*map(bound, binding)]
-
-        def variables(held: list[Variable]) -> list[Variable]:
-            return [found for v in held if type(found := again(v)) is Variable]
-
+        copies = _Copies()
         return Equation(
-            [None if terms is None else [*map(again, terms)] for terms in self.operands],
-            [None if terms is None else [*map(again, terms)] for terms in self.results],
-            {letter: variables(held) for letter, held in self.letters.items()},
-            [(again(a), again(b)) for a, b in self.equal],
+            [None if terms is None else copies.terms(terms) for terms in self.operands],
+            [None if terms is None else copies.terms(terms) for terms in self.results],
+            {letter: copies.variables(held) for letter, held in self.letters.items()},
+            [(copies.term(a), copies.term(b)) for a, b in self.equal],
             list(self.ordered),
-            {name: bound(binding) for name, binding in self.bound.items()},
-            [*map(again, self.normalized)],
-            variables(self.windows),
+            {name: copies.binding(held) for name, held in self.bound.items()},
+            copies.terms(self.normalized),
+            copies.variables(self.windows),
         )
 
     def contracted(self) -> list[Variable]:
@@ -115,6 +94,42 @@ class Equation:
 
         found = {id(v): v for axes in side for axis in axes or () for v in letters(axis)}
         return list(found.values())
+
+
+class _Copies:
+    """Terms again, with variables of their own, none of them linked. No closures: each node would leave a cycle."""
+
+    __slots__ = ("made",)
+
+    def __init__(self) -> None:
+        self.made: dict[Term, Term] = {}
+
+    def term(self, term: Term) -> Term:
+        found = self.made.get(term)
+        if found is None:
+            if type(term) is not Variable:
+                assert isinstance(term, Product | Sum)
+                found = type(term)(self.terms(term.parts))
+            elif term.link is not None:
+                found = self.term(term.link)
+            else:
+                found = Variable(term.extent, term.pinned)
+            self.made[term] = found
+        return found
+
+    def terms(self, terms: Iterable[Term]) -> list[Term]:
+        made = self.made
+        return [made.get(term) or self.term(term) for term in terms]
+
+    def variables(self, held: list[Variable]) -> list[Variable]:
+        return [found for found in self.terms(held) if type(found) is Variable]
+
+    def binding(self, binding: Binding) -> Binding:
+        if isinstance(binding, FromEnd):
+            return FromEnd(self.term(binding.term))
+        if isinstance(binding, Variable | Product | Sum):
+            return self.term(binding)
+        return [self.binding(part) for part in binding]
 
 
 @dataclass(frozen=True)

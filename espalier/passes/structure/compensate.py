@@ -96,46 +96,6 @@ def shared(graph: Graph) -> set[Value]:
     return found
 
 
-def noise(graph: Graph, seed: int, batches: int = 16, samples: int = 32) -> list[Batch]:
-    """Normal numbers in the place of data; images of them are smooth, and their channels alike, as in photographs.
-
-    Raises InputError E212 for inputs that are no floats or of unknown rank.
-    """
-    rng = np.random.default_rng(seed)
-    found: list[Batch] = []
-    for _ in range(batches):
-        arrays = []
-        for value in graph.inputs:
-            if value.shape is None or not value.element.is_float:
-                raise InputError("E212", f"noise cannot stand for the input {value.name!r}, a {value.type}")
-            shape = [d if isinstance(d, int) else samples if axis == 0 else 32 for axis, d in enumerate(value.shape)]
-            drawn = _images(rng, shape) if len(shape) > 3 else rng.normal(size=shape)
-            arrays.append(drawn.astype(value.element.dtype))
-        found.append(arrays)
-    return found
-
-
-def _images(rng: np.random.Generator, shape: Sequence[int]) -> NDArray[Any]:
-    """Images (samples, channels, …) of mean 0 and variance 1, half of it common to all channels.
-
-    Amplitudes fall with the frequency f as 1/f^1.5; those of photographs do as 1/f to 1/f² (Field, 1987).
-    """
-    samples, channels, *places = shape
-    axes = tuple(range(2, len(shape)))
-    squares = np.zeros((1,) * len(places))
-    for axis, extent in enumerate(places):
-        frequencies = np.fft.fftfreq(extent) if axis < len(places) - 1 else np.fft.rfftfreq(extent)
-        squares = squares + frequencies.reshape([-1 if k == axis else 1 for k in range(len(places))]) ** 2
-    amplitudes = np.maximum(squares, 1 / max(*places, 1) ** 2) ** -0.75
-
-    def drawn(count: int) -> NDArray[Any]:
-        spectrum = np.fft.rfftn(rng.normal(size=(samples, count, *places)), axes=axes) * amplitudes
-        return np.asarray(np.fft.irfftn(spectrum, s=places, axes=axes))
-
-    found = drawn(1) + drawn(channels)
-    return np.asarray(found / (float(np.std(found)) or 1.0))
-
-
 @dataclass
 class _Repair:
     """Runs the original and the pruned graph side by side, and mends the pruned one on the way."""

@@ -136,8 +136,9 @@ class Prune(Pass):
             reindex(coupling, kept, self.name)
             return []
         try:
-            from espalier.passes.structure.compensate import compensate, noise
+            from espalier.passes.structure.compensate import compensate
             from espalier.train.evidence import pieces_of
+            from espalier.train.synthetic import noise
         except ImportError:
             hint = "pip install 'espalier[torch]'"
             raise InputError("E205", "compensation runs the model with torch", hint=hint) from None
@@ -148,14 +149,11 @@ class Prune(Pass):
         batches = noise(graph, context.seed) if made_up else pieces_of(graph, context.data, self.samples)
         return compensate(coupling, kept, batches, self.name, made_up=made_up)
 
-    def noise(self, graph: Graph, seed: int) -> Any:
-        """Made-up data, for criteria that look at some. Raises InputError."""
-        try:
-            from espalier.passes.structure.compensate import noise
-        except ImportError:
-            hint = "pip install 'espalier[torch]'"
-            raise InputError("E205", "compensation runs the model with torch", hint=hint) from None
+    @staticmethod
+    def noise(graph: Graph, seed: int) -> Any:
+        """Made-up data, for criteria that look at some. Raises InputError E212."""
         from espalier.train.data import Data
+        from espalier.train.synthetic import noise
 
         names = [value.name for value in graph.inputs]
         batches = [dict(zip(names, arrays, strict=True)) for arrays in noise(graph, seed)]

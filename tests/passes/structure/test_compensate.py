@@ -13,7 +13,7 @@ from espalier.ir import Builder, Graph, TensorType, constant_value, dims, elemen
 from espalier.ir.clone import clone
 from espalier.ir.execute import execute
 from espalier.passes import PassManager, parse_spec
-from espalier.passes.structure.compensate import compensate, noise
+from espalier.passes.structure.compensate import compensate
 from espalier.passes.structure.reindex import reindex, without
 from espalier.train.data import Data
 from espalier.train.least_squares import removal_costs
@@ -212,25 +212,6 @@ def test_noise_stands_for_data_that_a_criterion_looks_at(criterion: str) -> None
     assert error(graph, pruned(1), unseen) < 1
     with pytest.raises(InputError, match="needs data"):
         PassManager([parse_spec(f"prune:ratio=0.5,criterion={criterion}")]).run(clone(graph))
-
-
-def test_images_of_noise_are_smooth_and_alike_in_their_channels() -> None:
-    graph = Graph("inputs")
-    shapes = {"image": (dims.symbol("n"), 3, 16, 20), "rows": (dims.symbol("n"), 5), "dot": (dims.symbol("n"), 3, 1, 1)}
-    for name, shape in shapes.items():
-        graph.add_input(TensorType(elements.F32, shape), name)
-    batches, again = noise(graph, seed=0), noise(graph, seed=0)
-    np.testing.assert_array_equal(batches[-1][0], again[-1][0])
-    image, rows, dot = (np.concatenate([batch[k] for batch in batches]) for k in range(3))
-    assert image.shape[1:] == (3, 16, 20) and rows.shape[1:] == (5,) and dot.shape[1:] == (3, 1, 1)
-    for array in (image, rows, dot):
-        assert array.dtype == np.float32 and abs(array.mean()) < 0.1 and abs(array.std() - 1) < 0.05
-
-    def alike(a: Any, b: Any) -> float:
-        return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
-
-    assert alike(image[..., 1:], image[..., :-1]) > 0.8 and alike(image[:, :, 1:], image[:, :, :-1]) > 0.8
-    assert 0.35 < alike(image[:, 0], image[:, 1]) < 0.65 and abs(alike(rows[:, 1:], rows[:, :-1])) < 0.1
 
 
 def test_many_rows_are_thinned_out_and_still_say_the_same() -> None:
