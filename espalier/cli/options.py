@@ -99,6 +99,8 @@ class Training:
     """Share of the steps over which the learning rate rises."""
     clip: float | None = None
     """Largest norm of all gradients together."""
+    sparsity: str | None = None
+    """Share of zeros that weights have in the end, or a pattern such as 2:4; keep keeps the zeros that are there."""
     precision: Literal["f32", "bf16"] = "f32"
     """Of convolutions and matrix products while training: bf16 is faster where the device has it."""
     checkpoint: Path | None = None

@@ -18,6 +18,7 @@ from espalier.train.hooks import Hook
 from espalier.train.loops import Augment, Run, Settings, as_tensor, train
 from espalier.train.module import GraphModule, to_torch
 from espalier.train.objectives import Distance, Imitation
+from espalier.train.sparse import sparse_hook
 
 BATCHES = 64
 """Batches that statistics are estimated from, unless said otherwise."""
@@ -39,6 +40,8 @@ def recover(
     hooks: Sequence[Hook | Callable[[Run], None]] = (),
     augment: Augment | None = None,
     trainable: Callable[[Value], bool] | None = None,
+    module: Callable[[Graph], GraphModule] | None = None,
+    sparsity: float | str | None = None,
     checkpoint: str | Path | None = None,
     every_steps: int | None = None,
     every_minutes: float = 5.0,
@@ -64,6 +67,9 @@ def recover(
         hooks: what acts between the steps; see `espalier.train.hooks.Hook`. A function is called after each.
         augment: changes the inputs of each batch; see `espalier.train.augment`.
         trainable: which constants learn; see `espalier.train.module.to_torch`.
+        module: what makes the copy a module instead, such as one with gates (`espalier.train.sparse.gated`).
+        sparsity: how many of the weights that are summed over become zero on the way: a share, or a pattern such as
+            "2:4"; "keep" keeps those that are zero. See `espalier.train.sparse.GradualMasks`.
         checkpoint: a folder. A run that was killed goes on from there, and ends with the same bits.
         every_steps: steps between checkpoints, besides `every_minutes`.
         progress: show a bar with the time left; by default on terminals.
@@ -91,9 +97,10 @@ def recover(
     if share and original is None:
         raise InputError("E212", "there is no original to imitate, and no labels to learn from")
     teacher = None if original is None or not share else to_torch(original, lambda value: False)
+    acting = [*hooks, *([] if sparsity is None else [sparse_hook(sparsity)])]
     copy = clone(graph)
-    module = to_torch(copy, trainable)
-    check_batch(module, dataset, chosen.batch_size)
+    student = to_torch(copy, trainable) if module is None else module(copy)
+    check_batch(student, dataset, chosen.batch_size)
     if teacher is not None:
         _check_outputs(graph, teacher.graph)
         with team(chosen.device) as members:
@@ -108,11 +115,11 @@ def recover(
     }
     objective = Imitation(teacher, share, labelled, distance, temperature, inner)
     train(
-        module,
+        student,
         objective,
         dataset,
         chosen,
-        hooks=hooks,
+        hooks=acting,
         augment=augment,
         checkpoint=checkpoint,
         every_steps=every_steps,
@@ -121,7 +128,7 @@ def recover(
         progress=progress,
         title="recovering",
     )
-    return module.write_back()
+    return student.write_back()
 
 
 def _settings(settings: Settings | None, epochs: float | None, steps: int | None, options: dict[str, Any]) -> Settings:
