@@ -24,7 +24,9 @@ from espalier.ir.clone import clone
 from espalier.passes.base import Pass, lookup, parse_spec
 from espalier.passes.manager import PassManager, PassReport, Report
 from espalier.passes.pipelines import CLEANING, SEPARATING
+from espalier.passes.structure.prune import Prune
 from espalier.passes.structure.report import reason_lines, total_macs
+from espalier.passes.structure.rounds import in_rounds
 from espalier.train.data import Data, rereadable
 from espalier.train.evaluate import Gate, Measure, Score
 
@@ -77,12 +79,13 @@ class Edited:
         return [*lines, *([] if self.path is None else [str(self.path)])]
 
 
-def prune(model: Any, *, ratios: str | Mapping[str, float] = "", **options: Any) -> Edited:
+def prune(model: Any, *, ratios: str | Mapping[str, float] = "", rounds: int = 1, **options: Any) -> Edited:
     """Remove the least important indices of units, and return (and write) the smaller model.
 
     Args:
         model: anything that `espalier.load` takes. A torch module needs `example_inputs`.
         ratios: units with a ratio of their own, by pattern of their names.
+        rounds: prune and train in so many rounds, each of a part of both; more goes in the early ones.
         options: those of the pass `prune` (ratio, macs or params; criterion, scope, …; `only` and `ignore` may be lists
             of patterns), and those of `edit`: output, data, metric, max_drop, recovery, seed, device, example_inputs,
             dynamic_shapes, trust.
@@ -94,7 +97,8 @@ def prune(model: Any, *, ratios: str | Mapping[str, float] = "", **options: Any)
     if isinstance(ratios, Mapping):
         ratios = ";".join(f"{pattern}:{ratio}" for pattern, ratio in ratios.items())
     (chosen,), rest = _sorted({**options, "ratios": ratios}, "prune")
-    return edit(model, [lookup("prune")(**chosen)], **rest)
+    whole = Prune(**chosen)
+    return edit(model, [whole] if rounds == 1 else in_rounds(whole, rounds), each_recovers=rounds > 1, **rest)
 
 
 def grow(model: Any, **options: Any) -> Edited:
@@ -172,6 +176,7 @@ def edit(
     metric: Measure = "auto",
     max_drop: float | None = None,
     recovery: Mapping[str, Any] | None = None,
+    each_recovers: bool = False,
     original: Any = None,
     seed: int = 0,
     device: str = "cpu",
@@ -190,6 +195,7 @@ def edit(
         max_drop: largest loss in points (of an error: growth in percent); needs data.
         recovery: how to train afterwards: the options of `espalier.train.recover.recover`, and `train_data` if it is to
             see other data.
+        each_recovers: train after each pass instead, an equal part of the whole each time.
         original: what the result is compared with, and imitates; the model as it was by default.
 
     Raises:
@@ -206,26 +212,57 @@ def edit(
     graph, reference = clone(loaded), loaded if original is None else frontends.load(original, **given)
     data = rereadable(data)
     dataset = None if data is None else Data(data, tuple(graph.inputs))
-    before = SEPARATING if changes else CLEANING
-    passes: Sequence[Pass] = [*map(parse_spec, before), *changes]
-    manager = PassManager(passes, seed=seed, data=dataset, device=find_device(device))
-    report = manager.run(graph)
-    done = tuple(report.passes[len(before) :])
-    details = _details(done, reference, graph)
-    if "widened" in details and not details["widened"]:
-        lines = [line for kind in ("kept", "frozen") for line in reason_lines(kind, details[kind])]
-        why = "; ".join(lines) or "it has none"
-        raise InputError("E221", f"no unit of the model can be widened: {why}")
-
+    before = list(map(parse_spec, SEPARATING if changes else CLEANING))
+    stages = [[change] for change in changes] if each_recovers else [list(changes)]
+    if each_recovers and recovery is None:
+        raise InputError("E201", "rounds are of pruning and of training", hint="Say how long: give epochs or steps.")
+    imitated = None if original is None and not changes else reference
+    done: list[PassReport] = []
+    said: list[str] = []
     told = None
-    if recovery is not None:
-        graph, told = _recovered(graph, None if original is None and not changes else reference, data, recovery, seed)
+    for number, stage in enumerate(stages):
+        manager = PassManager([*before, *stage], seed=seed, data=dataset, device=find_device(device))
+        report = manager.run(graph)
+        own = report.passes[len(before) :]
+        for change in own:
+            _check_widened(change.details)
+        done += own
+        said.append(report.whole_model)
+        if recovery is not None:
+            graph, told = _recovered(graph, imitated, data, _part(recovery, number, len(stages)), seed)
+    if told is not None and recovery is not None:
+        told = {**told, **{name: recovery.get(name) for name in ("epochs", "steps")}}
+    report.whole_model = "; then ".join(said)
+    details = _details(done[-1:] if each_recovers else done, reference, graph)
     reached = None
     if dataset is not None:
         reached = gate.score(reference_runner(reference), reference_runner(graph), dataset)
     if path is not None:
         save(graph, path)
-    return Edited(graph, report, done, details, path, reached, told)
+    return Edited(graph, report, tuple(done), details, path, reached, told)
+
+
+def _check_widened(details: Mapping[str, Any]) -> None:
+    if "widened" in details and not details["widened"]:
+        lines = [line for kind in ("kept", "frozen") for line in reason_lines(kind, details[kind])]
+        why = "; ".join(lines) or "it has none"
+        raise InputError("E221", f"no unit of the model can be widened: {why}")
+
+
+def _part(recovery: Mapping[str, Any], number: int, count: int) -> dict[str, Any]:
+    """The training after one of several rounds: as long as the others', with a checkpoint of its own."""
+    if count == 1:
+        return dict(recovery)
+    found = dict(recovery)
+    if (epochs := found.get("epochs")) is not None:
+        found["epochs"] = epochs / count
+    if (steps := found.get("steps")) is not None:
+        found["steps"] = steps * (number + 1) // count - steps * number // count
+    if (folder := found.get("checkpoint")) is not None:
+        found["checkpoint"] = Path(folder) / f"round_{number + 1}"
+    if number < count - 1 and found.get("sparsity") != "keep":
+        found["sparsity"] = None
+    return found
 
 
 def _details(done: Sequence[PassReport], before: Graph, after: Graph) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def prune(
     exact_only: Flag = False,
     compensate: Annotated[Literal["", "data", "noise"], Parameter(show_default=False)] = "",
     samples: int = 1024,
+    rounds: int = 1,
     device: str = "cpu",
     editing: Editing,
     training: Training | None = None,
@@ -71,6 +72,8 @@ def prune(
         Let what reads a unit make up for what goes, by least squares on the data, or on noise where there are none.
     samples
         How many samples the criterion and compensation look at; 0 for all.
+    rounds
+        Prune and train in so many rounds, each of a part of both; more goes in the early ones.
     device
         Whose multiples round_to=device means.
     """
@@ -79,7 +82,8 @@ def prune(
     found = prune_model(
         model, ratio=ratio, macs=macs, params=params, criterion=criterion, scope=scope, ratios=";".join(ratios),
         aggregate=aggregate, normalise=normalise, round_to=round_to, only=only, ignore=ignore, exact_only=exact_only,
-        compensate=compensate, samples=samples, device=device, recovery=_recovery(training), **editing.options,
+        compensate=compensate, samples=samples, rounds=rounds, device=device, recovery=_recovery(training),
+        **editing.options,
     )  # fmt: skip
     _show(found, editing)
 

@@ -86,11 +86,6 @@ def gradual(step: int, *, final: float, steps: int, initial: float = 0.0, begin:
     return final + (initial - final) * (1 - done / steps) ** 3
 
 
-def removed_by(extent: int, ratio: float) -> int:
-    """How many of so many indices are gone at a share; successive differences carry what rounding left over."""
-    return min(extent - 1, math.floor(extent * ratio + 0.5))
-
-
 def apply_masks(graph: Graph, masks: Mapping[Value, Mask]) -> None:
     """Write zeros into weights where their masks are false. Those that share a source go on sharing one."""
     by_source: dict[int, list[Value]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,41 @@ from espalier.passes.structure.criteria import Criterion, parse_criterion
 from espalier.passes.structure.importance import AGGREGATES, NORMALISERS, Scored, Scores, check_finite, parts_of
 from espalier.passes.structure.reindex import reindex
 from espalier.passes.structure.report import Row, frozen_rows, reason_lines, total_macs, unit_row
-from espalier.passes.structure.select import SCOPES, Kept, OwnRatio, Selector, chosen_units, matches, patterns_of
+from espalier.passes.structure.select import (
+    SCOPES,
+    Kept,
+    OwnRatio,
+    Selector,
+    chosen_units,
+    matches,
+    patterns_of,
+    signature,
+)
 from espalier.train.weights import looks_learned
+
+
+@dataclass(frozen=True)
+class Start:
+    """What shares to remove are shares of: the model before it was pruned at all.
+
+    Attributes:
+        units: name → how many indices it had, and the class of units that it is of.
+        macs, parameters: as `Remaining` counts them.
+        total: the multiply–accumulates, as a polynomial where extents vary.
+    """
+
+    units: Mapping[str, tuple[int, object]]
+    macs: int
+    parameters: int
+    total: int | str
+
+    @classmethod
+    def of(cls, coupling: Coupling, costs: Remaining) -> Start:
+        units = {unit.name: (unit.extent, signature(coupling, unit)) for unit in coupling.removable()}
+        return cls(units, costs.macs, costs.parameters, total_macs(coupling.graph))
+
+    def extent(self, unit: Unit) -> int:
+        return max(unit.extent, self.units.get(unit.name, (0,))[0])
 
 
 @graph_pass("prune", semantics=approximates("drop", math.inf))
@@ -95,7 +129,18 @@ class Prune(Pass):
             found.append((pattern.strip(), ratio))
         return found
 
+    def own_ratio(self, name: str) -> OwnRatio | None:
+        """What `ratios` says of a unit of this name."""
+        for position, (pattern, ratio) in enumerate(self.own_ratios()):
+            if matches(name, pattern):
+                return OwnRatio(position, ratio)
+        return None
+
     def run(self, graph: Graph, context: Context) -> int:
+        return self.cut(graph, context)
+
+    def cut(self, graph: Graph, context: Context, start: Start | None = None) -> int:
+        """Prune; with a start, shares are of what the model had then, of which some may be gone."""
         criterion = parse_criterion(self.criterion)
         data, made_up = context.data, False
         if criterion.needs and data is None and self.compensate == "noise":
@@ -116,11 +161,12 @@ class Prune(Pass):
                 hint="No weight of theirs is of the kind that it scores; use another, such as magnitude.",
             )
         costs = Remaining(coupling)
-        kept = self.select(coupling, scores, costs, self.multiple(context))
+        since = start or Start.of(coupling, costs)
+        kept = self.select(coupling, scores, costs, self.multiple(context), since)
         if not kept or not context.may_rewrite():
-            context.details = _details(self, coupling, graph, costs, {}, scores, candidates)
+            context.details = _details(self, coupling, since, costs, {}, scores, candidates)
             return 0
-        details = _details(self, coupling, graph, costs, kept, scores, candidates)
+        details = _details(self, coupling, since, costs, kept, scores, candidates)
         details["not_refitted"] = self.remove(coupling, kept, context)
         details["macs"]["after"] = total_macs(graph)
         details["summary"] = _lines(details)
@@ -181,20 +227,24 @@ class Prune(Pass):
             raise InputError("E224", "the model has no unit that may be pruned", hint=hint)
         return found
 
-    def select(self, coupling: Coupling, scores: Mapping[Unit, Scores], costs: Remaining, multiple: int) -> Kept:
+    def select(
+        self, coupling: Coupling, scores: Mapping[Unit, Scores], costs: Remaining, multiple: int, start: Start
+    ) -> Kept:
         """What stays of each unit that loses something. Raises BudgetError E501 if a target is out of reach."""
-        patterns = self.own_ratios()
-        own: dict[Unit, OwnRatio] = {}
-        for unit in scores:
-            for position, (pattern, ratio) in enumerate(patterns):
-                if matches(unit, pattern):
-                    own[unit] = OwnRatio(position, ratio)
-                    break
-        selector = Selector(coupling, scores, self.scope, multiple, own)  # type: ignore[arg-type]  # options are plain text, checked
+        own = {unit: found for unit in scores if (found := self.own_ratio(unit.name)) is not None}
+        first = {unit: start.extent(unit) for unit in scores}
+        present = {unit.name for unit in coupling.units}
+        vanished = [
+            ((kind if self.scope == "isomorphic" else (), self.own_ratio(name)), extent)
+            for name, (extent, kind) in start.units.items()
+            if name not in present
+        ]
+        selector = Selector(coupling, scores, self.scope, multiple, own, first, vanished)  # type: ignore[arg-type]  # options are plain text, checked
         if self.macs is not None:
-            return selector.by_cost(self.macs, costs.macs_with, "multiply–accumulates")
+            return selector.by_cost(_left(self.macs, start.macs, costs.macs), costs.macs_with, "multiply–accumulates")
         if self.params is not None:
-            return selector.by_cost(self.params, costs.parameters_with, "parameters")
+            target = _left(self.params, start.parameters, costs.parameters)
+            return selector.by_cost(target, costs.parameters_with, "parameters")
         return selector.by_ratio(self.ratio or 0.0)
 
     def stays(self, unit: Unit, scores: Mapping[Unit, Scores], candidates: Sequence[Unit]) -> str:
@@ -252,6 +302,11 @@ def score_units(
     return found
 
 
+def _left(share: float, before: int, now: int) -> float:
+    """The share of what there is now that must go, for a share of what there was before to be gone."""
+    return max(0.0, 1 - (1 - share) * before / now) if now else share
+
+
 def _check_share(name: str, share: Any) -> None:
     if share is None:
         return
@@ -265,26 +320,30 @@ def _check_share(name: str, share: Any) -> None:
 def _details(
     options: Prune,
     coupling: Coupling,
-    graph: Graph,
+    start: Start,
     costs: Remaining,
     kept: Kept,
     scores: Mapping[Unit, Scores],
     candidates: Sequence[Unit],
 ) -> dict[str, Any]:
-    """What goes where, what stays, and why."""
+    """What goes where since the start, what stays, and why."""
     chosen = {unit.variable: indices for unit, indices in kept.items()}
-    before = total_macs(graph)
     after, parameters = costs.macs_with(chosen), costs.parameters_with(chosen)
-    rest = {unit: options.stays(unit, scores, candidates) for unit in coupling.removable() if unit not in kept}
+    left = {unit: len(kept[unit]) if unit in kept else unit.extent for unit in coupling.removable()}
+    cut = {unit: extent for unit, extent in left.items() if extent < start.extent(unit)}
     found: dict[str, Any] = {
-        "macs": {"before": before, "after": before, "removed": _share(costs.macs, after)},
+        "macs": {"before": start.total, "after": total_macs(coupling.graph), "removed": _share(start.macs, after)},
         "parameters": {
-            "before": costs.parameters,
+            "before": start.parameters,
             "after": parameters,
-            "removed": _share(costs.parameters, parameters),
+            "removed": _share(start.parameters, parameters),
         },
-        "cut": [unit_row(unit, "kept", len(indices)) for unit, indices in kept.items()],
-        "whole": [{"unit": unit.name, "extent": unit.extent, "why": why} for unit, why in rest.items()],
+        "cut": [{**unit_row(unit, "kept", extent), "extent": start.extent(unit)} for unit, extent in cut.items()],
+        "whole": [
+            {"unit": unit.name, "extent": unit.extent, "why": options.stays(unit, scores, candidates)}
+            for unit in left
+            if unit not in cut
+        ],
         "frozen": frozen_rows(coupling),
         "not_refitted": [],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -27,9 +27,9 @@ def patterns_of(text: str) -> list[str]:
     return [pattern.strip() for pattern in text.split(";") if pattern.strip()]
 
 
-def matches(unit: Unit, pattern: str) -> bool:
-    """Whether a pattern, or a full name (which may have brackets), means a unit."""
-    return unit.name == pattern or fnmatch.fnmatchcase(unit.name, pattern)
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern, or a full name (which may have brackets), means a unit of this name."""
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
 def chosen_units(coupling: Coupling, only: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Unit]:
@@ -38,16 +38,16 @@ def chosen_units(coupling: Coupling, only: Sequence[str] = (), ignore: Sequence[
     Raises InputError E202 for a pattern that no unit has, E221 for a frozen unit that is asked for by its full name.
     """
     for pattern in (*only, *ignore):
-        if not any(matches(unit, pattern) for unit in coupling.units):
+        if not any(matches(unit.name, pattern) for unit in coupling.units):
             raise InputError("E202", f"no unit is called {pattern!r}", hint="`espalier inspect --units` lists them.")
     found = []
     for unit in coupling.units:
-        if any(matches(unit, pattern) for pattern in ignore):
+        if any(matches(unit.name, pattern) for pattern in ignore):
             continue
         if unit.verdict == "frozen":
             if unit.name in only:
                 raise InputError("E221", f"{unit.name} is frozen: {unit.why()}")
-        elif not only or any(matches(unit, pattern) for pattern in only):
+        elif not only or any(matches(unit.name, pattern) for pattern in only):
             found.append(unit)
     return found
 
@@ -57,6 +57,10 @@ class OwnRatio(NamedTuple):
 
     scope: int
     ratio: float
+
+
+Ranked: TypeAlias = tuple[object, OwnRatio | None]
+"""What units have in common that are ranked together."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ class Selector:
             units whose weights are used alike).
         multiple: axes of weights keep multiples of so many positions.
         own: unit → a scope of its own, with its ratio: units of one scope are ranked together.
+        first: unit → the extent that shares are of, where earlier rounds of pruning have removed some of it.
+        vanished: of units that earlier rounds have left one index of, which are units no more: whom they were ranked
+            with (the class, their own scope), and their first extent.
     """
 
     coupling: Coupling
@@ -77,15 +84,19 @@ class Selector:
     scope: Scope = "local"
     multiple: int = 1
     own: Mapping[Unit, OwnRatio] | None = None
+    first: Mapping[Unit, int] = field(default_factory=dict)
+    vanished: Sequence[tuple[Ranked, int]] = ()
 
     def by_ratio(self, ratio: float) -> Kept:
         """What stays if this share of the indices goes; only units that lose some."""
         removed: dict[Unit, int] = {}
-        for (_, group_ratio), units in self._groups(ratio).items():
+        for (together, group_ratio), units in self._groups(ratio).items():
             if self.scope == "local":
-                removed |= {unit: _count(group_ratio, unit.extent) for unit in units}
+                removed |= {unit: self._count(group_ratio, [unit]) for unit in units}
             else:
-                removed |= self._ranked(units, group_ratio)
+                removed |= self._ranked(
+                    units, group_ratio, [extent for key, extent in self.vanished if key == together]
+                )
         return self._kept(removed)
 
     def by_cost(self, target: float, cost: Callable[[Mapping[Variable, Indices]], int], name: str) -> Kept:
@@ -123,18 +134,18 @@ class Selector:
     def _mixed(before: Kept, after: Kept, moved: Sequence[Unit]) -> Kept:
         return {**before, **{unit: after[unit] for unit in moved if unit in after}}
 
-    def _groups(self, ratio: float) -> dict[tuple[object, float], list[Unit]]:
+    def _groups(self, ratio: float) -> dict[tuple[Ranked, float], list[Unit]]:
         """The units that are ranked together, with their ratio."""
-        found: dict[tuple[object, float], list[Unit]] = {}
+        found: dict[tuple[Ranked, float], list[Unit]] = {}
         for unit in self.scores:
             own = (self.own or {}).get(unit)
             kind = signature(self.coupling, unit) if self.scope == "isomorphic" else ()
             found.setdefault(((kind, own), ratio if own is None else own.ratio), []).append(unit)
         return found
 
-    def _ranked(self, units: Sequence[Unit], ratio: float) -> dict[Unit, int]:
+    def _ranked(self, units: Sequence[Unit], ratio: float, vanished: Sequence[int]) -> dict[Unit, int]:
         """How many indices of each unit are among the lowest of all, if each keeps one (or one step)."""
-        wanted = _count(ratio, sum(unit.extent for unit in units))
+        wanted = self._count(ratio, units, vanished)
         removed = dict.fromkeys(units, 0)
         scores = np.concatenate([self.scores[unit] for unit in units])
         owner = np.repeat(np.arange(len(units)), [unit.extent for unit in units])
@@ -147,6 +158,12 @@ class Selector:
                 removed[unit] += 1
                 wanted -= 1
         return removed
+
+    def _count(self, ratio: float, units: Sequence[Unit], vanished: Sequence[int] = ()) -> int:
+        """How many indices of units go now; never all. What earlier rounds rounded down, this one makes up for."""
+        left = sum(unit.extent for unit in units) + len(vanished)
+        whole = sum(self.first.get(unit, unit.extent) for unit in units) + sum(vanished)
+        return max(0, min(whole - 1, math.floor(ratio * whole + 1e-9)) - (whole - left))
 
     def _kept(self, removed: Mapping[Unit, int]) -> Kept:
         counts: dict[Variable, int] = {}
@@ -162,11 +179,6 @@ class Selector:
                 kept[unit] = np.sort(lowest[unit.extent - left :])
                 counts[unit.variable] = left
         return kept
-
-
-def _count(ratio: float, extent: int) -> int:
-    """How many of so many go; never all."""
-    return min(extent - 1, math.floor(ratio * extent + 1e-9))
 
 
 def step_of(coupling: Coupling, unit: Unit, multiple: int, counts: Mapping[Variable, int]) -> int:

@@ -14,7 +14,7 @@ from espalier.analysis.coupling import couple
 from espalier.errors import InputError
 from espalier.ir.execute import execute
 from espalier.passes.base import parse_spec
-from espalier.train.masks import gradual, largest, n_of_m, removed_by
+from espalier.train.masks import gradual, largest, n_of_m
 from tests.passes.structure.pruning import data_of, graph_of, images, net, run_pass
 
 WEIGHTS = ("first.weight", "second.weight", "head.weight")
@@ -119,13 +119,6 @@ def test_the_gradual_schedule_is_the_published_one() -> None:
     assert gradual(5, final=0.9, steps=10, initial=0.3, begin=10) == pytest.approx(0.3)
     with pytest.raises(ValueError):
         gradual(0, final=1.0, steps=10)
-
-
-@given(st.integers(2, 64), st.floats(0, 0.95), st.integers(1, 12))
-def test_structured_steps_add_up(extent: int, final: float, ticks: int) -> None:
-    gone = [removed_by(extent, gradual(k, final=final, steps=ticks, every=1)) for k in range(ticks + 1)]
-    assert gone == sorted(gone) and gone[0] == 0 and gone[-1] == removed_by(extent, final) < extent
-    assert abs(gone[-1] - extent * final) <= 1
 
 
 def test_a_graph_that_was_cloned_keeps_its_weights() -> None:
