@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,9 @@ from espalier.train.growth import (
     parameters,
     try_expansions,
 )
+from espalier.train.loops import Run
 from espalier.train.module import to_torch
+from espalier.train.recover import recover
 from tests.analysis.networks import NETWORKS, loaded
 from tests.passes.structure.growing import apart, family
 
@@ -257,6 +260,39 @@ def test_growing_while_training() -> None:
     assert loss(grown) < loss(alone)
     with pytest.raises(InputError):
         Policy(threshold=0.9)
+
+
+def test_a_schedule_that_was_killed_goes_on(tmp_path: Path) -> None:
+    """Its training has checkpoints; all else follows from the seeds."""
+    x, y = data()
+    trained: list[int] = []
+
+    def ways(graph: Graph, number: int) -> list:
+        return expansions(graph, count=2, seed=number)
+
+    def once(folder: Path | None, stop: int = 99) -> tuple[Graph, list]:
+        def learn(graph: Graph, number: int) -> Graph:
+            def watch(run: Run) -> None:
+                trained.append(number)
+                if (number, run.step) == (stop, 5):
+                    raise KeyboardInterrupt
+
+            place = None if folder is None else folder / str(number)
+            return recover(
+                graph, None, {graph.inputs[0].name: x.numpy(), "labels": y.numpy()}, steps=8, batch_size=16,
+                learning_rate=0.05, hooks=[watch], checkpoint=place, every_steps=2, progress=False,
+            )  # fmt: skip
+
+        return grow_while_training(net(), 4, learn, ways, batches(), objective, Policy(threshold=1.0, cooldown=0))
+
+    for stop in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            once(tmp_path, stop)
+    before = len(trained)
+    (grown, history), (whole, wanted) = once(tmp_path), once(None)
+    assert structural_hash(grown) == structural_hash(whole) and history == wanted
+    assert any(each.expansion for each in history)
+    assert trained[before : before + 12] == [2] * 4 + [3] * 8  # what was done is read
 
 
 def test_trials_keep_the_best_candidate() -> None:
