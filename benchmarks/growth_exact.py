@@ -20,7 +20,8 @@ from typing import Any
 
 from benchmarks.architectures import array, preload, run, tensors, used_inputs
 from benchmarks.common import Benchmark, data_folder
-from benchmarks.prune_models import difference, draws, onnxruntime_outputs, widened
+from benchmarks.cutting import difference
+from benchmarks.prune_models import draws, onnxruntime_outputs, widened
 
 EXACT, ELSEWHERE, COSINE = 1e-6, 1e-4, 1e-6
 CASES = {

@@ -2,10 +2,10 @@
 
 Bars 1 and 2 run over the classic families, 150 model types of transformers and 60 families of timm by hash, each in its
 own process: export, cut exact units and compare with zeros in float64, cut half of all units by Taylor scores, run,
-export to ONNX and compare with onnxruntime. The same models go through Torch-Pruning (magnitude, 60 s of CPU time
-each). Bar 3 is the accuracy of networks for CIFAR-10 (see benchmarks/accuracy.py). Bar 5 times the analysis beside
-Torch-Pruning's dependency graph in turns, and on chains of up to 100,000 nodes. Finished models are kept in a file and
-not run again (`--fresh` forgets them).
+export to ONNX and compare with onnxruntime. Bar 1 runs over 200 random graphs, too (see benchmarks/prune_random.py).
+The same models go through Torch-Pruning (magnitude, 60 s of CPU time each). Bar 3 is the accuracy of networks for
+CIFAR-10 (see benchmarks/accuracy.py). Bar 5 times the analysis beside Torch-Pruning's dependency graph in turns, and on
+chains of up to 100,000 nodes. Finished models are kept in a file and not run again (`--fresh` forgets them).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def main() -> None:
     benchmark.parser.add_argument("--only", nargs="*", help="names or parts of names")
     benchmark.parser.add_argument("--fresh", action="store_true", help="run again what an earlier run has finished")
     benchmark.parser.add_argument("--failed", action="store_true", help="run again what failed of ours")
-    parts = ["zoo", "peer", "speed", "accuracy"]
+    parts = ["zoo", "peer", "random", "speed", "accuracy"]
     benchmark.parser.add_argument("--skip", nargs="*", default=[], choices=parts, help="leave out")
     benchmark.parser.add_argument("--train", action="store_true", help="run what trainings bar 3 still lacks: days")
     benchmark.parser.add_argument("--progress", type=Path, default=PROGRESS, help="where finished ones are kept")
@@ -118,6 +118,10 @@ def main() -> None:
     preload()
     if "speed" not in options.skip:
         speed(benchmark, 3 if options.quick else 9, CHAINS[:3] if options.quick else CHAINS)
+    if "random" not in options.skip and not options.only:
+        from benchmarks.prune_random import measure_random
+
+        measure_random(benchmark)
     if "zoo" not in options.skip:
         zoo(benchmark, options, start)
     if "accuracy" not in options.skip and not options.only:

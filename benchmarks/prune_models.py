@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.architectures import array as to_array
 from benchmarks.architectures import build, tensors, used_inputs
+from benchmarks.cutting import difference, hard, soft
 
 RATIO = 0.5
 HARD_IS_SOFT, AGREEMENT = {"f64": 1e-10, "f32": 1e-5}, 1e-3
@@ -56,10 +57,7 @@ def hard_is_soft(graph: Any, inputs: Sequence[Any], rng: Any) -> dict[str, Any]:
     import numpy as np
 
     from espalier.analysis.coupling import couple
-    from espalier.ir import verify
-    from espalier.ir.clone import clone
     from espalier.ir.execute import execute
-    from espalier.passes.structure.reindex import reindex, without, zeroed
 
     kind = "f64"
     try:
@@ -72,24 +70,11 @@ def hard_is_soft(graph: Any, inputs: Sequence[Any], rng: Any) -> dict[str, Any]:
     counts = {verdict: sum(unit.verdict == verdict for unit in units) for verdict in ("exact", "approximate", "frozen")}
     exact = [unit.name for unit in units if unit.verdict == "exact"]
     groups = [[str(n)] for n in rng.permutation(exact)[:3]] + ([exact] if len(exact) > 1 else [])
-    worst = 0.0
+    by_name, worst = {unit.name: unit for unit in units}, 0.0
     for group in groups:
-        removed = {}
-        results = []
-        for cut in (True, False):
-            each = clone(wide)
-            coupling = couple(each)
-            found = {unit.name: unit for unit in coupling.units}
-            for name in group:
-                extent = found[name].extent
-                removed.setdefault(name, np.sort(rng.choice(extent, max(1, extent // 2), replace=False)))
-            if cut:
-                reindex(coupling, {found[n]: without(found[n], removed[n]) for n in group}, "prune")
-                verify(each, "types")
-            else:
-                zeroed(coupling, {found[n]: removed[n] for n in group})
-            results.append(execute(each, fed))
-        off = difference(*results)
+        extents = {name: by_name[name].extent for name in group}
+        removed = {n: np.sort(rng.choice(extent, max(1, extent // 2), replace=False)) for n, extent in extents.items()}
+        off = difference(execute(hard(wide, removed), fed), execute(soft(wide, removed), fed))
         worst = max(worst, off)
         if not off <= HARD_IS_SOFT[kind]:
             raise ValueError(f"removal of {group[:3]} ({len(group)} units) is off zeros by {off:.3g} in {kind}")
@@ -131,25 +116,6 @@ def widened(graph: Any) -> Any:
                 result.type = TensorType(F64 if result.type.element == F32 else result.type.element, result.type.shape)
         infer_node(made, node)
     return made
-
-
-def difference(a: Sequence[Any], b: Sequence[Any]) -> float:
-    """The largest difference of outputs, relative to the largest number of each. Raises ValueError for other shapes."""
-    import numpy as np
-
-    worst = 0.0
-    for k, (x, y) in enumerate(zip(a, b, strict=True)):
-        x, y = np.asarray(x), np.asarray(y)
-        if x.shape != y.shape or x.dtype != y.dtype:
-            raise ValueError(f"output {k}: {x.dtype}{x.shape} instead of {y.dtype}{y.shape}")
-        finite = np.isfinite(y)
-        if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
-            raise ValueError(f"output {k} is not finite at the same places")
-        if finite.any():
-            kind = np.complex128 if x.dtype.kind == "c" else np.float64
-            x, y = x[finite].astype(kind), y[finite].astype(kind)
-            worst = max(worst, float(np.abs(x - y).max() / max(np.abs(y).max(), 1e-30)))
-    return worst
 
 
 def prune(graph: Any, inputs: Sequence[Any]) -> dict[str, Any]:

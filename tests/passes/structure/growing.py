@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import espalier
+from benchmarks.cutting import difference
 from benchmarks.zoo.classic import FAMILIES
 from espalier.ir import Graph
 from espalier.ir.execute import execute
-from tests.passes.structure.cutting import difference
 
 
 class Double(nn.Module):

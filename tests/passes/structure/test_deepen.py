@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import espalier
+from benchmarks.cutting import difference
 from benchmarks.zoo.classic import FAMILIES
 from espalier.analysis.coupling import couple
 from espalier.backends.onnx import to_model
@@ -22,7 +23,6 @@ from espalier.passes.base import Context, parse_spec
 from espalier.passes.structure.deepen import Deepen, spots
 from espalier.train.data import Data
 from espalier.train.module import to_torch
-from tests.passes.structure.cutting import difference
 from tests.passes.structure.growing import CASES, apart, family
 
 WITHOUT = {

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import espalier
+from benchmarks.cutting import difference
 from espalier.errors import InputError, UnsupportedError
 from espalier.ir import Graph, verify
 from espalier.ir.clone import clone
@@ -15,7 +16,6 @@ from espalier.ir.execute import execute
 from espalier.passes.base import Context, parse_spec
 from espalier.passes.structure.mixture import Mixture, grow_mixture, mixes, orthogonal
 from espalier.train.module import to_torch
-from tests.passes.structure.cutting import difference
 from tests.passes.structure.growing import apart, family, size
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 import espalier
+from benchmarks.cutting import hard, hard_is_soft
 from espalier.analysis.coupling import couple
 from espalier.backends.onnx import save
 from espalier.cli import main
 from espalier.ir import Graph
 from espalier.ir.execute import execute
-from tests.passes.structure.cutting import hard, hard_is_soft
 from tests.passes.structure.growing import apart
 
 X = np.random.default_rng(0).standard_normal((3, 5, 4))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import espalier
+from benchmarks.cutting import hard_is_soft
 from espalier.analysis.coupling import couple
 from espalier.errors import InputError
 from espalier.ir import Builder, Graph, TensorType, elements
@@ -21,7 +22,6 @@ from espalier.ir.hashing import structural_hash
 from espalier.passes.base import Context
 from espalier.passes.pipelines import CLEANING
 from espalier.passes.structure.separate import SeparateFills
-from tests.passes.structure.cutting import hard_is_soft
 from tests.passes.structure.pruning import run_pass
 
 X = np.random.default_rng(0).standard_normal((2, 7, 6)).astype(np.float32)

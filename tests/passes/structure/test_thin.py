@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import espalier
+from benchmarks.cutting import difference
 from espalier.analysis.coupling import couple
 from espalier.backends.onnx import save
 from espalier.errors import InputError
@@ -25,7 +26,6 @@ from espalier.ir.execute import execute
 from espalier.passes.base import Context
 from espalier.passes.structure.connections import Cut, blocks
 from espalier.passes.structure.thin import Thin
-from tests.passes.structure.cutting import difference
 from tests.passes.structure.growing import family
 
 X = np.random.default_rng(0).standard_normal((2, 4, 6, 6))

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import espalier
+from benchmarks.cutting import difference
 from benchmarks.zoo.classic import FAMILIES
+from benchmarks.zoo.random_graphs import graphs
 from espalier.analysis.coupling import couple
 from espalier.backends.onnx import to_model
 from espalier.errors import InputError
@@ -25,9 +27,7 @@ from espalier.ir.execute import execute
 from espalier.passes.base import Context
 from espalier.passes.structure.widen import Widen, repeat, widen
 from tests.analysis.networks import NETWORKS, loaded
-from tests.passes.structure.cutting import difference
 from tests.passes.structure.growing import CASES, apart, family, size
-from tests.passes.structure.random_graphs import graphs
 
 
 def widened(graph: Graph, **options: object) -> tuple[Graph, Context]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from espalier.ir import Builder, Graph, TensorType, Value
 from espalier.ir.elements import F64
 
+Case: TypeAlias = tuple[Graph, list[np.ndarray], np.random.Generator]
+"""A graph, arrays for its inputs, and what is to be drawn from for it."""
 WIDEST = 64
 STEPS: dict[str, Callable[[Maker, Value], Value | None]] = {}
 """Each makes a value of another, or gives None where the value does not fit."""
@@ -439,7 +442,7 @@ def ranked(m: Maker, x: Value) -> Value | None:
 
 
 @st.composite
-def graphs(draw: st.DrawFn) -> tuple[Graph, list[np.ndarray], np.random.Generator]:
+def graphs(draw: st.DrawFn) -> Case:
     """A graph with an image and tokens as inputs, arrays for them, and a generator for what is to be removed."""
     names = [*sorted(STEPS), *COMMON]
     steps = draw(
