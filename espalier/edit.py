@@ -7,10 +7,12 @@ module = espalier.train.module.to_torch(small.graph)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from espalier import frontends
 from espalier.analysis.coupling import couple
@@ -26,7 +28,7 @@ from espalier.passes.manager import PassManager, PassReport, Report
 from espalier.passes.pipelines import CLEANING, SEPARATING
 from espalier.passes.structure.prune import Prune
 from espalier.passes.structure.report import reason_lines, total_macs
-from espalier.passes.structure.rounds import in_rounds
+from espalier.passes.structure.rounds import PruneInRounds
 from espalier.train.data import Data, rereadable
 from espalier.train.evaluate import Gate, Measure, Score
 
@@ -85,7 +87,7 @@ def prune(model: Any, *, ratios: str | Mapping[str, float] = "", rounds: int = 1
     Args:
         model: anything that `espalier.load` takes. A torch module needs `example_inputs`.
         ratios: units with a ratio of their own, by pattern of their names.
-        rounds: prune and train in so many rounds, each of a part of both; more goes in the early ones.
+        rounds: prune and train (by `recovery`) in so many rounds, each a part of both; more goes in the early ones.
         options: those of the pass `prune` (ratio, macs or params; criterion, scope, …; `only` and `ignore` may be lists
             of patterns), and those of `edit`: output, data, metric, max_drop, recovery, seed, device, example_inputs,
             dynamic_shapes, trust.
@@ -98,7 +100,15 @@ def prune(model: Any, *, ratios: str | Mapping[str, float] = "", rounds: int = 1
         ratios = ";".join(f"{pattern}:{ratio}" for pattern, ratio in ratios.items())
     (chosen,), rest = _sorted({**options, "ratios": ratios}, "prune")
     whole = Prune(**chosen)
-    return edit(model, [whole] if rounds == 1 else in_rounds(whole, rounds), each_recovers=rounds > 1, **rest)
+    if rounds == 1:
+        return edit(model, [whole], **rest)
+    recovery = rest.pop("recovery", None)
+    if recovery is None:
+        raise InputError("E201", "rounds are of pruning and of training", hint="Say how long: give epochs or steps.")
+    rest["data"] = rereadable(rest.get("data"))
+    training = _Rounds(recovery, rounds, rest["data"], rest.get("seed", 0))
+    found = edit(model, [PruneInRounds(whole, rounds, training)], **rest)
+    return replace(found, recovery=training.told)
 
 
 def grow(model: Any, **options: Any) -> Edited:
@@ -176,7 +186,6 @@ def edit(
     metric: Measure = "auto",
     max_drop: float | None = None,
     recovery: Mapping[str, Any] | None = None,
-    each_recovers: bool = False,
     original: Any = None,
     seed: int = 0,
     device: str = "cpu",
@@ -195,7 +204,6 @@ def edit(
         max_drop: largest loss in points (of an error: growth in percent); needs data.
         recovery: how to train afterwards: the options of `espalier.train.recover.recover`, and `train_data` if it is to
             see other data.
-        each_recovers: train after each pass instead, an equal part of the whole each time.
         original: what the result is compared with, and imitates; the model as it was by default.
 
     Raises:
@@ -212,57 +220,26 @@ def edit(
     graph, reference = clone(loaded), loaded if original is None else frontends.load(original, **given)
     data = rereadable(data)
     dataset = None if data is None else Data(data, tuple(graph.inputs))
-    before = list(map(parse_spec, SEPARATING if changes else CLEANING))
-    stages = [[change] for change in changes] if each_recovers else [list(changes)]
-    if each_recovers and recovery is None:
-        raise InputError("E201", "rounds are of pruning and of training", hint="Say how long: give epochs or steps.")
-    imitated = None if original is None and not changes else reference
-    done: list[PassReport] = []
-    said: list[str] = []
-    told = None
-    for number, stage in enumerate(stages):
-        manager = PassManager([*before, *stage], seed=seed, data=dataset, device=find_device(device))
-        report = manager.run(graph)
-        own = report.passes[len(before) :]
-        for change in own:
-            _check_widened(change.details)
-        done += own
-        said.append(report.whole_model)
-        if recovery is not None:
-            graph, told = _recovered(graph, imitated, data, _part(recovery, number, len(stages)), seed)
-    if told is not None and recovery is not None:
-        told = {**told, **{name: recovery.get(name) for name in ("epochs", "steps")}}
-    report.whole_model = "; then ".join(said)
-    details = _details(done[-1:] if each_recovers else done, reference, graph)
-    reached = None
-    if dataset is not None:
-        reached = gate.score(reference_runner(reference), reference_runner(graph), dataset)
-    if path is not None:
-        save(graph, path)
-    return Edited(graph, report, tuple(done), details, path, reached, told)
-
-
-def _check_widened(details: Mapping[str, Any]) -> None:
+    before = SEPARATING if changes else CLEANING
+    passes: Sequence[Pass] = [*map(parse_spec, before), *changes]
+    manager = PassManager(passes, seed=seed, data=dataset, device=find_device(device))
+    report = manager.run(graph)
+    done = tuple(report.passes[len(before) :])
+    details = _details(done, reference, graph)
     if "widened" in details and not details["widened"]:
         lines = [line for kind in ("kept", "frozen") for line in reason_lines(kind, details[kind])]
         why = "; ".join(lines) or "it has none"
         raise InputError("E221", f"no unit of the model can be widened: {why}")
 
-
-def _part(recovery: Mapping[str, Any], number: int, count: int) -> dict[str, Any]:
-    """The training after one of several rounds: as long as the others', with a checkpoint of its own."""
-    if count == 1:
-        return dict(recovery)
-    found = dict(recovery)
-    if (epochs := found.get("epochs")) is not None:
-        found["epochs"] = epochs / count
-    if (steps := found.get("steps")) is not None:
-        found["steps"] = steps * (number + 1) // count - steps * number // count
-    if (folder := found.get("checkpoint")) is not None:
-        found["checkpoint"] = Path(folder) / f"round_{number + 1}"
-    if number < count - 1 and found.get("sparsity") != "keep":
-        found["sparsity"] = None
-    return found
+    told = None
+    if recovery is not None:
+        graph, told = _recovered(graph, None if original is None and not changes else reference, data, recovery, seed)
+    reached = None
+    if dataset is not None:
+        reached = gate.score(reference_runner(reference), reference_runner(graph), dataset)
+    if path is not None:
+        save(graph, path)
+    return Edited(graph, report, done, details, path, reached, told)
 
 
 def _details(done: Sequence[PassReport], before: Graph, after: Graph) -> dict[str, Any]:
@@ -305,10 +282,63 @@ def _recovered(
         labelled = next(iter(dataset)).labels is not None
     share = settings.get("imitate")
     share = (0.0 if labelled else 1.0) if share is None else share
-    trained = train(graph, original, dataset, **{"seed": seed, **settings})
+    if settings.get("settings") is None:
+        settings.setdefault("seed", seed)
+    trained = train(graph, original, dataset, **settings)
     parts = [name for name, used in (("labels", share < 1), ("imitating the original", share > 0)) if used]
-    told = {"epochs": settings.get("epochs"), "steps": settings.get("steps"), "by": " and ".join(parts)}
-    return trained, told
+    return trained, {**_length(settings), "by": " and ".join(parts)}
+
+
+def _length(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How long training is asked for, whether in options or in settings."""
+    given = options.get("settings")
+    return {name: options.get(name, getattr(given, name, None)) for name in ("epochs", "steps")}
+
+
+@dataclass
+class _Rounds:
+    """The training between rounds of pruning: each is an equal part of the whole, with a seed of its own."""
+
+    recovery: Mapping[str, Any]
+    count: int
+    data: Any
+    seed: int
+    told: dict[str, Any] = field(default_factory=dict)
+    """How the last one was trained, for as long as all together."""
+
+    def __call__(self, graph: Graph, original: Graph, number: int) -> Graph:
+        trained, told = _recovered(graph, original, self.data, self.part(graph, number), self.seed)
+        self.told = {**told, **_length(self.recovery), "rounds": self.count}
+        return trained
+
+    def part(self, graph: Graph, number: int) -> dict[str, Any]:
+        """The options of one. Raises InputError E201 if there are fewer steps than rounds."""
+        try:
+            from espalier.train.loops import Settings, total_steps
+            from espalier.train.sparse import KEEP
+        except ImportError:
+            raise InputError("E205", "recovery trains with torch", hint="pip install 'espalier[torch]'") from None
+        found = dict(self.recovery)
+        own = {name: found.pop(name) for name in list(found) if name in Settings.__dataclass_fields__}
+        given = found.pop("settings", None)
+        settings = Settings(**{"seed": self.seed, **own}) if given is None else replace(given, **own)
+        source = found.get("train_data")
+        if (source := self.data if source is None else rereadable(source)) is None:
+            return found  # what is missing is said where it is needed
+        total = total_steps(Data(source, tuple(graph.inputs)), settings)
+        if total < self.count:
+            hint = "Train longer, or in fewer rounds."
+            raise InputError("E201", f"{total} steps of training are too few for {self.count} rounds", hint=hint)
+        steps = total * (number + 1) // self.count - total * number // self.count
+        seed = settings.seed
+        if number:
+            seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        found["settings"] = replace(settings, steps=steps, epochs=None, seed=seed)
+        if (folder := found.get("checkpoint")) is not None:
+            found["checkpoint"] = Path(folder) / f"round_{number + 1}"
+        if number < self.count - 1 and found.get("sparsity") != KEEP:
+            found["sparsity"] = None
+        return found
 
 
 def _target(path: Path) -> Path:

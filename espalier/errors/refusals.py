@@ -83,6 +83,13 @@ declare(
     "Without a check: `--verify none`. If the model is right, reduce what the node does.",
 )
 declare(
+    UnsupportedError,
+    "E412",
+    "the model cannot be pruned in rounds",
+    "After a round of pruning, what can be pruned is not what was left of it.",
+    "Prune it at once, without `--rounds`, and train afterwards.",
+)
+declare(
     BudgetError,
     "E501",
     "the budget cannot be met",

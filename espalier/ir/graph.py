@@ -417,6 +417,22 @@ class Graph:
             new.name = old.name
         self.epochs.topology += 1
 
+    def replace_constant(self, old: Value, new: Value) -> list[Node]:
+        """Let this graph and its regions use another constant; copies that share the old one keep it.
+
+        Gives the nodes that used it.
+        """
+        changed = []
+        for each in self.all_graphs():
+            for node in [user for user in old.users if user.graph is each]:
+                for position, operand in enumerate(node.operands):
+                    if operand is old:
+                        each.set_operand(node, position, new)
+                changed.append(node)
+            if each in old.uses:
+                each.set_outputs([new if value is old else value for value in each.outputs], each.output_names)
+        return changed
+
     def renumber(self) -> None:
         """Make every node's `position` its place in the list."""
         for position, node in enumerate(self):

@@ -162,7 +162,7 @@ def train(
         saved = None if folder is None or known is None else checkpoints.read(folder, known)
         with _threads(settings.threads or (None if saved is None else saved.position["threads"])):
             module.to(members.device)
-            total = _total(data, settings) if saved is None else int(saved.position["total"])
+            total = total_steps(data, settings) if saved is None else int(saved.position["total"])
             run = Run(module, _optimizer(module, settings), total, members)
             if saved is not None:
                 _restore(run, saved, acting)
@@ -272,7 +272,8 @@ def _batches(run: Run, data: Data, settings: Settings) -> Iterator[Batch]:
         run.epoch, run.batch = run.epoch + 1, 0
 
 
-def _total(data: Data, settings: Settings) -> int:
+def total_steps(data: Data, settings: Settings) -> int:
+    """How many updates a run makes."""
     if settings.steps is not None:
         return settings.steps
     assert settings.epochs is not None

@@ -106,18 +106,6 @@ def apply_masks(graph: Graph, masks: Mapping[Value, Mask]) -> None:
         for value in values:
             held = value.constant
             assert held is not None
-            _replace(
-                graph, value, constant_value(Constant(source, held.element, held.shape, held.views), name=value.name)
-            )
+            masked_one = constant_value(Constant(source, held.element, held.shape, held.views), name=value.name)
+            graph.replace_constant(value, masked_one)
     graph.epochs.weights += 1
-
-
-def _replace(graph: Graph, old: Value, new: Value) -> None:
-    """In this graph and its regions, but in no copy that shares the constant."""
-    for each in graph.all_graphs():
-        for node in [user for user in old.users if user.graph is each]:
-            for position, operand in enumerate(node.operands):
-                if operand is old:
-                    each.set_operand(node, position, new)
-        if each in old.uses:
-            each.set_outputs([new if value is old else value for value in each.outputs], each.output_names)

@@ -109,6 +109,10 @@ class GraphModule(nn.Module):
                     found.add(position)
         return found
 
+    def identity(self) -> Mapping[str, Any]:
+        """What tells this module from others of its graph, as JSON: a checkpoint of another is refused."""
+        return {}
+
     def keep_statistics(self, share: float | None) -> None:
         """Set which share of the running statistics a training step keeps; None: what each operator says."""
         self._training_ops = [node.op.training(share) for node in self._nodes]
@@ -188,13 +192,7 @@ class GraphModule(nn.Module):
                 sources[name] = ArraySource(_array(getattr(self, name), held))
             views = self.views[own]
             fresh = constant_value(Constant(sources[name], held.element, held.shape, views), name=value.name)
-            for node in value.users:
-                if node.graph is graph:
-                    for position, operand in enumerate(node.operands):
-                        if operand is value:
-                            graph.set_operand(node, position, fresh)
-            if graph in value.uses:
-                graph.set_outputs([fresh if o is value else o for o in graph.outputs], graph.output_names)
+            graph.replace_constant(value, fresh)
         graph.epochs.weights += 1
         return graph
 

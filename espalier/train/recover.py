@@ -67,7 +67,7 @@ def recover(
         hooks: what acts between the steps; see `espalier.train.hooks.Hook`. A function is called after each.
         augment: changes the inputs of each batch; see `espalier.train.augment`.
         trainable: which constants learn; see `espalier.train.module.to_torch`.
-        module: what makes the copy a module instead, such as one with gates (`espalier.train.sparse.gated`).
+        module: what makes the copy a module instead, such as one with gates (`espalier.train.gates.gated`).
         sparsity: how many of the weights that are summed over become zero on the way: a share, or a pattern such as
             "2:4"; "keep" keeps those that are zero. See `espalier.train.sparse.GradualMasks`.
         checkpoint: a folder. A run that was killed goes on from there, and ends with the same bits.
@@ -97,6 +97,8 @@ def recover(
     if share and original is None:
         raise InputError("E212", "there is no original to imitate, and no labels to learn from")
     teacher = None if original is None or not share else to_torch(original, lambda value: False)
+    if module is not None and trainable is not None:
+        raise InputError("E201", "what a module of your own learns, it says itself: give either module or trainable")
     acting = [*hooks, *([] if sparsity is None else [sparse_hook(sparsity)])]
     copy = clone(graph)
     student = to_torch(copy, trainable) if module is None else module(copy)
@@ -112,6 +114,7 @@ def recover(
         "imitate": share,
         "distance": [distance, temperature, inner],
         "augment": None if augment is None else getattr(augment, "__qualname__", repr(augment)),
+        **({"module": own} if (own := dict(student.identity())) else {}),
     }
     objective = Imitation(teacher, share, labelled, distance, temperature, inner)
     train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from espalier.analysis.coupling import Unit, couple
 from espalier.backends.onnx import to_model
 from espalier.ir import Graph
 from espalier.ir.execute import execute
+from tests.analysis.networks import NETWORKS, loaded
 
 RNG = np.random.default_rng(0)
 
@@ -276,3 +278,18 @@ def test_shapes_that_are_computed_at_run_time_follow(
     assert len(couple(graph).removable()) >= least
     for other in (shape, *others):
         check_all(graph, [normal(*other)], RNG)
+
+
+def test_couplings_leave_no_garbage() -> None:
+    """No collection looks for some while they are made."""
+    graphs = [loaded(name)[0] for name in list(NETWORKS)[:6]]
+    for graph in graphs:
+        couple(graph)
+    gc.collect()
+    gc.disable()
+    try:
+        for graph in graphs:
+            couple(graph)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

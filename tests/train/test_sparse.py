@@ -1,4 +1,4 @@
-"""Masks, penalties and gates in training loops."""
+"""Masks and penalties in training loops."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from espalier.analysis.coupling import couple
-from espalier.cost.remaining import Remaining
 from espalier.errors import InputError
 from espalier.ir import Graph, structural_hash
-from espalier.ir.execute import execute
-from espalier.passes.structure.gates import prune_by_gates
-from espalier.passes.structure.reindex import reindex
+from espalier.passes.base import parse_spec
+from espalier.passes.manager import PassManager
+from espalier.passes.pipelines import CLEANING
 from espalier.train.hooks import Hook
 from espalier.train.loops import Run
 from espalier.train.module import to_torch
 from espalier.train.recover import recover
-from espalier.train.sparse import TEETH, GradualMasks, GroupPenalty, gate, gated
+from espalier.train.sparse import GradualMasks, GroupPenalty
 from tests.passes.structure.pruning import graph_of, images, net
 
 TARGETS = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -48,7 +46,7 @@ def test_masks_tighten_along_the_schedule_and_hold() -> None:
     def step() -> None:
         masks.step()
         shares.append(masks.ratio)
-        for value in masks.axes:
+        for value in masks.masks:
             zeros = int((module.read(value) == 0).sum())
             assert zeros >= int(masks.ratio * module.read(value).numel())
 
@@ -61,10 +59,10 @@ def test_masks_tighten_along_the_schedule_and_hold() -> None:
 
 def test_masks_by_pattern() -> None:
     module = to_torch(graph_of(net(channels=8, features=8), images()))
-    masks = GradualMasks(steps=1, pattern=(2, 4))
+    masks = GradualMasks("2:4", 1)
     masks.bind(module)
     train(module, 3, after=masks.step)
-    found = {value.name: module.read(value).detach() for value in masks.axes}
+    found = {value.name: module.read(value).detach() for value in masks.masks}
     assert ((found["second.weight"] != 0).reshape(8, 2, 4, 9).sum(2) == 2).all()
     assert (found["first.weight"] != 0).all()  # 3 channels are no multiple of 4
 
@@ -95,7 +93,7 @@ def test_the_penalty_adds_its_definition_to_the_gradients() -> None:
 def test_the_penalty_parts_the_weak_from_the_strong() -> None:
     graph = graph_of(net(), images())
     module = to_torch(graph)
-    penalty = GroupPenalty(0.02, units=["first.weight.0"])
+    penalty = GroupPenalty(0.02, only=["first.weight.0"])
     penalty.bind(module)
     (unit,) = penalty.members
     before = penalty.norms(unit)
@@ -108,67 +106,7 @@ def test_the_penalty_parts_the_weak_from_the_strong() -> None:
 
 def test_the_penalty_refuses_units_that_are_not_there() -> None:
     with pytest.raises(InputError, match="no unit is called 'third'"):
-        GroupPenalty(units=["third"]).bind(to_torch(graph_of(net(), images())))
-
-
-def test_a_gate_is_a_step_with_a_slope() -> None:
-    w = torch.linspace(-2, 2, 101, dtype=torch.float64, requires_grad=True)
-    opened = gate(w, 0.7)
-    assert ((opened - (w > 0).double()).abs() <= 1 / TEETH).all()
-    opened.sum().backward()
-    torch.testing.assert_close(w.grad, torch.full_like(w, 0.7))
-
-
-def test_removing_what_gates_closed_is_what_the_gates_did() -> None:
-    graph = graph_of(net(), images())
-    module = gated(graph, couple(graph))
-    with torch.no_grad():
-        module.gates[0][[1, 4]] = -0.5
-        module.gates[1][0] = -0.5
-        wanted = module(images())[0].numpy()
-    kept = module.kept()
-    assert kept["first.weight.0"].tolist() == [0, 2, 3, 5] and kept["second.weight.0"].tolist() == [1, 2, 3, 4]
-    graph = module.write_back()
-    coupling = couple(graph)
-    by_name = {unit.name: unit for unit in coupling.units}
-    reindex(coupling, {by_name[name]: indices for name, indices in kept.items()}, "gates")
-    (found,) = execute(graph, [images().numpy()])
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)  # open gates are 1 to within 1e-5
-
-
-def test_gates_learn_to_meet_a_target() -> None:
-    graph = graph_of(net(), images())
-    module = gated(graph, couple(graph))
-    assert float(module.share().detach()) == pytest.approx(1, abs=1e-4)
-    optimiser = torch.optim.SGD(module.parameters(), 0.05)
-    for _ in range(80):
-        optimiser.zero_grad()
-        loss = torch.nn.functional.cross_entropy(module(images())[0], TARGETS) + 20 * module.penalty(0.6)
-        loss.backward()
-        optimiser.step()
-    assert 0.4 < float(module.share().detach()) < 0.8
-    assert any(len(module.kept()[unit.name]) < unit.extent for unit in module.units)
-
-
-def test_gates_refuse_units_that_are_not_exact() -> None:
-    graph = graph_of(net(), images())
-    coupling = couple(graph)
-    frozen = next(unit for unit in coupling.units if unit.verdict == "frozen")
-    with pytest.raises(InputError, match="not be the same"):
-        gated(graph, coupling, [frozen])
-
-
-def test_gates_go_where_the_module_goes() -> None:
-    """To a device without memory: what stayed behind could not be multiplied with what went."""
-    graph = graph_of(net(), images())
-    module = gated(graph, couple(graph))
-    names = set(module.state_dict())
-    module.to("meta")
-    assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} == {"meta"}
-    for value in module.weights:
-        assert module.read(value).device.type == "meta"
-    assert module.penalty(0.5).device.type == "meta"
-    assert not any("places" in name for name in names)  # what follows from the graph is not kept
+        GroupPenalty(only=["third"]).bind(to_torch(graph_of(net(), images())))
 
 
 class Stop(Exception):
@@ -246,21 +184,80 @@ def test_a_hook_serves_several_runs() -> None:
     assert structural_hash(first) == structural_hash(second)
 
 
-def test_what_gates_close_while_a_model_recovers_is_removed(tmp_path: Path) -> None:
+class Tokens(torch.nn.Module):
+    """Layers on tokens, whose weights stand transposed in the graph, and an embedding that is tied to the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.inner = torch.nn.Embedding(24, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.inner(self.embedding(x))) @ self.embedding.weight.T
+
+
+@pytest.mark.parametrize("sparsity", [0.5, "2:4", "keep"])
+def test_transposed_and_tied_weights_become_sparse(sparsity: float | str) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 24, (6, 5))
+    graph = graph_of(Tokens().eval(), tokens)
+    PassManager([*map(parse_spec, CLEANING)]).run(graph)  # a transposed weight is a view of it
+    name = graph.inputs[0].name
+    if sparsity == "keep":
+        graph = recover(graph, graph, {name: tokens.numpy()}, steps=1, batch_size=6, sparsity=0.5)
+    found = recover(graph, graph, {name: tokens.numpy()}, steps=8, batch_size=6, sparsity=sparsity)
+    shares = {value.name: (value.array == 0).mean() for value in found.constants() if value.array.ndim == 2}
+    assert len(shares) >= 2 and all(share >= 0.5 for share in shares.values())
+    tied = [v for v in found.constants() if v.array.size == 24 * 8]
+    assert len({id(v.constant.source) for v in tied}) == 1
+
+
+def test_where_the_schedule_ends_masks_stay() -> None:
+    module = to_torch(graph_of(net(), images()))
+    masks = GradualMasks(0.5, 6, every=2)
+    masks.bind(module)
+    held: list[dict[str, np.ndarray]] = []
+
+    def step() -> None:
+        masks.step()
+        held.append({v.name: mask.numpy().copy() for v, mask in masks.masks.items()})
+
+    train(module, 12, rate=0.5, after=step)
+    assert any(not np.array_equal(held[3][name], held[5][name]) for name in held[5])
+    assert all(np.array_equal(later[name], held[5][name]) for later in held[6:] for name in held[5])
+
+
+def test_schedules_end_with_the_run() -> None:
     graph = graph_of(net(), images())
 
-    def once(**options: Any) -> Graph:
-        return prune_by_gates(
-            graph, None, LABELLED, target=0.5, strength=20, steps=60, batch_size=6, learning_rate=0.05, **options
-        )
+    def once(masks: GradualMasks) -> dict[str, float]:
+        return zeros(recover(graph, None, LABELLED, steps=20, batch_size=6, hooks=[masks]))
 
-    small = once(checkpoint=tmp_path, every_steps=7)
-    assert 0.2 < Remaining(couple(small)).parameters / Remaining(couple(graph)).parameters < 0.8
-    assert [v.shape for v in small.inputs] == [v.shape for v in graph.inputs]
-    assert structural_hash(once(checkpoint=tmp_path)) == structural_hash(once()) == structural_hash(small)
-    only = once(only=["second.*"])
-    weights = {value.name: value.shape for value in only.constants()}
-    assert weights["first.weight"][0] == 6 and weights["second.weight"][0] < 5
-    for bad, code in (({"only": ["third"]}, "E202"), ({"target": 0.0}, "E201")):
-        with pytest.raises(InputError, match=code):
-            prune_by_gates(graph, None, LABELLED, **{"target": 0.5, "steps": 1, **bad})
+    for masks in (GradualMasks(0.6), GradualMasks(0.6, begin=10), GradualMasks(0.6, 10, begin=10)):
+        assert all(share == pytest.approx(0.6, abs=0.05) for share in once(masks).values())
+    for masks in (GradualMasks(0.6, 21), GradualMasks(0.6, 11, begin=10)):
+        with pytest.raises(InputError, match="final at step 21"):
+            once(masks)
+    with pytest.raises(InputError, match="say after how many steps"):
+        GradualMasks(0.6).bind(to_torch(graph))
+
+
+@pytest.mark.parametrize(
+    "options", [{"final": "2:0"}, {"final": 0.5, "steps": 0}, {"final": 0.5, "begin": -1}], ids=str
+)
+def test_schedules_that_are_none_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="E201"):
+        GradualMasks(**options)
+
+
+def test_weights_that_a_pattern_does_not_fit_are_named() -> None:
+    with pytest.warns(UserWarning, match=r"first\.weight stay"):
+        recover(graph_of(net(channels=8, features=8), images()), None, LABELLED, steps=2, batch_size=6, sparsity="2:4")
+
+
+def test_the_penalty_goes_where_the_module_goes() -> None:
+    """As `train` asks for it: with the device of the module as the default."""
+    module = to_torch(graph_of(net(), images())).to("meta")
+    penalty = GroupPenalty()
+    with torch.device("meta"):
+        penalty.bind(module)
+        assert penalty.term().device.type == "meta"

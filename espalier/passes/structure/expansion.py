@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from espalier.analysis.choice import chosen_units, patterns_of
 from espalier.analysis.coupling import couple
 from espalier.errors import InputError
 from espalier.ir import Graph
 from espalier.passes.base import GROWS, Context, Pass, graph_pass
 from espalier.passes.structure.deepen import insert, spots
-from espalier.passes.structure.select import chosen_units, patterns_of
 from espalier.passes.structure.widen import makers_of, rewrite_rows
 from espalier.passes.structure.widening import Repetition, Widening
 

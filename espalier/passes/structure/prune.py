@@ -10,50 +10,66 @@ from typing import Any
 
 import numpy as np
 
+from espalier.analysis.choice import chosen_units, matches, patterns_of
 from espalier.analysis.coupling import Coupling, Unit, couple
 from espalier.cost.remaining import Remaining
-from espalier.errors import InputError
+from espalier.errors import InputError, UnsupportedError
 from espalier.ir import Graph
 from espalier.passes.base import Context, Pass, approximates, graph_pass
 from espalier.passes.structure.criteria import Criterion, parse_criterion
 from espalier.passes.structure.importance import AGGREGATES, NORMALISERS, Scored, Scores, check_finite, parts_of
 from espalier.passes.structure.reindex import reindex
 from espalier.passes.structure.report import Row, frozen_rows, reason_lines, total_macs, unit_row
-from espalier.passes.structure.select import (
-    SCOPES,
-    Kept,
-    OwnRatio,
-    Selector,
-    chosen_units,
-    matches,
-    patterns_of,
-    signature,
-)
+from espalier.passes.structure.select import SCOPES, Kept, OwnRatio, Ranked, Selector, signature
 from espalier.train.weights import looks_learned
 
 
-@dataclass(frozen=True)
+@dataclass
 class Start:
-    """What shares to remove are shares of: the model before it was pruned at all.
+    """A model before the first of several rounds of pruning, and what the rounds have left of its units.
 
     Attributes:
-        units: name → how many indices it had, and the class of units that it is of.
+        rows: unit's name → what is said of it, with its extent, in the order of the graph.
+        kinds: unit's name → its class (see `signature`).
+        left: unit's name → the extent that it has now.
         macs, parameters: as `Remaining` counts them.
         total: the multiply–accumulates, as a polynomial where extents vary.
     """
 
-    units: Mapping[str, tuple[int, object]]
+    rows: Mapping[str, Row]
+    kinds: Mapping[str, object]
+    left: dict[str, int]
     macs: int
     parameters: int
     total: int | str
 
     @classmethod
     def of(cls, coupling: Coupling, costs: Remaining) -> Start:
-        units = {unit.name: (unit.extent, signature(coupling, unit)) for unit in coupling.removable()}
-        return cls(units, costs.macs, costs.parameters, total_macs(coupling.graph))
+        units = coupling.removable()
+        return cls(
+            {unit.name: unit_row(unit, "kept", unit.extent) for unit in units},
+            {unit.name: signature(coupling, unit) for unit in units},
+            {unit.name: unit.extent for unit in units},
+            costs.macs, costs.parameters, total_macs(coupling.graph),
+        )  # fmt: skip
 
-    def extent(self, unit: Unit) -> int:
-        return max(unit.extent, self.units.get(unit.name, (0,))[0])
+    def extent(self, name: str) -> int:
+        """The extent of a unit at the start."""
+        return int(self.rows[name]["extent"])
+
+    def recognise(self, coupling: Coupling) -> None:
+        """Give units the names that they had at the start: those of which one index is left are units no more.
+
+        Raises UnsupportedError E412 if the others are not what was left of them, in the order of the graph.
+        """
+        names, units = [name for name, extent in self.left.items() if extent > 1], coupling.removable()
+        if [unit.extent for unit in units] != [self.left[name] for name in names]:
+            hint = "Prune it at once, without rounds."
+            raise UnsupportedError(
+                "E412", "the model has other units after a round of pruning than before it", hint=hint
+            )
+        for unit, name in zip(units, names, strict=True):
+            unit.name = name
 
 
 @graph_pass("prune", semantics=approximates("drop", math.inf))
@@ -141,16 +157,40 @@ class Prune(Pass):
 
     def cut(self, graph: Graph, context: Context, start: Start | None = None) -> int:
         """Prune; with a start, shares are of what the model had then, of which some may be gone."""
+        coupling = couple(graph)
+        costs = Remaining(coupling)
+        if start is None:
+            start = Start.of(coupling, costs)
+        else:
+            start.recognise(coupling)
+        candidates, scores, kept = self.choose(coupling, costs, start, context)
+        if not kept or not context.may_rewrite():
+            context.details = _details(self, coupling, start, costs, {}, scores, candidates)
+            return 0
+        start.left |= {unit.name: len(indices) for unit, indices in kept.items()}
+        details = _details(self, coupling, start, costs, kept, scores, candidates)
+        details["not_refitted"] = self.remove(coupling, kept, context)
+        details["macs"]["after"] = total_macs(graph)
+        details["summary"] = _lines(details)
+        context.details = details
+        return 1
+
+    def choose(
+        self, coupling: Coupling, costs: Remaining, start: Start, context: Context
+    ) -> tuple[list[Unit], Mapping[Unit, Scores], Kept]:
+        """The units that may be pruned, their scores, and what is to stay of those that lose something.
+
+        Raises InputError, and BudgetError E501 if a target is out of reach.
+        """
         criterion = parse_criterion(self.criterion)
         data, made_up = context.data, False
         if criterion.needs and data is None and self.compensate == "noise":
-            data, made_up = self.noise(graph, context.seed), True
+            data, made_up = self.noise(coupling.graph, context.seed), True
         if criterion.needs and data is None:
             what = f"the criterion {criterion.name} looks at {', '.join(sorted(criterion.needs))}"
             raise InputError("E212", f"{what}, which needs data", hint="Give some with --data, or use magnitude.")
-        coupling = couple(graph)
         check_finite(coupling)
-        candidates = self.candidates(coupling)
+        candidates = self.candidates(coupling, start)
         scores = score_units(
             coupling, candidates, criterion, self.aggregate, self.normalise, data, self.samples, context.seed, made_up
         )
@@ -160,18 +200,7 @@ class Prune(Pass):
                 f"the criterion {criterion.name} has nothing to say about any of the {len(candidates)} units",
                 hint="No weight of theirs is of the kind that it scores; use another, such as magnitude.",
             )
-        costs = Remaining(coupling)
-        since = start or Start.of(coupling, costs)
-        kept = self.select(coupling, scores, costs, self.multiple(context), since)
-        if not kept or not context.may_rewrite():
-            context.details = _details(self, coupling, since, costs, {}, scores, candidates)
-            return 0
-        details = _details(self, coupling, since, costs, kept, scores, candidates)
-        details["not_refitted"] = self.remove(coupling, kept, context)
-        details["macs"]["after"] = total_macs(graph)
-        details["summary"] = _lines(details)
-        context.details = details
-        return 1
+        return candidates, scores, self.select(coupling, scores, costs, self.multiple(context), start)
 
     def remove(self, coupling: Coupling, kept: Kept, context: Context) -> list[Row]:
         """Take the other indices away; gives the weights that compensation had to leave as they were, and why.
@@ -205,16 +234,16 @@ class Prune(Pass):
         batches = [dict(zip(names, arrays, strict=True)) for arrays in noise(graph, seed)]
         return Data(batches, tuple(graph.inputs))
 
-    def candidates(self, coupling: Coupling) -> list[Unit]:
-        """The units that may be pruned. Raises InputError: see `chosen_units`, and E224 if there are none."""
+    def candidates(self, coupling: Coupling, start: Start) -> list[Unit]:
+        """The units that may be pruned. Raises InputError: see `chosen_units`, and E224 if there never were any."""
         for pattern, _ in self.own_ratios():
-            chosen_units(coupling, [pattern])
+            chosen_units(coupling, [pattern], gone=start.rows)
         found = [
             unit
-            for unit in chosen_units(coupling, patterns_of(self.only), patterns_of(self.ignore))
+            for unit in chosen_units(coupling, patterns_of(self.only), patterns_of(self.ignore), start.rows)
             if not (self.exact_only and unit.verdict != "exact")
         ]
-        if not found:
+        if not found and all(extent == start.extent(name) for name, extent in start.left.items()):
             frozen = Counter[str]()
             for unit in coupling.units:
                 frozen[unit.why()] += unit.extent if isinstance(unit.variable.extent, int) else 1
@@ -232,14 +261,13 @@ class Prune(Pass):
     ) -> Kept:
         """What stays of each unit that loses something. Raises BudgetError E501 if a target is out of reach."""
         own = {unit: found for unit in scores if (found := self.own_ratio(unit.name)) is not None}
-        first = {unit: start.extent(unit) for unit in scores}
-        present = {unit.name for unit in coupling.units}
-        vanished = [
-            ((kind if self.scope == "isomorphic" else (), self.own_ratio(name)), extent)
-            for name, (extent, kind) in start.units.items()
-            if name not in present
+        extents = {unit: start.extent(unit.name) for unit in scores}
+        vanished: list[tuple[Ranked, int]] = [
+            ((start.kinds[name] if self.scope == "isomorphic" else (), self.own_ratio(name)), start.extent(name))
+            for name, extent in start.left.items()
+            if extent == 1
         ]
-        selector = Selector(coupling, scores, self.scope, multiple, own, first, vanished)  # type: ignore[arg-type]  # options are plain text, checked
+        selector = Selector(coupling, scores, self.scope, multiple, own, extents, vanished)  # type: ignore[arg-type]  # options are plain text, checked
         if self.macs is not None:
             return selector.by_cost(_left(self.macs, start.macs, costs.macs), costs.macs_with, "multiply–accumulates")
         if self.params is not None:
@@ -329,8 +357,7 @@ def _details(
     """What goes where since the start, what stays, and why."""
     chosen = {unit.variable: indices for unit, indices in kept.items()}
     after, parameters = costs.macs_with(chosen), costs.parameters_with(chosen)
-    left = {unit: len(kept[unit]) if unit in kept else unit.extent for unit in coupling.removable()}
-    cut = {unit: extent for unit, extent in left.items() if extent < start.extent(unit)}
+    cut = [name for name, extent in start.left.items() if extent < start.extent(name)]
     found: dict[str, Any] = {
         "macs": {"before": start.total, "after": total_macs(coupling.graph), "removed": _share(start.macs, after)},
         "parameters": {
@@ -338,11 +365,11 @@ def _details(
             "after": parameters,
             "removed": _share(start.parameters, parameters),
         },
-        "cut": [{**unit_row(unit, "kept", extent), "extent": start.extent(unit)} for unit, extent in cut.items()],
+        "cut": [{**start.rows[name], "kept": start.left[name]} for name in cut],
         "whole": [
             {"unit": unit.name, "extent": unit.extent, "why": options.stays(unit, scores, candidates)}
-            for unit in left
-            if unit not in cut
+            for unit in coupling.removable()
+            if unit.name not in set(cut)
         ],
         "frozen": frozen_rows(coupling),
         "not_refitted": [],

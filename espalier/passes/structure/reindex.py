@@ -105,13 +105,7 @@ def _cut(coupling: Coupling, value: Value, chosen: Mapping[Variable, Indices]) -
 
 def replace_here(graph: Graph, old: Value, new: Constant) -> list[Node]:
     """Let this graph (but no copy of it that shares the constant) use another constant; gives the users."""
-    value = constant_value(new, name=old.name)
-    users = [user for user in old.users if user.graph is graph]
-    for user in users:
-        for position, operand in enumerate(user.operands):
-            if operand is old:
-                graph.set_operand(user, position, value)
-    return users
+    return graph.replace_constant(old, constant_value(new, name=old.name))
 
 
 def _has(bound: Binding, chosen: Mapping[Variable, Indices]) -> bool:

@@ -1,8 +1,7 @@
-"""Which units are changed, by name; which indices stay, by scores: by ratio, or by what share of the costs goes."""
+"""Which indices stay, by scores: by ratio, or by what share of the costs goes."""
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 
 from espalier.analysis.coupling import Coupling, Indices, Unit, extent_of
-from espalier.errors import BudgetError, InputError
+from espalier.errors import BudgetError
 from espalier.ir.terms import Product, Term, Variable, flatten, leaves, resolve
 from espalier.passes.structure.importance import Scores
 
@@ -20,36 +19,6 @@ SCOPES: tuple[str, ...] = get_args(Scope)
 Kept: TypeAlias = dict[Unit, Indices]
 SMALLEST_RATIO = 2.0**-24
 """How finely a ratio is searched for a target of costs."""
-
-
-def patterns_of(text: str) -> list[str]:
-    """The patterns of units' names in a text, where `;` separates them."""
-    return [pattern.strip() for pattern in text.split(";") if pattern.strip()]
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern, or a full name (which may have brackets), means a unit of this name."""
-    return name == pattern or fnmatch.fnmatchcase(name, pattern)
-
-
-def chosen_units(coupling: Coupling, only: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Unit]:
-    """The units that patterns mean; all that are not frozen if there are none.
-
-    Raises InputError E202 for a pattern that no unit has, E221 for a frozen unit that is asked for by its full name.
-    """
-    for pattern in (*only, *ignore):
-        if not any(matches(unit.name, pattern) for unit in coupling.units):
-            raise InputError("E202", f"no unit is called {pattern!r}", hint="`espalier inspect --units` lists them.")
-    found = []
-    for unit in coupling.units:
-        if any(matches(unit.name, pattern) for pattern in ignore):
-            continue
-        if unit.verdict == "frozen":
-            if unit.name in only:
-                raise InputError("E221", f"{unit.name} is frozen: {unit.why()}")
-        elif not only or any(matches(unit.name, pattern) for pattern in only):
-            found.append(unit)
-    return found
 
 
 class OwnRatio(NamedTuple):
@@ -74,17 +43,17 @@ class Selector:
             units whose weights are used alike).
         multiple: axes of weights keep multiples of so many positions.
         own: unit → a scope of its own, with its ratio: units of one scope are ranked together.
-        first: unit → the extent that shares are of, where earlier rounds of pruning have removed some of it.
+        start: unit → the extent that shares are of, where earlier rounds of pruning have removed some of it.
         vanished: of units that earlier rounds have left one index of, which are units no more: whom they were ranked
-            with (the class, their own scope), and their first extent.
+            with (the class, their own scope), and their extent at the start.
     """
 
     coupling: Coupling
     scores: Mapping[Unit, Scores]
     scope: Scope = "local"
     multiple: int = 1
-    own: Mapping[Unit, OwnRatio] | None = None
-    first: Mapping[Unit, int] = field(default_factory=dict)
+    own: Mapping[Unit, OwnRatio] = field(default_factory=dict)
+    start: Mapping[Unit, int] = field(default_factory=dict)
     vanished: Sequence[tuple[Ranked, int]] = ()
 
     def by_ratio(self, ratio: float) -> Kept:
@@ -138,7 +107,7 @@ class Selector:
         """The units that are ranked together, with their ratio."""
         found: dict[tuple[Ranked, float], list[Unit]] = {}
         for unit in self.scores:
-            own = (self.own or {}).get(unit)
+            own = self.own.get(unit)
             kind = signature(self.coupling, unit) if self.scope == "isomorphic" else ()
             found.setdefault(((kind, own), ratio if own is None else own.ratio), []).append(unit)
         return found
@@ -162,7 +131,7 @@ class Selector:
     def _count(self, ratio: float, units: Sequence[Unit], vanished: Sequence[int] = ()) -> int:
         """How many indices of units go now; never all. What earlier rounds rounded down, this one makes up for."""
         left = sum(unit.extent for unit in units) + len(vanished)
-        whole = sum(self.first.get(unit, unit.extent) for unit in units) + sum(vanished)
+        whole = sum(self.start.get(unit, unit.extent) for unit in units) + sum(vanished)
         return max(0, min(whole - 1, math.floor(ratio * whole + 1e-9)) - (whole - left))
 
     def _kept(self, removed: Mapping[Unit, int]) -> Kept:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from espalier.analysis.choice import chosen_units, patterns_of
 from espalier.analysis.coupling import Coupling, Unit, couple
 from espalier.errors import InputError
 from espalier.ir import Graph, Node, Value, constant_value
 from espalier.ir.constants import constant
 from espalier.passes.base import GROWS, Context, Pass, approximates, graph_pass
 from espalier.passes.structure.report import frozen_rows, reason_lines, unit_row
-from espalier.passes.structure.select import chosen_units, patterns_of
 from espalier.passes.structure.widening import Repetition, Widening, along, weights_that_make
 
 SHARE_BITS = 10
