@@ -72,7 +72,10 @@ class Edited:
             lines.append(self.report.whole_model)
         if self.recovery is not None:
             count = "steps" if self.recovery["epochs"] is None else "epochs"
-            lines.append(f"trained by {self.recovery['by']}, {count}: {self.recovery[count]:g}")
+            also = "".join(
+                f", {name}: {self.recovery[name]}" for name in ("rounds", "sparsity") if name in self.recovery
+            )
+            lines.append(f"trained by {self.recovery['by']}, {count}: {self.recovery[count]:g}{also}")
         if self.score is not None:
             s = self.score
             lines.append(
@@ -286,7 +289,8 @@ def _recovered(
         settings.setdefault("seed", seed)
     trained = train(graph, original, dataset, **settings)
     parts = [name for name, used in (("labels", share < 1), ("imitating the original", share > 0)) if used]
-    return trained, {**_length(settings), "by": " and ".join(parts)}
+    sparse = {} if settings.get("sparsity") is None else {"sparsity": str(settings["sparsity"])}
+    return trained, {**_length(settings), "by": " and ".join(parts), **sparse}
 
 
 def _length(options: Mapping[str, Any]) -> dict[str, Any]:

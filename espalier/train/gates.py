@@ -152,5 +152,7 @@ def gated(graph: Graph, coupling: Coupling, units: Sequence[Unit] | None = None,
     for unit in chosen:
         if unit.verdict != "exact":
             raise InputError("E221", f"a gate on {unit.name} would not be the same as removal: {unit.why()}")
+    if not slope > 0:
+        raise InputError("E201", f"slope={slope} is not positive: gates would not learn")
     assert coupling.graph is graph
     return GatedModule(coupling, chosen, slope).eval()

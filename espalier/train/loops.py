@@ -37,6 +37,8 @@ Objective: TypeAlias = Callable[[GraphModule, Sequence[torch.Tensor], torch.Tens
 """Module, inputs and labels (if the data have some) to a loss."""
 Augment: TypeAlias = Callable[[tuple[NDArray[Any], ...], np.random.Generator], tuple[NDArray[Any], ...]]
 """Inputs of a batch to other ones of the same shapes, by a source of random numbers."""
+HALF_EPSILON = 1e-4
+"""Of AdamW for weights in f16, where 1e-8 is 0 and the squares of small gradients are, too."""
 LOOK = 20
 """Steps between looks at the loss: each makes a GPU wait."""
 
@@ -310,7 +312,8 @@ def _optimizer(module: GraphModule, settings: Settings) -> torch.optim.Optimizer
     rate = settings.learning_rate or kind.learning_rate
     if kind.name == "sgd":
         return torch.optim.SGD(groups, rate, settings.momentum, nesterov=settings.momentum > 0)
-    return torch.optim.AdamW(groups, rate)
+    half = any(parameter.dtype == torch.float16 for parameter in parameters)
+    return torch.optim.AdamW(groups, rate, eps=HALF_EPSILON if half else 1e-8)
 
 
 class _Keeper:

@@ -61,7 +61,8 @@ class KeepZeros(Hook):
         self._begin(total)
 
     def step(self) -> None:
-        """Count an update, and write zeros where masks are false."""
+        """Count an update, and write zeros where masks are false. Raises InputError E201 before `bind`."""
+        _check_bound(self)
         self.steps_done += 1
         self._apply()
 
@@ -140,10 +141,12 @@ class GradualMasks(KeepZeros):
     ) -> None:
         super().__init__()
         self.pattern = parse_pattern(final) if isinstance(final, str) else None
-        share = 1 - self.pattern[0] / self.pattern[1] if self.pattern is not None else final
+        share = float(final) if self.pattern is None else 1 - self.pattern[0] / self.pattern[1]
         self.schedule: dict[str, Any] = {
             "final": share, "steps": steps, "initial": initial, "begin": begin, "every": every,
         }  # fmt: skip
+        if not 0 <= initial <= share < 1:
+            raise InputError("E201", f"shares of zeros are from 0 to below 1 and grow, not from {initial} to {share}")
         self.ratio = 0.0
         """The share that is gone now."""
         self._now: Mapping[str, Any] = {}
@@ -179,6 +182,7 @@ class GradualMasks(KeepZeros):
 
     def step(self) -> None:
         """Count an update, make new masks where the schedule says so, and write zeros where they are false."""
+        _check_bound(self)
         self.steps_done += 1
         done = self.steps_done - self._now["begin"]
         if 0 <= done <= self._now["steps"]:
@@ -203,6 +207,11 @@ class GradualMasks(KeepZeros):
     def _resume(self, saved: Mapping[str, torch.Tensor]) -> None:
         super()._resume(saved)
         self.ratio = float(saved["ratio"])
+
+
+def _check_bound(hook: KeepZeros | GroupPenalty) -> None:
+    if not hasattr(hook, "module"):
+        raise InputError("E201", f"{type(hook).__name__} acts on no module yet: in a loop of your own, bind it to one")
 
 
 def _fits(shape: Sequence[Any] | None, axis: int, m: int) -> bool:
@@ -288,7 +297,8 @@ class GroupPenalty(Hook):
         return self.base ** ((norms.max() - norms) / spread.clamp_min(torch.finfo(norms.dtype).tiny))
 
     def term(self) -> torch.Tensor | None:
-        """½·strength·Σγ·w²; None if there is no weight that learns."""
+        """½·strength·Σγ·w²; None if there is no weight that learns. Raises InputError E201 before `bind`."""
+        _check_bound(self)
         terms = []
         for unit, members in self.members.items():
             if not members:

@@ -3,40 +3,75 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from espalier.errors import InputError
-from espalier.ir import Graph
+from espalier.ir import Graph, Value
+from espalier.ir.dims import substitute, symbols
 
+SAMPLES, FEWEST, BATCH = 512, 8, 32
+ELEMENTS = 2**26
+"""Of all samples together, but for the fewest."""
+LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 LEAVES = 100
 SMALLEST, LARGEST = 0.05, 0.5
 """Radii of leaves, in the longer side of the image."""
 
 
-def noise(graph: Graph, seed: int, batches: int = 16, samples: int = 32) -> list[list[NDArray[Any]]]:
+def noise(graph: Graph, seed: int, samples: int = 0) -> list[list[NDArray[Any]]]:
     """Batches of inputs of mean 0 and variance 1: of images `dead_leaves`, of anything else normal numbers.
 
-    Extents that are not known are `samples` on the first axis, and 32 on others.
+    Of extents that vary, the first axis's is the batch; others are the least power of two from 32 on that leaves
+    something of every tensor.
+
+    Args:
+        samples: how many at most; 0, and by default: `SAMPLES`, fewer of large inputs.
 
     Raises:
-        InputError: E212 for inputs that are no floats or of unknown rank.
+        InputError: E212 for inputs that are no floats, have no known rank or no elements, or if there is no such size.
     """
+    for value in graph.inputs:
+        if value.shape is None or not value.element.is_float or 0 in value.shape:
+            hint = "Give some with --data, and compensate=data."
+            raise InputError("E212", f"noise cannot stand for the input {value.name!r}, a {value.type}", hint=hint)
+    sizes = _sizes(graph)
+    fixed = [value.shape[0] for value in graph.inputs if value.shape and isinstance(value.shape[0], int)]
+    elements = sum(math.prod(_extents(value, sizes, 1)) for value in graph.inputs) / max([1, *fixed])
+    wanted = min(samples or SAMPLES, SAMPLES)
+    count = min(wanted, max(FEWEST, int(ELEMENTS / max(1.0, elements))))
+    batch = max(fixed) if fixed else min(BATCH, count)
     draw = np.random.default_rng(seed)
     found = []
-    for _ in range(batches):
+    for _ in range(-(-count // batch)):
         arrays = []
         for value in graph.inputs:
-            if value.shape is None or not value.element.is_float:
-                raise InputError("E212", f"noise cannot stand for the input {value.name!r}, a {value.type}")
-            shape = [d if isinstance(d, int) else samples if axis == 0 else 32 for axis, d in enumerate(value.shape)]
+            shape = _extents(value, sizes, batch)
             drawn = dead_leaves(draw, shape) if len(shape) > 3 else draw.normal(size=shape)
             arrays.append(drawn.astype(value.element.dtype))
         found.append(arrays)
     return found
+
+
+def _sizes(graph: Graph) -> dict[str, int]:
+    """What symbols that count no samples stand for. Raises InputError E212."""
+    first = {name for value in graph.inputs for dim in (value.shape or ())[:1] for name in symbols(dim)}
+    names = {name for value in graph.inputs for dim in value.shape or () for name in symbols(dim)} - first
+    computed = {dim for node in graph for value in node.results for dim in value.shape or ()}
+    varying = [dim for dim in computed if symbols(dim) and symbols(dim) <= names]
+    for length in LENGTHS:
+        sizes = dict.fromkeys(names, length)
+        if all(not isinstance(extent := substitute(dim, sizes), int) or extent > 0 for dim in varying):
+            return sizes
+    raise InputError("E212", f"at all sizes up to {LENGTHS[-1]} the model leaves nothing of some tensor")
+
+
+def _extents(value: Value, sizes: Mapping[str, int], batch: int) -> list[int]:
+    found = [substitute(dim, {**dict.fromkeys(symbols(dim), batch), **sizes}) for dim in value.shape or ()]
+    return [extent if isinstance(extent, int) else batch for extent in found]
 
 
 def dead_leaves(draw: np.random.Generator, shape: Sequence[int]) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from espalier.errors import InputError
-from espalier.ir import Builder, Graph
+from espalier.ir import Builder, Graph, TensorType, dims, elements
 from espalier.ir.execute import run
 from espalier.ir.types import parse
 from espalier.train.augment import CropAndFlip
@@ -362,3 +362,19 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     alone = recover(classifier(), TEACHER, {"image": X}, steps=8, batch_size=16)
     apart = [float(np.abs(a - b).max()) for a, b in zip(weights(alone), read(outputs[0]), strict=True)]
     assert max(apart) < 0.1  # the same but for the statistics, which each process takes over its half of a batch
+
+
+def test_models_in_half_precision_learn() -> None:
+    graph = Graph("half")
+    b = Builder(graph)
+    draw = np.random.default_rng(0)
+    x = graph.add_input(TensorType(elements.F16, (dims.symbol("n"), 6)), "x")
+    hidden = b.relu(b.matmul(x, draw.normal(size=(6, 16)).astype(np.float16)))
+    graph.set_outputs([b.matmul(hidden, (0.3 * draw.normal(size=(16, 4))).astype(np.float16))], ["y"])
+    inputs, labels = draw.normal(size=(64, 6)).astype(np.float16), np.arange(64) % 4
+    losses: list[float] = []
+    recover(
+        graph, None, {"x": inputs, "labels": labels}, steps=60, batch_size=64, learning_rate=1e-2,
+        hooks=[lambda run: losses.append(float(run.loss))],
+    )  # fmt: skip
+    assert np.isfinite(losses).all() and losses[-1] < 0.8 * losses[0]

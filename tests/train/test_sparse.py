@@ -261,3 +261,9 @@ def test_the_penalty_goes_where_the_module_goes() -> None:
     with torch.device("meta"):
         penalty.bind(module)
         assert penalty.term().device.type == "meta"
+
+
+@pytest.mark.parametrize("act", [lambda: GradualMasks(0.5).step(), lambda: GroupPenalty().term()])
+def test_hooks_that_are_not_bound_say_so(act: Any) -> None:
+    with pytest.raises(InputError, match="bind it"):
+        act()

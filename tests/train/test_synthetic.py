@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from espalier.errors import InputError
-from espalier.ir import Graph, TensorType, dims, elements
+from espalier.ir import Builder, Graph, TensorType, dims, elements
 from espalier.train.synthetic import dead_leaves, noise
 
 SHAPES: dict[str, tuple[Any, ...]] = {
@@ -56,11 +56,37 @@ def test_leaves_have_edges_and_surfaces_and_channels_alike() -> None:
 
 
 def test_noise_of_fixed_batch_and_of_other_floats() -> None:
-    (array,) = noise(graph_of(elements.F16, image=(2, 3, 8, 8)), 0, batches=1)[0]
-    assert array.dtype == np.float16 and array.shape == (2, 3, 8, 8)
+    batches = noise(graph_of(elements.F16, image=(2, 3, 8, 8)), 0, samples=5)
+    assert [(array.dtype, array.shape) for (array,) in batches] == [(np.dtype(np.float16), (2, 3, 8, 8))] * 3
 
 
-@pytest.mark.parametrize(("element", "shape"), [(elements.I64, (2, 3)), (elements.F32, None)])
+@pytest.mark.parametrize("samples", [1, 33, 1000])
+def test_as_many_samples_as_asked_for_and_fewer_large_ones(samples: int) -> None:
+    n = dims.symbol("n")
+    found = noise(graph_of(elements.F32, x=(n, 3)), 0, samples)
+    assert sum(len(arrays[0]) for arrays in found) in range(min(samples, 512), min(samples, 512) + 32)
+    found = noise(graph_of(elements.F32, x=(n, 2**21)), 0, samples)
+    assert sum(len(arrays[0]) for arrays in found) == min(samples, 32)
+
+
+def test_sizes_leave_something_of_every_tensor() -> None:
+    """A length that varies counts the same wherever it stands, and is long enough for what slides over it."""
+    n, length = dims.symbol("n"), dims.symbol("t")
+    graph = graph_of(elements.F32, sound=(n, 1, length), twice=(n, 1, 2 * length))
+    b = Builder(graph)
+    slid = b.conv(graph.inputs[0], np.ones((2, 1, 100), np.float32))
+    graph.set_outputs([slid], ["y"])
+    sound, twice = noise(graph, 0, samples=2)[0]
+    assert sound.shape == (2, 1, 128) and twice.shape == (2, 1, 256)
+    slid = b.conv(graph.inputs[0], np.ones((2, 1, 5000), np.float32))
+    graph.set_outputs([slid], ["y"])
+    with pytest.raises(InputError, match="leaves nothing"):
+        noise(graph, 0)
+
+
+@pytest.mark.parametrize(
+    ("element", "shape"), [(elements.I64, (2, 3)), (elements.F32, None), (elements.F32, (0, 3, 8, 8))]
+)
 def test_noise_cannot_stand_for_everything(element: elements.Element, shape: Any) -> None:
     with pytest.raises(InputError, match="E212"):
         noise(graph_of(element, x=shape), 0)

@@ -167,11 +167,19 @@ class _Repair:
             wanted = cross @ own.T + pull * own[:, columns].T
             found.append(np.linalg.solve(gram + pull * np.eye(len(gram)), wanted).T)
         solved = np.stack(found)
+        self.check(old.node, solved)
         self.put(new.weight, new.unmatrix(solved))
         if shift is not None and shift.constant is not None:
             moved = np.einsum("grc,gc->gr", weight, means[0]) - np.einsum("grc,gc->gr", solved, means[1])
             if shift.constant.size == moved.size:
                 self.put(shift, shift.array + moved.reshape(shift.array.shape))
+
+    def check(self, node: Node, *arrays: NDArray[Any]) -> None:
+        """Raises InputError E223 for numbers that are not finite."""
+        if not all(np.isfinite(array).all() for array in arrays):
+            what = "noise" if self.made_up else "data"
+            message = f"on the {what}, what goes into or comes out of {node.op.name} {node.location} is not finite"
+            raise InputError("E223", message, hint="Compensation needs inputs on which all tensors are finite.")
 
     def put(self, value: Value, array: NDArray[Any]) -> None:
         held = value.constant
@@ -189,6 +197,7 @@ class _Repair:
             np.mean([self.statistics(run, node) for run in side], axis=0)
             for node, side in zip((old, new), zip(*self.runs, strict=True), strict=True)
         )
+        self.check(new, was, now)
         kept = self.before.positions(old.operand(at_mean), 0, self.chosen)
         held = {k: np.asarray(old.operand(k).array, np.float64)[kept] for k in (at_mean, at_variance)}
         was = was[:, kept]

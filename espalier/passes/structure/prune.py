@@ -185,7 +185,7 @@ class Prune(Pass):
         criterion = parse_criterion(self.criterion)
         data, made_up = context.data, False
         if criterion.needs and data is None and self.compensate == "noise":
-            data, made_up = self.noise(coupling.graph, context.seed), True
+            data, made_up = self.noise(coupling.graph, context.seed, self.samples), True
         if criterion.needs and data is None:
             what = f"the criterion {criterion.name} looks at {', '.join(sorted(criterion.needs))}"
             raise InputError("E212", f"{what}, which needs data", hint="Give some with --data, or use magnitude.")
@@ -221,17 +221,17 @@ class Prune(Pass):
         if not made_up and context.data is None:
             raise InputError("E212", "compensate=data needs data", hint="Give some with --data, or compensate=noise.")
         graph = coupling.graph
-        batches = noise(graph, context.seed) if made_up else pieces_of(graph, context.data, self.samples)
+        batches = noise(graph, context.seed, self.samples) if made_up else pieces_of(graph, context.data, self.samples)
         return compensate(coupling, kept, batches, self.name, made_up=made_up)
 
     @staticmethod
-    def noise(graph: Graph, seed: int) -> Any:
+    def noise(graph: Graph, seed: int, samples: int) -> Any:
         """Made-up data, for criteria that look at some. Raises InputError E212."""
         from espalier.train.data import Data
         from espalier.train.synthetic import noise
 
         names = [value.name for value in graph.inputs]
-        batches = [dict(zip(names, arrays, strict=True)) for arrays in noise(graph, seed)]
+        batches = [dict(zip(names, arrays, strict=True)) for arrays in noise(graph, seed, samples)]
         return Data(batches, tuple(graph.inputs))
 
     def candidates(self, coupling: Coupling, start: Start) -> list[Unit]:

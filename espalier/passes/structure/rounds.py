@@ -30,8 +30,8 @@ class PruneInRounds(Pass):
     name, semantics = Prune.name, Prune.semantics
 
     def __init__(self, whole: Prune, count: int, train: Callable[[Graph, Graph, int], Graph]) -> None:
-        if count < 1:
-            raise InputError("E201", f"rounds={count} must be at least 1")
+        if type(count) is not int or count < 1:
+            raise InputError("E201", f"rounds={count!r} must be a whole number from 1 on")
         self.whole, self.count, self.train = whole, count, train
 
     @property

@@ -260,3 +260,17 @@ def test_what_two_layers_read_stays_one_weight() -> None:
     assert a[0].operands[1] is a[1].operands[1] and a[0].operands[2] is a[1].operands[2]
     assert np.array_equal(a[0].operand(1).array, b_[0].operand(1).array)
     assert not np.array_equal(small.nodes[-1].operand(1).array, plain.nodes[-1].operand(1).array)  # of one reader
+
+
+@pytest.mark.parametrize("how", ["data", "noise"])
+def test_what_is_not_finite_is_refused_and_named(how: str) -> None:
+    graph = Graph("logarithms")
+    b = Builder(graph)
+    x = b.log(graph.add_input(TensorType(elements.F32, (dims.symbol("n"), 5)), "x"))
+    hidden = b.relu(b.matmul(x, RNG.normal(size=(5, 6)).astype(np.float32)))
+    graph.set_outputs([b.matmul(hidden, RNG.normal(size=(6, 3)).astype(np.float32))], ["y"])
+    data = None
+    if how == "data":
+        data = Data({"x": RNG.normal(size=(32, 5)).astype(np.float32)}, tuple(graph.inputs))
+    with pytest.raises(InputError, match=rf"E223.*on the {how}, what goes into or comes out of mat_?mul"):
+        PassManager([parse_spec(f"prune:ratio=0.5,compensate={how}")], "none", data=data).run(graph)

@@ -204,7 +204,8 @@ def test_rounds_share_the_steps_and_see_other_samples(length: dict[str, Any]) ->
 @pytest.mark.parametrize(
     "options",
     [
-        {"rounds": 2}, {"rounds": 0, "recovery": {"steps": 2}}, {"rounds": 3, "recovery": {"steps": 2}},
+        {"rounds": 2}, {"rounds": 0, "recovery": {"steps": 2}}, {"rounds": 2.5, "recovery": {"steps": 5}},
+        {"rounds": 3, "recovery": {"steps": 2}},
         {"rounds": 2, "recovery": {"epochs": 0.01}}, {"rounds": 2, "recovery": {}},
         {"rounds": 2, "recovery": {"steps": 4, "wrong": 1}},
     ],
