@@ -227,7 +227,7 @@ def sparse_hook(sparsity: float | str) -> KeepZeros:
         return GradualMasks(sparsity)
     try:
         return GradualMasks(float(sparsity))
-    except ValueError:
+    except (TypeError, ValueError):
         raise InputError("E201", f"sparsity is a share, a pattern such as 2:4, or {KEEP}, not {sparsity!r}") from None
 
 

@@ -172,7 +172,7 @@ def test_masks_go_on_after_a_kill(sparsity: str, tmp_path: Path) -> None:
         recover(graph, None, LABELLED, steps=21, batch_size=6, hooks=[StopAt(0)], checkpoint=tmp_path)
 
 
-@pytest.mark.parametrize("sparsity", ["much", 1.0, -0.1, "4:2", "nan"])
+@pytest.mark.parametrize("sparsity", ["much", 1.0, -0.1, "4:2", "nan", (2, 4)])
 def test_other_sparsities_are_refused(sparsity: float | str) -> None:
     with pytest.raises(InputError, match="E201"):
         recover(graph_of(net(), images()), None, LABELLED, steps=2, batch_size=6, sparsity=sparsity)
