@@ -16,6 +16,8 @@ from safetensors.torch import save
 from espalier.errors import InputError
 
 FILE = "checkpoint.safetensors"
+CONTEXT = 12
+"""Characters before and after a difference that a message shows."""
 FORMAT = "1"
 
 
@@ -89,13 +91,19 @@ def read(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
         key for key in wanted.keys() | found.identity.keys() if wanted.get(key) != found.identity.get(key)
     )
     if differing:
-        told = ", ".join(
-            f"{key} ({_brief(found.identity.get(key))}, now {_brief(wanted.get(key))})" for key in differing
-        )
+        pairs = {key: _brief(found.identity.get(key), wanted.get(key)) for key in differing}
+        told = ", ".join(f"{key} ({before}, now {now})" for key, (before, now) in pairs.items())
         raise InputError("E232", f"{path} belongs to a run that differs in {told}", hint=hint)
     return found
 
 
-def _brief(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 16 else f"{text[:12]}…"
+def _brief(before: Any, now: Any) -> tuple[str, str]:
+    """Two values as text, of long ones what is about the first place where they differ."""
+    texts = str(before), str(now)
+    same = len(os.path.commonprefix(texts))
+    start = max(0, same - CONTEXT)
+    first, second = (
+        ("…" if start else "") + text[start : same + CONTEXT] + ("…" if len(text) > same + CONTEXT else "")
+        for text in texts
+    )
+    return first, second
