@@ -262,11 +262,11 @@ def unpacked(text: str, count: int) -> Bits:
 def difference(first: list[Bits], second: list[Bits]) -> dict[str, Any]:
     """In points, paired by image and seed: the mean, and its 95 % intervals over seeds and over images."""
     points = 100 * np.array([np.asarray(a, float) - np.asarray(b, float) for a, b in zip(first, second, strict=True)])
-    mean, seeds, images = points.mean(), points.mean(1), points.mean(0)
-    over_images = 1.959964 * images.std(ddof=1) / math.sqrt(len(images))
+    mean, seeds, images = float(points.mean()), points.mean(1), points.mean(0)
+    over_images = 1.959964 * float(images.std(ddof=1)) / math.sqrt(len(images))
     found = {"mean": round(mean, 3), "over_images": [round(mean - over_images, 3), round(mean + over_images, 3)]}
     if len(seeds) - 1 in STUDENT:
-        wide = STUDENT[len(seeds) - 1] * seeds.std(ddof=1) / math.sqrt(len(seeds))
+        wide = STUDENT[len(seeds) - 1] * float(seeds.std(ddof=1)) / math.sqrt(len(seeds))
         found["over_seeds"] = [round(mean - wide, 3), round(mean + wide, 3)]
     return found
 

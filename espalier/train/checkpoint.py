@@ -100,7 +100,7 @@ def read(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
 def _brief(before: Any, now: Any) -> tuple[str, str]:
     """Two values as text, of long ones what is about the first place where they differ."""
     texts = str(before), str(now)
-    same = len(os.path.commonprefix(texts))
+    same = next((k for k, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
     start = max(0, same - CONTEXT)
     first, second = (
         ("…" if start else "") + text[start : same + CONTEXT] + ("…" if len(text) > same + CONTEXT else "")
