@@ -310,6 +310,10 @@ class _Rounds:
     told: dict[str, Any] = field(default_factory=dict)
     """How the last one was trained, for as long as all together."""
 
+    def __post_init__(self) -> None:
+        if (source := self.recovery.get("train_data")) is not None:
+            self.recovery = {**self.recovery, "train_data": rereadable(source)}
+
     def __call__(self, graph: Graph, original: Graph, number: int) -> Graph:
         trained, told = _recovered(graph, original, self.data, self.part(graph, number), self.seed)
         self.told = {**told, **_length(self.recovery), "rounds": self.count}
@@ -326,8 +330,8 @@ class _Rounds:
         own = {name: found.pop(name) for name in list(found) if name in Settings.__dataclass_fields__}
         given = found.pop("settings", None)
         settings = Settings(**{"seed": self.seed, **own}) if given is None else replace(given, **own)
-        source = found.get("train_data")
-        if (source := self.data if source is None else rereadable(source)) is None:
+        source = self.data if found.get("train_data") is None else found["train_data"]
+        if source is None:
             return found  # what is missing is said where it is needed
         total = total_steps(Data(source, tuple(graph.inputs)), settings)
         if total < self.count:

@@ -47,7 +47,8 @@ class PruneInRounds(Pass):
         original, coupling = clone(graph), couple(graph)
         costs = Remaining(coupling)
         start = Start.of(coupling, costs)
-        self.whole.choose(coupling, costs, start, context)
+        if self.whole.ratio is None:
+            self.whole.choose(coupling, costs, start, context)
         for number in range(self.count):
             self.part(number).cut(graph, context, start)
             details = context.details

@@ -160,6 +160,15 @@ def test_rounds_train_in_between(recovery: dict[str, Any], tmp_path: Path) -> No
     assert summary.count("MACs") == 1 and summary.count("cut first.weight.0: 6 → 3") == 1
 
 
+def test_data_that_can_be_read_once_serve_all_rounds() -> None:
+    batches = ((DATA["x"][k : k + 4], DATA["labels"][k : k + 4]) for k in (0, 4, 8))
+    how = {"steps": 6, "batch_size": 4, "train_data": batches, "progress": False}
+    found = espalier.prune(graph_of(net(), images()), ratio=0.5, rounds=3, recovery=how)
+    assert found.score is None and found.recovery == {
+        "epochs": None, "steps": 6, "by": "labels", "rounds": 3,
+    }  # fmt: skip
+
+
 def test_sparsity_grows_in_the_last_round() -> None:
     shares: list[float] = []
 
@@ -194,7 +203,7 @@ def test_rounds_share_the_steps_and_see_other_samples(length: dict[str, Any]) ->
     x = images(24, seed=5).numpy()
     data = {"x": x, "labels": np.arange(24) % 4}
     size = {} if "settings" in length else {"batch_size": 4}
-    how = {**length, **size, "augment": Spy(), "progress": False}
+    how = {**length, **size, "augment": Spy(), "progress": False, "train_data": None}
     found = espalier.prune(graph_of(net(), images()), ratio=0.5, rounds=3, data=data, recovery=how)
     assert len(seen) == 12  # six batches an epoch
     assert len(set(seen)) == 12
