@@ -31,6 +31,7 @@ from espalier.passes.structure.report import reason_lines, total_macs
 from espalier.passes.structure.rounds import PruneInRounds
 from espalier.train.data import Data, rereadable
 from espalier.train.evaluate import Gate, Measure, Score
+from espalier.train.masks import summed_weights
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,11 @@ class Edited:
             lines.append(self.report.whole_model)
         if self.recovery is not None:
             count = "steps" if self.recovery["epochs"] is None else "epochs"
-            also = "".join(
-                f", {name}: {self.recovery[name]}" for name in ("rounds", "sparsity") if name in self.recovery
-            )
-            lines.append(f"trained by {self.recovery['by']}, {count}: {self.recovery[count]:g}{also}")
+            told = [f"{count}: {self.recovery[count]:g}"]
+            told += [f"{name}: {self.recovery[name]}" for name in ("rounds", "sparsity") if name in self.recovery]
+            if "zeros" in self.recovery:
+                told.append(f"zeros in weights: {self.recovery['zeros']:.1%}")
+            lines.append(f"trained by {self.recovery['by']}, {', '.join(told)}")
         if self.score is not None:
             s = self.score
             lines.append(
@@ -289,8 +291,16 @@ def _recovered(
         settings.setdefault("seed", seed)
     trained = train(graph, original, dataset, **settings)
     parts = [name for name, used in (("labels", share < 1), ("imitating the original", share > 0)) if used]
-    sparse = {} if settings.get("sparsity") is None else {"sparsity": str(settings["sparsity"])}
+    sparse = (
+        {} if settings.get("sparsity") is None else {"sparsity": str(settings["sparsity"]), "zeros": _zeros(trained)}
+    )
     return trained, {**_length(settings), "by": " and ".join(parts), **sparse}
+
+
+def _zeros(graph: Graph) -> float:
+    """The share of zeros in the weights that nodes sum over."""
+    arrays = [value.array for value, _, _ in summed_weights(graph)]
+    return sum(int(np.sum(array == 0)) for array in arrays) / max(1, sum(array.size for array in arrays))
 
 
 def _length(options: Mapping[str, Any]) -> dict[str, Any]:

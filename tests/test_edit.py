@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,6 +181,22 @@ def test_pruning_and_recovery_by_labels_or_by_the_original(call: Call) -> None:
     assert found["score"]["compiled"] > agreement["score"]["compiled"]
     text = call(f"{line.replace('--json', '')} --data labelled.npz --steps 1 --imitate 0.5 --metric f1")[1]
     assert "trained by labels and imitating the original, steps: 1\nf1: " in text
+    text = call(f"{line.replace('--json', '')} --data labelled.npz --steps 4 --rounds 2 --sparsity 0.5")[1]
+    assert re.search(r"trained by labels, steps: 4, rounds: 2, sparsity: 0.5, zeros in weights: (49|50)\.\d%\n", text)
+
+
+def test_data_and_checkpoints_that_cannot_be_are_named(call: Call) -> None:
+    line = "prune model.onnx --ratio 0.4 --steps 1 -o small.onnx"
+    with np.load("inputs.npz") as held:
+        np.savez("named.npz", **held, labels=np.array(["cat"] * 64))
+    code, _, said = call(f"{line} --data named.npz")
+    assert code == 2 and said.startswith("E206: the labels are no numbers")
+    Path("file").write_text("")
+    code, _, said = call(f"{line} --data inputs.npz --checkpoint file")
+    assert code == 2 and said.startswith("E209: 'file' is a file")
+    code, _, said = call(f"{line} --data inputs.npz --temperature 0")
+    assert code == 2 and said.startswith("E201: temperature is above 0")
+    assert not Path("small.onnx").exists()
 
 
 def test_the_gate_comes_after_the_training(call: Call) -> None:

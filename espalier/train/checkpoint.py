@@ -74,6 +74,8 @@ def read(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
         InputError: E232, if it is of another run (naming what differs), or is damaged.
     """
     path = folder / FILE
+    if folder.exists() and not folder.is_dir():
+        raise InputError("E209", f"{str(folder)!r} is a file: a checkpoint is a folder")
     if not path.exists():
         return None
     hint = "Give the run the folder of its own checkpoint, or remove this one to begin anew."

@@ -208,6 +208,9 @@ class Data:
         found = None if labels is None else np.asarray(labels)
         if found is not None and arrays and arrays[0].ndim and len(found) != len(arrays[0]):
             raise InputError("E206", f"{len(found)} labels for {len(arrays[0])} samples")
+        if found is not None and found.dtype.kind not in "biuf":
+            hint = "Give the number of each class, from 0 on."
+            raise InputError("E206", f"the labels are no numbers, but {found.dtype}", hint=hint)
         if found is not None and found.dtype.kind == "f" and not np.all(np.isfinite(found)):
             raise InputError("E206", f"the array {LABELS!r} holds NaN or infinite numbers")
         return Batch(arrays, found)

@@ -84,8 +84,11 @@ def recover(
     chosen = _settings(settings, epochs, steps, options)
     if imitate is not None and not 0 <= imitate <= 1:
         raise InputError("E201", f"imitate is a share from 0 to 1, not {imitate!r}")
-    if distance not in ("auto", "kl", "mse") or not temperature > 0 or not inner >= 0:
-        raise InputError("E201", f"distance={distance!r}, temperature={temperature!r}, inner={inner!r} can't be")
+    if distance not in ("auto", "kl", "mse"):
+        raise InputError("E201", f"distance is auto, kl or mse, not {distance!r}")
+    for name, number, least in (("temperature", temperature, "above"), ("inner", inner, "at least")):
+        if not (number > 0 or (name == "inner" and number == 0)):
+            raise InputError("E201", f"{name} is {least} 0, not {number!r}")
     dataset = data if isinstance(data, Data) else Data(data, tuple(graph.inputs))
     first = next(dataset.epoch(chosen.batch_size))
     if labels is True and first.labels is None:
