@@ -57,6 +57,7 @@ def test_masks_tighten_along_the_schedule_and_hold() -> None:
     assert all(np.sum(v.array == 0) == int(0.8 * v.array.size) for v in sparse)
 
 
+@pytest.mark.filterwarnings("ignore:extents that are no multiples")
 def test_masks_by_pattern() -> None:
     module = to_torch(graph_of(net(channels=8, features=8), images()))
     masks = GradualMasks("2:4", 1)
@@ -129,6 +130,7 @@ def zeros(graph: Graph) -> dict[str, float]:
     return {value.name: float((value.array == 0).mean()) for value in graph.constants() if value.array.ndim > 1}
 
 
+@pytest.mark.filterwarnings("ignore:extents that are no multiples")
 @pytest.mark.parametrize(("sparsity", "share"), [(0.6, 0.6), ("0.25", 0.25), ("1:4", 0.75), ("2:4", 0.5)])
 def test_recovered_models_are_as_sparse_as_asked_for(sparsity: float | str, share: float) -> None:
     graph = graph_of(net(channels=8, features=8), images())
@@ -150,6 +152,7 @@ def test_zeros_are_kept_if_that_is_asked_for() -> None:
     assert max(zeros(free).values()) < 0.1 < min(zeros(kept).values())
 
 
+@pytest.mark.filterwarnings("ignore:extents that are no multiples")
 @pytest.mark.parametrize("sparsity", ["0.6", "2:4", "keep"])
 def test_masks_go_on_after_a_kill(sparsity: str, tmp_path: Path) -> None:
     graph = graph_of(net(channels=8, features=8), images())
