@@ -425,12 +425,11 @@ def _collect(coupling: Coupling) -> None:
             term = resolve(term)
             whole = type(term) is Variable
             having = (term,) if type(term) is Variable else tuple(leaves(term))
-            distinct = dict.fromkeys(having)
-            if len(distinct) < len(having):
-                where = value.producer or next(iter(value.users), value)
+            if not whole and len(distinct := dict.fromkeys(having)) < len(having):
+                having, where = tuple(distinct), value.producer or next(iter(value.users), value)
                 for leaf in squared(term):  # a position has two indices of it, where one is all that is asked for
                     leaf.pinned = leaf.pinned or Reason("one axis has it twice over", where)
-            for place, leaf in enumerate(distinct):
+            for place, leaf in enumerate(having):
                 if leaf.extent == 1:
                     continue
                 unit = found.get(leaf)

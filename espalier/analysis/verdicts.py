@@ -41,9 +41,11 @@ class _Judge:
                 self.node(node, equation)
 
     def units(self, term: Term) -> list[Variable]:
-        term = resolve(term)
         if type(term) is Variable:
-            return [term] if term in self.live else []
+            if term.link is not None:
+                term = resolve(term)
+            if type(term) is Variable:
+                return [term] if term in self.live else []
         return [v for v in leaves(term) if v in self.live]
 
     def vanishes(self, value: Value | None, variable: Variable) -> bool:

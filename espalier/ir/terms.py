@@ -161,7 +161,13 @@ def unify(a: Term, b: Term, where: Any = None) -> None:
     `where` is the node or value that the reasons of such pins name. Terms whose extents are different expressions
     (dynamic shapes) are pinned, since nothing is known of them.
     """
-    todo = [(a, b)]
+    a, b = resolve(a), resolve(b)
+    if type(a) is Variable and type(b) is Variable and a.extent == b.extent:  # by far the most
+        if a is not b and a.extent != 1:
+            b.pinned = b.pinned or a.pinned
+            a.link = b
+        return
+    todo: list[tuple[Term, Term]] = [(a, b)]
     while todo:
         left, right = todo.pop()
         a, b = resolve(left), resolve(right)
