@@ -357,7 +357,7 @@ def _details(
     """What goes where since the start, what stays, and why."""
     chosen = {unit.variable: indices for unit, indices in kept.items()}
     after, parameters = costs.macs_with(chosen), costs.parameters_with(chosen)
-    cut = [name for name, extent in start.left.items() if extent < start.extent(name)]
+    cut = {name: extent for name, extent in start.left.items() if extent < start.extent(name)}
     found: dict[str, Any] = {
         "macs": {"before": start.total, "after": total_macs(coupling.graph), "removed": _share(start.macs, after)},
         "parameters": {
@@ -365,11 +365,11 @@ def _details(
             "after": parameters,
             "removed": _share(start.parameters, parameters),
         },
-        "cut": [{**start.rows[name], "kept": start.left[name]} for name in cut],
+        "cut": [{**start.rows[name], "kept": extent} for name, extent in cut.items()],
         "whole": [
             {"unit": unit.name, "extent": unit.extent, "why": options.stays(unit, scores, candidates)}
             for unit in coupling.removable()
-            if unit.name not in set(cut)
+            if unit.name not in cut
         ],
         "frozen": frozen_rows(coupling),
         "not_refitted": [],
