@@ -27,8 +27,8 @@ Chosen = Mapping[Variable, Indices]
 class Remaining:
     """Costs of a graph, and of what is left of it, as numbers: symbolic extents count as `SYMBOL`.
 
-    Multiply–accumulates are those of `Op.macs`. Weights are the floats with two elements or more that nodes of the
-    graph itself read; those that several nodes share count once.
+    Multiply–accumulates are those of `Op.macs`. Weights are those that nodes of the graph itself read (see `weights`);
+    those that several nodes share count once.
     """
 
     coupling: Coupling
@@ -115,13 +115,20 @@ def number(extent: Dimension) -> int:
 
 
 def weights(graph: Graph) -> list[Value]:
-    """The constants that count as parameters: floats (of 8 bits or more) with two elements or more."""
-    found = {operand: None for node in graph for operand in node.operands if operand is not None}
-    return [
-        value
-        for value in found
-        if value.constant is not None and value.constant.element.is_float and value.constant.size > 1
-    ]
+    """The constants of two elements or more that count as parameters: floats, and integers that stand for some.
+
+    Those are what a node dequantizes, and the matrices of products of integers.
+    """
+    found: dict[Value, None] = {}
+    for node in graph:
+        for position, value in enumerate(node.operands):
+            held = None if value is None else value.constant
+            if value is None or held is None or held.size < 2:
+                continue
+            stands = position == 0 if not node.op.foldable else node.op.contracts and len(held.shape) > 1
+            if held.element.is_float or (held.element.is_integer and stands):
+                found[value] = None
+    return list(found)
 
 
 def distinct(values: Sequence[Value]) -> list[Value]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from espalier.ir import dims
@@ -48,6 +48,25 @@ def requirements(equation: Equation, shapes: Sequence[Shape | None]) -> Iterator
     for terms in equation.results:
         for extent in shape_of(terms or ()):
             yield from _open(0, "be at most", extent)
+
+
+def settled(found: Iterable[Requirement]) -> dict[str, int]:
+    """The symbols for which an equality leaves one value: an axis `d` that weights of 24 rows read has 24."""
+    values: dict[str, int] = {}
+    for left, relation, right in found:
+        names = dims.symbols(spare := right - left)
+        if relation != "be" or len(names) != 1:
+            continue
+        (name,) = names
+        try:
+            at = [dims.substitute(spare, {name: number}) for number in (1, 2)]
+            if isinstance(at[0], int) and isinstance(at[1], int) and at[0] != at[1]:
+                value = 1 - at[0] // (at[1] - at[0])
+                if value >= 0 and dims.substitute(spare, {name: value}) == 0:
+                    values[name] = value
+        except ZeroDivisionError:  # quotients are not linear anyway
+            continue
+    return values
 
 
 def _open(left: Dimension, relation: Relation, right: Dimension) -> Iterator[Requirement]:

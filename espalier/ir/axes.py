@@ -424,11 +424,12 @@ class _Solver:
         return self.window_terms[key]
 
     def _broadcast_letter(self, k: int, extent: Dimension) -> Variable:
-        if extent != self.broadcast[k]:  # dynamic: it may be broadcast at run time
-            return Variable(extent, "broadcast that is not known before run time")
         variables = self.letters.setdefault("...", [])
         while len(variables) <= k:
             variables.append(Variable(self.broadcast[len(variables)]))
+        if extent != self.broadcast[k]:  # dynamic: only run time tells whether it is 1 or the same
+            variables[k].pinned = reason = "broadcast that is not known before run time"
+            return Variable(extent, reason)
         return variables[k]
 
     def _letter(self, name: str) -> Variable:

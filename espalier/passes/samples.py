@@ -31,6 +31,8 @@ SIZES = (1, 8, 17, 32, 37, 67, 224)
 """Where the extents begin that inputs are made up with: windows, multiples and odd numbers want different ones."""
 ELEMENTS = 1 << 22
 """Elements of all inputs together, beyond which only the smallest sizes are tried."""
+COMPUTED = 1 << 27
+"""Elements of anything that is computed, beyond which sizes are not tried at all."""
 SECONDS = 30.0
 """Processor time after which no further sizes are tried."""
 SAMPLES = 8
@@ -52,16 +54,17 @@ def sample_inputs(
     seed: int | np.random.Generator,
     mode: Mode = "normal",
     instead: Mapping[int, int] | None = None,
+    extents: Mapping[str, int] | None = None,
 ) -> list[Any]:
     """One array per value; symbols of all shapes get small extents, the same everywhere. Raises NoSample.
 
-    `instead` gives known extents of values whose content is not known others.
+    `instead` gives known extents of values whose content is not known others; `extents` are those of some symbols.
     """
     values = list(values)
     names = sorted(
         {name for value in values for dim in value.shape or () if isinstance(dim, Dim) for name in symbols(dim)}
     )
-    binding = {name: _EXTENTS[k % len(_EXTENTS)] for k, name in enumerate(names)}
+    binding = {name: _EXTENTS[k % len(_EXTENTS)] for k, name in enumerate(names)} | dict(extents or {})
     return _samples(values, binding, seed, mode, instead)
 
 
@@ -88,7 +91,10 @@ def _sample(
 def _bind(dim: Dimension, binding: dict[str, int]) -> int:
     if isinstance(dim, int) and dim >= 0:
         return dim
-    found = substitute(dim, {name: binding.get(name, 2) for name in symbols(dim)})
+    try:
+        found = substitute(dim, {name: binding.get(name, 2) for name in symbols(dim)})
+    except ZeroDivisionError as error:
+        raise NoSample(f"the extent {dim}: {error}") from None
     if not isinstance(found, int) or found < 0:
         raise NoSample(f"the extent {dim} has no small value")
     return found
@@ -200,11 +206,18 @@ def try_sizes(
     """
     check_seed(seed)
     names = {name for value in values for dim in value.shape or () for name in symbols(dim)}
+    shapes = list(shapes)
     dims = {dim for shape in shapes for dim in shape if symbols(dim) and symbols(dim) <= names}
     possible, hollow = list[dict[str, int]](), list[dict[str, int]]()
     for binding in _bindings(values):
-        extents = [substitute(dim, dict(binding)) for dim in dims]
-        lowest = min((extent for extent in extents if isinstance(extent, int)), default=1)
+        try:
+            extents = {dim: substitute(dim, dict(binding)) for dim in dims}
+        except ZeroDivisionError:  # fewer positions than a part has, so that there are 0 parts
+            continue
+        sizes = ([extents.get(dim, dim) for dim in shape] for shape in shapes)
+        if max((math.prod(n for n in size if isinstance(n, int)) for size in sizes), default=0) > COMPUTED:
+            continue
+        lowest = min((extent for extent in extents.values() if isinstance(extent, int)), default=1)
         if lowest >= 0:
             (possible if lowest else hollow).append(binding)
     fallback, reason, start = None, "", time.process_time()

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from espalier.analysis.coupling import Coupling, Member, Unit
 from espalier.errors import InputError
-from espalier.ir import Graph, Node, Value, zeros
+from espalier.ir import Graph, Node, Value
 from espalier.ir.constants import View, through
 from espalier.ir.xp import torch as xp
 from espalier.train.data import Batch, Data
 from espalier.train.least_squares import removal_costs
 from espalier.train.module import to_torch
 from espalier.train.objectives import as_labels, cross_entropy
+from espalier.train.reads import multiplies_two
 
 Need = Literal["gradients", "squares", "activations", "contributions", "costs"]
 Array = NDArray[np.float64]
@@ -196,7 +197,7 @@ class _Watcher:
         for unit, places in self.carried.items():
             for value, axis in places:
                 tensor = self.store[value].abs().double().movedim(axis, 0)
-                along = self._by_index(unit, value, axis, tensor.flatten(1).mean(1).numpy())
+                along = self._by_index(unit, value, axis, tensor.reshape(len(tensor), -1).mean(1).numpy())
                 self.sums[unit] = self.sums.get(unit, np.zeros(unit.extent)) + samples / len(places) * along
         for node, x, w in self.readers:
             self._share(node, x, w, samples)
@@ -256,7 +257,7 @@ def linear_readers(coupling: Coupling) -> Iterator[tuple[Node, int, int]]:
     """Nodes that sum products of one computed operand and one weight, and the positions of the two."""
     reading = {node for unit in coupling.removable() for weight in unit.readers for node in weight.users}
     for node in coupling.graph:
-        if node in reading and node.op.contracts and node.op.zero in (zeros.affine, zeros.either):
+        if node in reading and multiplies_two(node):
             factors = [k for k, v in enumerate(node.operands) if v is not None][:2]
             computed = [k for k in factors if node.operand(k).constant is None]
             constants = [k for k in factors if (held := node.operand(k).constant) is not None and held.element.is_float]

@@ -133,10 +133,16 @@ def _size(part: Sequence[Variable]) -> int:
     return _product(_extent(letter) for letter in part)
 
 
+def multiplies_two(node: Node) -> bool:
+    """Whether a node sums over products of its first two operands, and of no others (as an einsum of three does)."""
+    several = node.op.operands[-1].variadic and len(node.operands) != 2
+    return node.op.contracts and node.op.zero in PRODUCTS and len(node.results) == 1 and not several
+
+
 def reads(coupling: Coupling) -> Iterator[Read]:
     """The nodes of a graph that are a product of a constant and something computed, in order."""
     for node, equation in coupling.equations.items():
-        if node.op.contracts and node.op.zero in PRODUCTS and len(node.results) == 1:
+        if multiplies_two(node):
             found = _read(node, equation)
             if found is not None:
                 yield found

@@ -280,6 +280,61 @@ def test_shapes_that_are_computed_at_run_time_follow(
         check_all(graph, [normal(*other)], RNG)
 
 
+@pytest.mark.parametrize("policy", ["stretch", "not_larger"])
+def test_resizing_to_extents_that_are_partly_known_follows(policy: str) -> None:
+    """What torch's exporter makes of interpolating to another tensor's size, with a dynamic batch."""
+    graph = model(
+        f"""agraph (double[batch, 3, 8, 8] x) => (double[batch, 2, 8, 8] y) {{
+            a = Conv(x, wide)
+            b = Conv<strides = [2, 2]>(x, narrow)
+            batch = Shape<start = 0, end = 1>(x)
+            sizes = Concat<axis = 0>(batch, channels, pixels)
+            large = Resize<mode = "linear", keep_aspect_ratio_policy = "{policy}">(b, , , sizes)
+            sum = Add(a, large)
+            y = Conv(sum, head)
+        }}""",
+        wide=normal(6, 3, 1, 1), narrow=normal(6, 3, 1, 1), head=normal(2, 6, 1, 1),
+        channels=np.array([6]), pixels=np.array([8, 8]),
+    )  # fmt: skip
+    assert [(u.extent, u.verdict) for u in couple(graph).removable()] == ([(6, "exact")] if policy == "stretch" else [])
+    if policy == "stretch":
+        check_all(graph, [normal(3, 3, 8, 8)], RNG)
+
+
+def test_what_may_be_broadcast_at_run_time_stays() -> None:
+    """If the last axis has 6 positions and not 1, a narrower h could not be added to it."""
+    graph = model(
+        """agraph (double[batch, width] x, double[batch, 6] z) => (double[batch, 3] y) {
+            h = MatMul(z, first)
+            sum = Add(x, h)
+            y = MatMul(sum, last)
+        }""",
+        first=normal(6, 6), last=normal(6, 3),
+    )  # fmt: skip
+    found = units(graph)
+    assert [name for name, unit in found.items() if unit.verdict != "frozen"] == []
+    assert "broadcast that is not known before run time (at add" in found["first.1"].why()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes", "verdict"),
+    [(1, "", "exact"), (1, "pads = [0, 0], strides = [1], group = 1", "exact"), (3, "pads = [1, 1]", "frozen")],
+)
+def test_positions_of_a_convolution_that_mixes_none_are_a_unit(kernel: int, attributes: str, verdict: str) -> None:
+    """Over tokens in the place of channels, as gated MLPs have it, features are the positions."""
+    graph = model(
+        f"""agraph (double[2, 5, 4] x) => (double[2, 5, 3] y) {{
+            h = MatMul(x, first)
+            mixed = Conv<{attributes or "group = 1"}>(h, tokens)
+            y = MatMul(mixed, last)
+        }}""",
+        first=normal(4, 6), tokens=normal(5, 5, kernel), last=normal(6, 3),
+    )  # fmt: skip
+    assert units(graph)["first.1"].verdict == verdict
+    if verdict == "exact":
+        check_all(graph, [normal(2, 5, 4)], RNG)
+
+
 def test_couplings_leave_no_garbage() -> None:
     """No collection looks for some while they are made."""
     graphs = [loaded(name)[0] for name in list(NETWORKS)[:6]]

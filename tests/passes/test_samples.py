@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from espalier.ir import Builder, Graph
+from espalier.ir.dims import floor_divide
 from espalier.ir.execute import execute
 from espalier.ir.types import parse
 from espalier.passes.samples import SAMPLES, NoSample, sensitivity, try_graph, try_sizes
@@ -46,6 +47,13 @@ def test_sizes_that_a_model_asks_for_are_found() -> None:
 def _inputs(type: str, name: str = "x"):
     graph = Graph()
     return [Builder(graph).input(parse(type), name)]
+
+
+def test_sizes_that_have_no_whole_part_are_left_out() -> None:
+    (value,) = _inputs("f32[n, s]")
+    whole = floor_divide(value.shape[1], 8)
+    (x,) = try_sizes([value], lambda arrays: arrays, 0, [(floor_divide(64, whole),)]).inputs
+    assert x.shape[1] >= 8
 
 
 def test_what_never_runs_says_why_it_first_did_not() -> None:

@@ -36,7 +36,7 @@ class Conv(Op):
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         check_window(self, ctx, ctx.shape("w"))
-        return super().equation(ctx)
+        return self.declared(ctx, POINTWISE) if pointwise(self, ctx) else super().equation(ctx)
 
     def window_extent(self, axis: int, extent: Dimension, kernel: Dimension) -> Dimension:
         return window_count(self, axis, extent, kernel)
@@ -44,6 +44,17 @@ class Conv(Op):
     def reference(self, xp: Any, x: Any, w: Any, b: Any = None) -> Any:
         y = convolve(self, xp, x, w)
         return y if b is None else y + xp.reshape(b, (1, -1) + (1,) * (x.ndim - 2))
+
+
+POINTWISE = "n (g i) S?, (g o) i K, (g o) -> n (g o) S?"
+
+
+def pointwise(operator: Conv | ConvInteger, ctx: TypeContext) -> bool:
+    """Whether a convolution treats each position by itself, so that its spatial axes are like the batch."""
+    x, kernel = ctx.shape("x"), ctx.shape("w")
+    if x is None or kernel is None or len(x) != len(kernel) or any(extent != 1 for extent in kernel[2:]):
+        return False
+    return not any(operator.pads) and all(stride == 1 for stride in operator.strides)
 
 
 def check_window(operator: Any, ctx: TypeContext, kernel: Shape | None) -> None:
@@ -226,11 +237,12 @@ class ConvInteger(Op):
 
     def equation(self, ctx: TypeContext) -> Equation | None:
         check_window(self, ctx, ctx.shape("w"))
-        text = "n (g i) window(P, K), (g o) i K"
+        alone = pointwise(self, ctx)
+        text = f"n (g i) {'S?' if alone else 'window(P, K)'}, (g o) i K"
         for operand in ("x_zero_point", "w_zero_point"):
             shape = ctx.shape(operand) if ctx.has(operand) else None
             text += ", _" if shape is None else ", " if not shape else ", 1" if shape[0] == 1 else ", (g o)"
-        found = self.declared(ctx, f"{text} -> n (g o) P")
+        found = self.declared(ctx, f"{text} -> n (g o) {'S?' if alone else 'P'}")
         if found is not None and shifted(ctx, "x_zero_point") and shifted(ctx, "w_zero_point"):
             pin(found.letters["i"][0], "zero points: what is cut out would not have been zero")
         return found

@@ -67,7 +67,10 @@ class Resize(Op):
         if self.mode not in ("nearest", "linear", "cubic") or self.coordinate_transformation_mode not in COORDINATES:
             ctx.fail(f"nothing is resized by {self.mode} with {self.coordinate_transformation_mode}")
         axes, extents = self.chosen(len(x)), self._extents(ctx, x)
+        sizes = ctx.dimensions("sizes") if given(ctx, "sizes") else None
         moved = {axis for k, axis in enumerate(axes) if extents[k] != x[axis] or not self._keeps(ctx, k)}
+        if sizes is not None:  # what is asked for may differ from what a kept aspect ratio makes of it
+            moved |= {axis for axis, size in zip(axes, sizes, strict=True) if size != x[axis]}
         operand: list[Term] = [Variable(extent) for extent in x]
         result = list(operand)
         for axis in sorted(moved):
@@ -76,7 +79,7 @@ class Resize(Op):
         found = Equation([operand, *[None] * (len(ctx.types) - 1)], [result])
         found.letters = {f"d{k}": [term] for k, term in enumerate(operand) if isinstance(term, Variable)}
         found.letters |= {f"r{k}": [term] for k in moved if isinstance(term := result[k], Variable)}
-        if ctx.has("sizes") and self.keep_aspect_ratio_policy == "stretch" and ctx.numbers("sizes") is not None:
+        if sizes is not None:
             found.bound["sizes"] = [result[axis] for axis in axes]
         return found
 

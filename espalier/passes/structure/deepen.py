@@ -251,7 +251,7 @@ def _layer_before(coupling: Coupling, node: Node) -> Spot | None:
 
 
 def _channels(coupling: Coupling, layer: Node) -> int | None:
-    """The axis of a layer's result that its weights make: the second of a convolution's, the last of others'."""
+    """The axis of a layer's result that its weights make: the last one if they do, else the second."""
     equation, shape = coupling.equations.get(layer), layer.results[0].shape
     if equation is None or len(layer.results) != 1 or shape is None or not equation.results[0]:
         return None
@@ -263,9 +263,8 @@ def _channels(coupling: Coupling, layer: Node) -> int | None:
         for letter in letters(term)
     }
     axes = [axis for axis, term in enumerate(equation.results[0]) if any(id(x) in made for x in letters(term))]
-    windowed = bool(equation.windows)
-    wanted = 1 if windowed else len(shape) - 1
-    return wanted if wanted in axes and (not windowed or len(shape) > 2) else None
+    last = len(shape) - 1
+    return last if last in axes else 1 if 1 in axes else None
 
 
 # ---- what -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from espalier.analysis.coupling import Coupling, Indices, Member, Unit, Use
 from espalier.cost.remaining import distinct
 from espalier.errors import InputError
-from espalier.ir import Node, Value
+from espalier.ir import Graph, Node, Value
+from espalier.ir.xp import numpy as xp
 from espalier.passes.samples import NoSample, sample_inputs
 
 Scores = NDArray[np.float64]
@@ -36,11 +37,13 @@ class Part:
     places: Indices
     """For each position along the axis, the index of the unit there; −1 where the axis does not have it."""
     extent: int
+    made: NDArray[Any] | None = None
+    """The numbers of a weight that nodes make of constants (a quantized one, say); None for a constant's own."""
 
     @cached_property
     def weights(self) -> Scores:
         """[extent, elements per index]."""
-        return self.of(self.member.value.array)
+        return self.of(self.member.value.array if self.made is None else self.made)
 
     def of(self, array: Any) -> Scores:
         """An array of the weight's shape as [extent, elements per index], in 64-bit floats."""
@@ -67,8 +70,13 @@ class Scored:
         return [part for part in self.parts if part.role != "shift"]
 
 
-def parts_of(coupling: Coupling, unit: Unit, learned: Callable[[Value], bool]) -> list[Part]:
-    """The parts of the weights that learn, each element once: of tied weights only the first."""
+def parts_of(
+    coupling: Coupling, unit: Unit, learned: Callable[[Value], bool], made: MadeWeights | None = None
+) -> list[Part]:
+    """The parts of the weights that learn, each element once: of tied weights only the first.
+
+    With `made`, also of those that nodes make of constants of which none is such a weight of the unit itself.
+    """
     values = distinct([member.value for member in unit.weights if learned(member.value)])
     found = []
     for member in unit.weights:
@@ -77,7 +85,46 @@ def parts_of(coupling: Coupling, unit: Unit, learned: Callable[[Value], bool]) -
             if role != "statistic":
                 places = coupling.coordinate(member.value, member.axis, unit)
                 found.append(Part(member, role, places, unit.extent))
+    if made is None:
+        return found
+    own = {part.member.value for part in found if part.role != "shift"}
+    for member in unit.activations:
+        if member.value in made.origins and own.isdisjoint(made.origins[member.value]):
+            role = role_of(coupling, member, unit)
+            if role in ("row", "column"):
+                places = coupling.coordinate(member.value, member.axis, unit)
+                found.append(Part(member, role, places, unit.extent, made.array(member.value)))
     return found
+
+
+class MadeWeights:
+    """What nodes make of constants alone and others read together with what is computed: dequantized weights, say."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.origins: dict[Value, set[Value]] = {}
+        """The constants that each was made of."""
+        self._arrays: dict[Value, Any] = {}
+        made: dict[Value, set[Value]] = {}
+        for node in graph:
+            fixed = [value for value in node.inputs if value.constant is not None or value in made]
+            if fixed and len(fixed) == len(node.inputs) and node.op.deterministic and not node.regions:
+                origins = {each for value in fixed for each in made.get(value, {value})}
+                made.update(dict.fromkeys(node.results, origins))
+            else:
+                self.origins.update((value, made[value]) for value in fixed if value in made and value.element.is_float)
+
+    def array(self, value: Value) -> NDArray[Any]:
+        """The numbers, computed when they are first asked for."""
+        if value.constant is not None:
+            return np.asarray(value.array)
+        if value not in self._arrays:
+            node = value.producer
+            assert node is not None
+            operands = [None if operand is None else xp.asarray(self.array(operand)) for operand in node.operands]
+            found = node.op.reference(xp, *operands)
+            results = found if isinstance(found, tuple) else (found,)
+            self._arrays.update(zip(node.results, results, strict=True))
+        return np.asarray(self._arrays[value])
 
 
 def role_of(coupling: Coupling, member: Member, unit: Unit) -> Role:
@@ -114,8 +161,6 @@ def multiplies(use: Use) -> bool:
 
 def _result(node: Node, own: int, array: Any, computed: dict[Value, Any]) -> NDArray[Any]:
     """The node's first result with one constant replaced, and those others that have its shape zero."""
-    from espalier.ir.xp import numpy as xp
-
     operands: list[Any] = []
     for position, value in enumerate(node.operands):
         if position == own:

@@ -17,7 +17,15 @@ from espalier.errors import InputError, UnsupportedError
 from espalier.ir import Graph
 from espalier.passes.base import Context, Pass, approximates, graph_pass
 from espalier.passes.structure.criteria import Criterion, parse_criterion
-from espalier.passes.structure.importance import AGGREGATES, NORMALISERS, Scored, Scores, check_finite, parts_of
+from espalier.passes.structure.importance import (
+    AGGREGATES,
+    NORMALISERS,
+    MadeWeights,
+    Scored,
+    Scores,
+    check_finite,
+    parts_of,
+)
 from espalier.passes.structure.reindex import reindex
 from espalier.passes.structure.report import Row, frozen_rows, reason_lines, total_macs, unit_row
 from espalier.passes.structure.select import SCOPES, Kept, OwnRatio, Ranked, Selector, signature
@@ -198,7 +206,8 @@ class Prune(Pass):
             raise InputError(
                 "E224",
                 f"the criterion {criterion.name} has nothing to say about any of the {len(candidates)} units",
-                hint="No weight of theirs is of the kind that it scores; use another, such as magnitude.",
+                hint="No weight of theirs is of the kind that it scores; use another, such as "
+                + ("random." if criterion.name == "magnitude" else "magnitude."),
             )
         return candidates, scores, self.select(coupling, scores, costs, self.multiple(context), start)
 
@@ -315,10 +324,11 @@ def score_units(
             raise InputError("E205", message, hint="pip install 'espalier[torch]'") from None
         needs: Any = criterion.needs  # `gather` says which there are; it is behind torch
         evidence = gather(coupling, data, needs, samples=samples, training=criterion.training, made_up=made_up)
+    made = None if criterion.needs else MadeWeights(coupling.graph)  # they have no gradients
     found: dict[Unit, Scores] = {}
     for position, unit in enumerate(units):
         random = np.random.default_rng([seed, position])
-        scored = Scored(unit, parts_of(coupling, unit, looks_learned), evidence, random)
+        scored = Scored(unit, parts_of(coupling, unit, looks_learned, made), evidence, random)
         scores = criterion.score(scored, aggregate, normalise)
         if scores is None:
             continue

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from espalier.analysis.coupling import Coupling, Indices, Unit, describe, positions
 from espalier.errors import InputError
 from espalier.ir import Builder, Graph, Node, TensorType, Value, constant_value
+from espalier.ir.agreement import requirements, settled
 from espalier.ir.axes import Equation
 from espalier.ir.clone import extract
 from espalier.ir.constants import constant
@@ -285,7 +286,8 @@ class Probe:
         inputs = [value for value in dict.fromkeys(node.inputs) if value.constant is None]
         part = extract([node], inputs, node.results)
         (copy,) = part
-        known = dict(zip(inputs, sample_inputs(inputs, 0), strict=True))
+        extents = settled(requirements(equation, [None if v is None else v.shape for v in node.operands]))
+        known = dict(zip(inputs, sample_inputs(inputs, 0, extents=extents), strict=True))
         before: list[Any] = [None if v is None else _wide(known.get(v, v.constant and v.array)) for v in node.operands]
         followers = {name: bound for name, bound in equation.bound.items() if _has(bound, chosen)}
         _follow(part, copy, followers, chosen)

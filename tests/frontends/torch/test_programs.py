@@ -228,6 +228,28 @@ def test_wrong_example_inputs_are_refused() -> None:
     assert caught.value.code == "E115"
 
 
+def test_groups_that_only_run_time_knows_are_refused() -> None:
+    class Modulated(nn.Module):
+        """A kernel for each image, as groups of one convolution."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.style, self.kernel = nn.Linear(2, 3), nn.Parameter(normal(4, 3, 3, 3))
+
+        def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            kernels = self.kernel * self.style(z)[:, None, :, None, None]
+            b, c, h, w = x.shape
+            y = nn.functional.conv2d(x.reshape(1, b * c, h, w), kernels.flatten(0, 1), padding=1, groups=b)
+            return y.reshape(b, 4, h, w)
+
+    module, inputs = Modulated().eval(), (normal(2, 3, 5, 5), normal(2, 2))
+    agree(exported(module, *inputs), module, *inputs)
+    batch = Dim("batch", min=2)
+    with pytest.raises(UnsupportedError, match="batch groups, which only run time knows") as caught:
+        exported(module, *inputs, dynamic_shapes=({0: batch}, {0: batch}))
+    assert caught.value.code == "E405"
+
+
 def test_active_dropout_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="eval"):
         from_module(nn.Dropout(0.5).train(), (normal(3),))

@@ -106,6 +106,7 @@ CONTRACTIONS = Family(
     matmul_vector=(lambda x, v: x @ v, X, normal(5)),
     vector_matmul=(lambda v, x: v @ x, normal(4), M),
     dot=(torch.dot, normal(5), normal(5)),
+    vdot=(torch.vdot, normal(5), normal(5)),
     mv=(torch.mv, M, normal(5)),
     matmul_broadcast=(torch.matmul, normal(2, 1, 3, 4), normal(5, 4, 2)),
     matmul_int=(torch.matmul, INT, INT.T.contiguous()),

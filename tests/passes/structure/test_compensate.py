@@ -178,6 +178,25 @@ def test_units_that_a_layer_keeps_are_samples_to_it() -> None:
     assert error(graph, small, data) < error(graph, deleted(graph, removed), data)
 
 
+@pytest.mark.parametrize("third", ["constant", "computed"])
+def test_in_a_product_of_three_the_weight_only_loses_indices(third: str) -> None:
+    """A third factor is nothing that is added."""
+    graph = Graph("three")
+    b = Builder(graph)
+    x = graph.add_input(TensorType(elements.F64, (dims.symbol("n"), 5)), "x")
+    factor = b.matmul(x, RNG.normal(size=(5, 3))) if third == "computed" else RNG.normal(size=3)
+    hidden = b.relu(b.matmul(x, RNG.normal(size=(5, 7))))
+    letters = "ne" if third == "computed" else "e"
+    graph.set_outputs([b.einsum(hidden, RNG.normal(size=(7, 3)), factor, subscripts=f"nd,de,{letters}->ne")], ["y"])
+    data = Data([RNG.normal(size=(16, 5))], tuple(graph.inputs))
+    plain, made = clone(graph), clone(graph)
+    PassManager([parse_spec("prune:ratio=0.5")]).run(plain)
+    PassManager([parse_spec("prune:ratio=0.5,compensate=data")], data=data).run(made)
+    assert structural_hash(made) == structural_hash(plain) != structural_hash(graph)
+    with pytest.raises(InputError, match="relative has nothing to say"):
+        PassManager([parse_spec("prune:ratio=0.5,criterion=relative")], data=data).run(graph)
+
+
 def test_without_data_it_is_refused() -> None:
     graph = network()
     with pytest.raises(InputError, match="data"):

@@ -9,6 +9,7 @@ from torch import nn
 
 from espalier import load
 from espalier.analysis.coupling import couple
+from espalier.cost.remaining import Remaining
 from espalier.errors import InputError
 from espalier.ir import Builder, Graph
 from espalier.ir.types import parse as type_of
@@ -208,6 +209,35 @@ def test_no_more_samples_are_looked_at_than_were_asked_for() -> None:
     data = data_of(fixed, images(12))
     for samples, wanted in ((0, 3), (9, 2), (8, 2), (3, 1)):  # it takes four at once, neither more nor less
         assert [len(x) for (x,) in pieces_of(fixed, data, samples)] == [4] * wanted
+
+
+def quantized() -> tuple[Graph, np.ndarray]:
+    """Two convolutions whose weights are stored as integers, and the float weights of the first."""
+    graph, rng = Graph("quantized"), np.random.default_rng(3)
+    b = Builder(graph)
+    stored, scale = rng.integers(-99, 99, (4, 3, 1, 1)).astype(np.int8), np.array([0.1, 0.001, 0.02, 0.0004], "f4")
+    shift = b.dequantize(np.arange(4, dtype=np.int32), scale, axis=0)
+    x = b.relu(b.conv(b.input(type_of("f32[n, 3, 4, 4]"), "x"), b.dequantize(stored, scale, axis=0), shift))
+    last = b.dequantize(rng.integers(-9, 9, (5, 4, 1, 1)).astype(np.int8), np.float32(0.1))
+    graph.set_outputs([b.conv(x, last)], ["y"])
+    return graph, stored * scale[:, None, None, None]
+
+
+@pytest.mark.parametrize("name", ["magnitude", "lamp", "fpgm", "activation"])
+def test_quantized_weights_count_as_what_they_stand_for(name: str) -> None:
+    graph, weight = quantized()
+    coupling = couple(graph)
+    (unit,) = coupling.removable()
+    data = Data([np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype("f4")], tuple(graph.inputs))
+    found = score_units(coupling, [unit], parse_criterion(name), "first", "none", data)[unit]
+    if name == "magnitude":
+        np.testing.assert_allclose(found, np.square(weight, dtype=float).sum((1, 2, 3)), rtol=1e-5)
+    assert set(np.argsort(found)[2:]) == {0, 2}  # though the integers are alike
+
+
+def test_parameters_are_counted_whether_they_are_quantized_or_not() -> None:
+    scales = 2 * 4
+    assert Remaining(couple(quantized()[0])).parameters == 12 + 4 + 20 + scales
 
 
 def test_random_repeats_by_seed() -> None:

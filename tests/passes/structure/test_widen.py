@@ -137,6 +137,24 @@ def test_ties_of_quantizers_stay(options: dict[str, float]) -> None:
     assert difference(execute(grown, [x.numpy()]), execute(graph, [x.numpy()])) == 0
 
 
+def test_an_input_whose_width_its_weights_tell() -> None:
+    """Exported with every axis dynamic, though only 5 features fit the weights."""
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    agraph (double[time, batch, features] x) => (double[time, batch, three] y) {
+        all, last = GRU<hidden_size = 4>(x, w, r)
+        states = Squeeze(all, axis)
+        y = MatMul(states, head)
+    }"""
+    proto, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(1, 12, 5)), "r": rng.normal(size=(1, 12, 4)), "head": rng.normal(size=(4, 3))}
+    weights["axis"] = np.array([1])
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    graph = espalier.load(proto)
+    grown, context = widened(graph, factor=2.0)
+    assert [row["extent"] for row in context.details["widened"]] == [4]
+    assert apart(graph, grown, [rng.normal(size=(6, 2, 5))]) <= 1e-12
+
+
 def test_tied_weights_stay_tied() -> None:
     graph, inputs, _ = loaded("TiedEmbedding")
     grown, _ = widened(graph, only="table.weight.1")

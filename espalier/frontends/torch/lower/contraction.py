@@ -38,6 +38,7 @@ def transposed(s: Scope, w: Value) -> Value:
     "aten.matmul.default",
     "aten.mv.default",
     "aten.dot.default",
+    "aten.vdot.default",
     "aten.linalg_matmul.default",
 )
 def product(s: Scope, a: Value, b: Value, *_: Any) -> Value:

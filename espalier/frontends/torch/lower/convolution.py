@@ -42,6 +42,8 @@ def convolve(
         begins, ends = _named_padding(s, padding, w, dilations)
     else:
         begins = ends = each(padding, spatial)
+    if not isinstance(groups, int):
+        s.refuse(f"{groups} groups, which only run time knows; export with that axis fixed", code="E405")
     attributes: dict[str, Any] = {"strides": strides, "pads": (*begins, *ends), "dilations": dilations, "group": groups}
     if transposed:
         y = s.b.conv_transpose(x, w, bias, output_padding=each(output_padding, spatial), **attributes)
