@@ -322,7 +322,7 @@ def sensitivity(
 
     def rounded(node: Node, results: Sequence[Any]) -> Sequence[Any]:
         return [
-            (a + ROUNDING * np.max(np.abs(a)) * rng.standard_normal(a.shape)).astype(a.dtype) if _real(a) else a
+            (a + ROUNDING * _largest(a) * rng.standard_normal(a.shape)).astype(a.dtype) if _real(a) else a
             for a in results
         ]
 
@@ -333,6 +333,11 @@ def sensitivity(
         inner = disagreement(wanted[position], run(graph, inputs, observe=rounded)[position])[0]
         worst = max(worst, inner if np.isfinite(inner) else 0.0)
     return worst
+
+
+def _largest(a: Any) -> float:
+    """The magnitude of the largest element that is finite: the logarithm of 0 does not make the others move."""
+    return float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a)))
 
 
 def _real(a: Any) -> bool:

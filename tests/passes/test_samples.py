@@ -7,6 +7,7 @@ import pytest
 
 from espalier.ir import Builder, Graph
 from espalier.ir.dims import floor_divide
+from espalier.ir.elements import I64
 from espalier.ir.execute import execute
 from espalier.ir.types import parse
 from espalier.passes.samples import SAMPLES, NoSample, sensitivity, try_graph, try_sizes
@@ -102,3 +103,14 @@ def test_a_tie_behind_quantized_inputs_counts_as_sensitive() -> None:
     assert sensitivity(graph, inputs, wanted, 0, seed=0) > 0.09 / 0.5
     apart = [np.array([[0.3, 0.5], [0.7, 0.3]], np.float32)]  # whole steps: nothing is on a border
     assert sensitivity(graph, apart, execute(graph, apart), 0, seed=0) < 1e-5
+
+
+def test_what_is_infinite_on_the_way_does_not_move_the_rest() -> None:
+    """Buckets by logarithm, as of relative positions: log 0 is clipped, and no index leaves the table."""
+    graph = Graph()
+    b = Builder(graph)
+    middle = b.add(b.relu(b.log(b.input(parse("f32[2, 2]"), "x"))), np.float32(0.5))
+    bucket = b.min(middle, np.float32(3.5))
+    graph.set_outputs([b.gather(np.arange(4, dtype=np.float32), b.cast(bucket, to=I64))], ["y"])
+    inputs = [np.array([[0.0, 1.5], [12.0, 30.0]], np.float32)]
+    assert sensitivity(graph, inputs, execute(graph, inputs), 0, seed=0) < 1e-5

@@ -9,7 +9,7 @@ the optimal brain surgeon for groups of weights; with λ → ∞ it is plain del
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,14 +23,16 @@ from espalier.errors import InputError
 from espalier.ir import Graph, Node, Value
 from espalier.ir.clone import clone
 from espalier.ir.constants import constant
-from espalier.ir.terms import Variable, leaves
+from espalier.ir.terms import Variable, leaves, letters
 from espalier.ir.xp import torch as xp
+from espalier.passes.structure.importance import MadeWeights
 from espalier.passes.structure.reindex import Selection, checked, reindex, replace_here
 from espalier.passes.structure.report import Row
 from espalier.train.least_squares import Batch, Matrix, Moments, Run
 from espalier.train.reads import Read, reads
 
 SHARED = "it is tied, or read by several layers"
+NOT_LINEAR = "what reads it is no product of it and something computed (it is quantized, say)"
 DAMPING, MADE_UP_DAMPING = 0.01, 0.1
 
 
@@ -47,7 +49,7 @@ def compensate(
 
     Running statistics of normalisations move by as much as those of the data did. The coupling is spent afterwards.
     Weights that are tied to others, or that several nodes read, stay as plain deletion leaves them: what suits one of
-    their readers does not suit the rest. Gives a row (weight, why) for each of those.
+    their readers does not suit the rest. So do those that no layer is linear in. Gives a row (weight, why) for each.
 
     Args:
         coupling: of the graph to change.
@@ -133,7 +135,24 @@ class _Repair:
                 if partner is not None:
                     original.step(partner)
                 pruned.step(node)
-        return [{"weight": value.name, "why": SHARED} for value in self.left]
+        return [
+            *({"weight": value.name, "why": SHARED} for value in self.left),
+            *({"weight": value.name, "why": NOT_LINEAR} for value in dict.fromkeys(self.unsolved(old_reads))),
+        ]
+
+    def unsolved(self, solved: Mapping[Node, Read]) -> Iterator[Value]:
+        """The weights with which other nodes sum over what units have lost, and those that such weights are made of."""
+        for variable in self.chosen:
+            readers = self.before.by_variable[variable].readers
+            yield from (weight for weight in readers if solved.keys().isdisjoint(weight.users))
+        made = MadeWeights(self.before.graph)
+        for node, equation in self.before.equations.items():
+            if node in solved or not node.op.contracts:
+                continue
+            summed = {letter for letter in equation.contracted() if any(leaf in self.chosen for leaf in leaves(letter))}
+            for value, terms in zip(node.operands, equation.operands, strict=False):
+                if value in made.origins and any(letter in summed for term in terms or () for letter in letters(term)):
+                    yield from (origin for origin in made.origins[value] if len(origin.shape or ()) > 1)
 
     def own(self, *values: Value) -> bool:
         """Whether values may be changed; if not, they are noted."""

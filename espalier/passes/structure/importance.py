@@ -101,14 +101,14 @@ class MadeWeights:
     """What nodes make of constants alone and others read together with what is computed: dequantized weights, say."""
 
     def __init__(self, graph: Graph) -> None:
-        self.origins: dict[Value, set[Value]] = {}
+        self.origins: dict[Value, dict[Value, None]] = {}
         """The constants that each was made of."""
         self._arrays: dict[Value, Any] = {}
-        made: dict[Value, set[Value]] = {}
+        made: dict[Value, dict[Value, None]] = {}
         for node in graph:
             fixed = [value for value in node.inputs if value.constant is not None or value in made]
             if fixed and len(fixed) == len(node.inputs) and node.op.deterministic and not node.regions:
-                origins = {each for value in fixed for each in made.get(value, {value})}
+                origins = {each: None for value in fixed for each in made.get(value, (value,))}
                 made.update(dict.fromkeys(node.results, origins))
             else:
                 self.origins.update((value, made[value]) for value in fixed if value in made and value.element.is_float)
