@@ -151,8 +151,8 @@ class _Repair:
                 continue
             summed = {letter for letter in equation.contracted() if any(leaf in self.chosen for leaf in leaves(letter))}
             for value, terms in zip(node.operands, equation.operands, strict=False):
-                if value in made.origins and any(letter in summed for term in terms or () for letter in letters(term)):
-                    yield from (origin for origin in made.origins[value] if len(origin.shape or ()) > 1)
+                if value in made.values and any(letter in summed for term in terms or () for letter in letters(term)):
+                    yield from (origin for origin in made.origins(value) if len(origin.shape or ()) > 1)
 
     def own(self, *values: Value) -> bool:
         """Whether values may be changed; if not, they are noted."""

@@ -264,7 +264,7 @@ def _channels(coupling: Coupling, layer: Node) -> int | None:
     }
     axes = [axis for axis, term in enumerate(equation.results[0]) if any(id(x) in made for x in letters(term))]
     last = len(shape) - 1
-    return last if last in axes else 1 if 1 in axes else None
+    return last if last in axes else 1 if 1 in axes and last < 5 else None  # convolutions have up to 3 spatial axes
 
 
 # ---- what -------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def parts_of(
         return found
     own = {part.member.value for part in found if part.role != "shift"}
     for member in unit.activations:
-        if member.value in made.origins and own.isdisjoint(made.origins[member.value]):
+        if member.value in made.values and own.isdisjoint(made.origins(member.value)):
             role = role_of(coupling, member, unit)
             if role in ("row", "column"):
                 places = coupling.coordinate(member.value, member.axis, unit)
@@ -101,30 +101,45 @@ class MadeWeights:
     """What nodes make of constants alone and others read together with what is computed: dequantized weights, say."""
 
     def __init__(self, graph: Graph) -> None:
-        self.origins: dict[Value, dict[Value, None]] = {}
-        """The constants that each was made of."""
+        self.values: set[Value] = set()
+        """The floats that were made so, and are read by something that is not."""
+        self._order: dict[Node, int] = {}
         self._arrays: dict[Value, Any] = {}
-        made: dict[Value, dict[Value, None]] = {}
+        made: set[Value] = set()
         for node in graph:
             fixed = [value for value in node.inputs if value.constant is not None or value in made]
             if fixed and len(fixed) == len(node.inputs) and node.op.deterministic and not node.regions:
-                origins = {each: None for value in fixed for each in made.get(value, (value,))}
-                made.update(dict.fromkeys(node.results, origins))
+                self._order[node] = len(self._order)
+                made.update(node.results)
             else:
-                self.origins.update((value, made[value]) for value in fixed if value in made and value.element.is_float)
+                self.values.update(value for value in fixed if value in made and value.element.is_float)
+
+    def origins(self, value: Value) -> list[Value]:
+        """The constants that a value was made of."""
+        return list(dict.fromkeys(v for node in self._before(value) for v in node.inputs if v.constant is not None))
 
     def array(self, value: Value) -> NDArray[Any]:
-        """The numbers, computed when they are first asked for."""
-        if value.constant is not None:
-            return np.asarray(value.array)
-        if value not in self._arrays:
-            node = value.producer
-            assert node is not None
-            operands = [None if operand is None else xp.asarray(self.array(operand)) for operand in node.operands]
-            found = node.op.reference(xp, *operands)
-            results = found if isinstance(found, tuple) else (found,)
-            self._arrays.update(zip(node.results, results, strict=True))
+        """Its numbers, computed when they are first asked for."""
+        for node in self._before(value):
+            if node.results[0] not in self._arrays:
+                found = node.op.reference(xp, *(None if v is None else self._number(v) for v in node.operands))
+                results = found if isinstance(found, tuple) else (found,)
+                self._arrays.update(zip(node.results, results, strict=False))
         return np.asarray(self._arrays[value])
+
+    def _number(self, value: Value) -> Any:
+        return self._arrays[value] if value.constant is None else xp.asarray(value.array)
+
+    def _before(self, value: Value) -> list[Node]:
+        """The nodes that made it, in order."""
+        found: set[Node] = set()
+        stack = [value]
+        while stack:
+            node = stack.pop().producer
+            if node is not None and node not in found:
+                found.add(node)
+                stack.extend(node.inputs)
+        return sorted(found, key=self._order.__getitem__)
 
 
 def role_of(coupling: Coupling, member: Member, unit: Unit) -> Role:
