@@ -290,6 +290,8 @@ def _extent(dim: Dimension, binding: Mapping[str, int]) -> int:
     return found if isinstance(found, int) else 1
 
 
+SENTINEL = 1e30
+"""From there on numbers say that something is not there, and are none that sums are made of."""
 ROUNDING = 2.0**-22
 """How far rounding may move a result, relative to the largest element: a few last bits of f32."""
 
@@ -321,10 +323,17 @@ def sensitivity(
     rng, worst = np.random.default_rng(seed), 0.0
 
     def rounded(node: Node, results: Sequence[Any]) -> Sequence[Any]:
-        return [
-            (a + ROUNDING * _largest(a) * rng.standard_normal(a.shape)).astype(a.dtype) if _real(a) else a
-            for a in results
-        ]
+        """Moved by rounding to f32: sums by that of the largest numbers in them, others each by its own."""
+        shapes = {value.shape for value in node.inputs}
+        sums = node.op.contracts or node.op.normalizes or any(result.shape not in shapes for result in node.results)
+        found = []
+        for a in results:
+            if _real(a) and not node.op.moves:
+                size = np.where(np.abs(a) < SENTINEL, np.abs(a), 0.0)  # a mask, or log 0, makes no others move
+                step = ROUNDING * (size.max() if sums else size) * rng.standard_normal(a.shape)
+                a = np.where(a == np.rint(a), a, a + step).astype(a.dtype)  # positions and counts are exact
+            found.append(a)
+        return found
 
     for _ in range(3):
         noise = [1 + change * rng.standard_normal(a.shape) for a in inputs]
@@ -333,11 +342,6 @@ def sensitivity(
         inner = disagreement(wanted[position], run(graph, inputs, observe=rounded)[position])[0]
         worst = max(worst, inner if np.isfinite(inner) else 0.0)
     return worst
-
-
-def _largest(a: Any) -> float:
-    """The magnitude of the largest element that is finite: the logarithm of 0 does not make the others move."""
-    return float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a)))
 
 
 def _real(a: Any) -> bool:

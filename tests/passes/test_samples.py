@@ -7,7 +7,7 @@ import pytest
 
 from espalier.ir import Builder, Graph
 from espalier.ir.dims import floor_divide
-from espalier.ir.elements import I64
+from espalier.ir.elements import F32, I64
 from espalier.ir.execute import execute
 from espalier.ir.types import parse
 from espalier.passes.samples import SAMPLES, NoSample, sensitivity, try_graph, try_sizes
@@ -114,3 +114,13 @@ def test_what_is_infinite_on_the_way_does_not_move_the_rest() -> None:
     graph.set_outputs([b.gather(np.arange(4, dtype=np.float32), b.cast(bucket, to=I64))], ["y"])
     inputs = [np.array([[0.0, 1.5], [12.0, 30.0]], np.float32)]
     assert sensitivity(graph, inputs, execute(graph, inputs), 0, seed=0) < 1e-5
+
+
+def test_counts_are_exact_and_what_must_be_positive_stays_so() -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = b.cast(b.input(parse("i64[2, 2]"), "x"), to=F32)
+    row = b.gather(np.arange(8, dtype=np.float32), b.cast(b.floor(x), to=I64))
+    graph.set_outputs([b.add(row, b.log(b.exp(b.mul(x, np.float32(-7.3)))))], ["y"])
+    inputs = [np.array([[0, 1], [3, 4]])]
+    assert 0 < sensitivity(graph, inputs, execute(graph, inputs), 0, seed=0) < 1e-5
