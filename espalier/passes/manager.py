@@ -290,11 +290,11 @@ def _compare_on(trial: Trial, original: Graph, changed: Graph, seed: int, bound:
         if not isinstance(a, np.ndarray) or a.dtype == object:
             continue
         distance, limit = disagreement(a, b)
-        worst, change, margin = max(worst, distance), 2.0**-16, 2
-        if bound is not None and 0 < limit <= TOLERANCE[4]:  # near to rounding itself, which three runs tell roughly
-            limit, change, margin = min(limit, bound), 2.0**-20, 4
+        worst, change = max(worst, distance), 2.0**-16
+        if bound is not None and 0 < limit <= TOLERANCE[4]:
+            limit, change = min(limit, bound), 2.0**-20
         if limit and distance > limit:
-            limit = max(limit, margin * sensitivity(original, inputs, wanted, position, seed, change))
+            limit = max(limit, 2 * sensitivity(original, inputs, wanted, position, seed, change))
         if not distance <= limit:
             raise VerificationError(
                 "E602",
