@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from espalier.analysis.coupling import Coupling, Unit
+from espalier.analysis.parameters import parametric
 from espalier.ir import Node, Value
 from espalier.ir.axes import Equation
 from espalier.ir.inference import type_context
@@ -31,8 +32,7 @@ class _Judge:
     def __init__(self, coupling: Coupling, live: dict[Variable, Unit]) -> None:
         self.coupling, self.live = coupling, live
         self.zero = coupling.vanishing
-        self.parametric: set[Value] = set()
-        """Values computed from weights alone."""
+        self.parametric = parametric(coupling.graph)
 
     def run(self) -> None:
         for node in self.coupling.graph:
@@ -59,8 +59,6 @@ class _Judge:
         sides = itertools.chain((terms for _, terms in operands), equation.results)
         if not any(self.units(term) for terms in sides for term in terms or ()):
             return
-        if all(value.constant is not None or value in self.parametric for value in node.inputs):
-            self.parametric.update(node.results)
         having = [{id(v): v for term in terms or () for v in letters(term)} for _, terms in operands]
         made = {id(v): v for terms in equation.results for term in terms or () for v in letters(term)}
         if type(node.op).zero_at is not Op.zero_at or node.op.zero.decide is not _NEVER:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
+from espalier.analysis.parameters import parametric
 from espalier.errors import InputError
 from espalier.ir import Graph, Node, Value
 from espalier.ir.axes import Equation
@@ -63,32 +64,29 @@ class Layer(NamedTuple):
 
 def layers(graph: Graph) -> list[Layer]:
     """The nodes that multiply something computed by a weight of which one axis is that of the results."""
-    parametric: set[Value] = set()
+    fixed = parametric(graph)
     found = []
     for node in graph:
-        if all(value.constant is not None or value in parametric for value in node.inputs):
-            parametric.update(node.results)
-            continue
-        if not node.op.contracts or len(node.results) != 1 or node.regions:
+        if fixed.issuperset(node.results) or not node.op.contracts or len(node.results) != 1 or node.regions:
             continue
         try:
             equation = node.op.equation(type_context(graph, node, lambda: "unknown"))
         except TypeInferenceError:
             continue
         if equation is not None and not equation.normalized:
-            layer = _layer(node, equation, parametric)
+            layer = _layer(node, equation, fixed)
             if layer is not None:
                 found.append(layer)
     return found
 
 
-def _layer(node: Node, equation: Equation, parametric: set[Value]) -> Layer | None:
+def _layer(node: Node, equation: Equation, fixed: set[Value]) -> Layer | None:
     result = equation.results[0] or []
     data, weights, biased = [], [], False
     for position, (value, terms) in enumerate(zip(node.operands, equation.operands, strict=False)):
         if value is None or terms is None:
             continue
-        if value.constant is None and value not in parametric:
+        if value.constant is None and value not in fixed:
             data.append(position)
             continue
         kept = [

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.analysis.coupling import Coupling, Indices, Member, Unit, Use
+from espalier.analysis.parameters import parametric
 from espalier.cost.remaining import distinct
 from espalier.errors import InputError
 from espalier.ir import Graph, Node, Value
@@ -105,14 +106,13 @@ class MadeWeights:
         """The floats that were made so, and are read by something that is not."""
         self._order: dict[Node, int] = {}
         self._arrays: dict[Value, Any] = {}
-        made: set[Value] = set()
+        fixed = parametric(graph)
         for node in graph:
-            fixed = [value for value in node.inputs if value.constant is not None or value in made]
-            if fixed and len(fixed) == len(node.inputs) and node.op.deterministic and not node.regions:
+            if fixed.issuperset(node.results):
                 self._order[node] = len(self._order)
-                made.update(node.results)
             else:
-                self.values.update(value for value in fixed if value in made and value.element.is_float)
+                made = (value for value in node.inputs if value in fixed and value.element.is_float)
+                self.values.update(value for value in made if self.origins(value))
 
     def origins(self, value: Value) -> list[Value]:
         """The constants that a value was made of."""

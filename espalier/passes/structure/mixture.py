@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.analysis.coupling import Coupling, Indices, Unit, couple, describe
+from espalier.analysis.parameters import parametric
 from espalier.errors import InputError, UnsupportedError
 from espalier.ir import Builder, Graph, Node, Value, constant_value
 from espalier.ir.clone import clone
@@ -322,13 +323,8 @@ def _doubled(coupling: Coupling) -> list[Unit]:
 
     Raises UnsupportedError for units over which statistics are computed: the halves would not stay apart.
     """
-    parametric: set[Value] = set()
-    for node in coupling.graph:
-        if all(value.constant is not None or value in parametric for value in node.inputs):
-            parametric.update(node.results)
-    found = [
-        unit for unit in coupling.removable() if any(member.value not in parametric for member in unit.activations)
-    ]
+    fixed = parametric(coupling.graph)
+    found = [unit for unit in coupling.removable() if any(member.value not in fixed for member in unit.activations)]
     minor: set[Variable] = set()
     for terms in coupling.axes.values():
         for term in terms:

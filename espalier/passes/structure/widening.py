@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.analysis.coupling import Coupling, Indices, Unit, describe, positions
+from espalier.analysis.parameters import parametric
 from espalier.errors import InputError
 from espalier.ir import Builder, Graph, Node, TensorType, Value, constant_value
 from espalier.ir.agreement import requirements, settled
@@ -141,20 +142,15 @@ class Widening:
         floats = [place for place in places if place.value.element.storage.kind == "float"]
         own = [place for place in floats if place.value.constant is not None and self._is_own(place, unit)]
         computed = [place for place in floats if place.value.constant is None]
-        parametric = [place for place in computed if place.value in self._parametric]
-        for choice in (own, parametric, computed):
+        made = [place for place in computed if place.value in self._parametric]
+        for choice in (own, made, computed):
             if choice:
                 return choice[0]
         raise InputError("E221", f"{describe(node)} sums over {unit.name} in integers, which have no shares")
 
     @cached_property
     def _parametric(self) -> set[Value]:
-        """Values computed from weights alone."""
-        found: set[Value] = set()
-        for node in self.coupling.graph:
-            if all(value.constant is not None or value in found for value in node.inputs):
-                found.update(node.results)
-        return found
+        return parametric(self.coupling.graph)
 
     @cached_property
     def _sharing(self) -> dict[int, set[Value]]:
