@@ -32,6 +32,11 @@ def is_elementwise(op: Op | type[Op]) -> bool:
     return all(len(axes) == 1 and axes[0].kind == "broadcast" for axes in (*operands, *results))
 
 
+def has_windows(op: Op | type[Op]) -> bool:
+    """Whether windows slide over an operand, as its declaration says: a kernel of one position is one, too."""
+    return op.axes is not None and any(axis.kind == "window" for axes in parse(op.axes)[0] for axis in axes)
+
+
 def pattern(graph: Graph, node: Node) -> Pattern:
     """The kind of work of a node."""
     op = node.op

@@ -117,18 +117,34 @@ def number(extent: Dimension) -> int:
 def weights(graph: Graph) -> list[Value]:
     """The constants of two elements or more that count as parameters: floats, and integers that stand for some.
 
-    Those are what a node dequantizes, and the matrices of products of integers.
+    Those are what a node dequantizes, perhaps after it was moved (a row looked up, say), and the matrices of products
+    of integers.
     """
     found: dict[Value, None] = {}
     for node in graph:
-        for position, value in enumerate(node.operands):
-            held = None if value is None else value.constant
-            if value is None or held is None or held.size < 2:
-                continue
-            stands = position == 0 if not node.op.foldable else node.op.contracts and len(held.shape) > 1
-            if held.element.is_float or (held.element.is_integer and stands):
+        for value in node.inputs:
+            held = value.constant
+            if held is not None and held.size > 1 and (held.element.is_float or stands_for_floats(value)):
                 found[value] = None
     return list(found)
+
+
+def stands_for_floats(value: Value) -> bool:
+    """Whether integers do, by what reads them, or them at other places."""
+    seen = {value}
+    waiting = [value]
+    for integers in waiting:
+        if not isinstance(integers.type, TensorType) or not integers.element.is_integer:
+            continue
+        for node in integers.users:
+            first = node.operands[0] is integers
+            if (first and node.op.dequantizes) or (node.op.contracts and integers.rank != 1):
+                return True
+            moved = node.results[0]
+            if node.op.moves and (first or node.op.operands[0].variadic) and moved not in seen:
+                seen.add(moved)
+                waiting.append(moved)
+    return False
 
 
 def distinct(values: Sequence[Value]) -> list[Value]:

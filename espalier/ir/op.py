@@ -181,8 +181,8 @@ class Op:
     """Whether `reference` also works on object arrays of dimensions: shape arithmetic."""
     commutative: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
-    foldable: ClassVar[bool] = True
-    """Whether nodes on constants may be computed at compile time (dequantize may not: quantized weights stay so)."""
+    dequantizes: ClassVar[bool] = False
+    """Whether the first operand stands for the result: nodes on constants stay, so that weights stay quantized."""
     moves: ClassVar[bool] = False
     """Whether it only moves elements: values come out as they went in, whatever their element type."""
     reshapes: ClassVar[bool] = False

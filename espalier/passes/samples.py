@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import numpy.random  # numpy itself waits until it is asked for, which would be in the first check
 
+from espalier.analysis.patterns import is_elementwise
 from espalier.errors import EspalierError, InputError
 from espalier.ir import Graph, Node, TensorType, Value
 from espalier.ir.dims import Dim, Dimension, substitute, symbols
@@ -32,7 +33,7 @@ SIZES = (1, 8, 17, 32, 37, 67, 224)
 ELEMENTS = 1 << 22
 """Elements of all inputs together, beyond which only the smallest sizes are tried."""
 COMPUTED = 1 << 27
-"""Elements of anything that is computed, beyond which sizes are not tried at all."""
+"""Elements of anything that is computed, beyond which no sizes are tried but the smallest."""
 SECONDS = 30.0
 """Processor time after which no further sizes are tried."""
 SAMPLES = 8
@@ -208,18 +209,18 @@ def try_sizes(
     names = {name for value in values for dim in value.shape or () for name in symbols(dim)}
     shapes = list(shapes)
     dims = {dim for shape in shapes for dim in shape if symbols(dim) and symbols(dim) <= names}
-    possible, hollow = list[dict[str, int]](), list[dict[str, int]]()
+    possible, hollow, large = list[dict[str, int]](), list[dict[str, int]](), list[dict[str, int]]()
     for binding in _bindings(values):
         try:
             extents = {dim: substitute(dim, dict(binding)) for dim in dims}
         except ZeroDivisionError:  # fewer positions than a part has, so that there are 0 parts
             continue
         sizes = ([extents.get(dim, dim) for dim in shape] for shape in shapes)
-        if max((math.prod(n for n in size if isinstance(n, int)) for size in sizes), default=0) > COMPUTED:
-            continue
+        most = max((math.prod(n for n in size if isinstance(n, int)) for size in sizes), default=0)
         lowest = min((extent for extent in extents.values() if isinstance(extent, int)), default=1)
         if lowest >= 0:
-            (possible if lowest else hollow).append(binding)
+            (large if most > COMPUTED else possible if lowest else hollow).append(binding)
+    possible = possible or large[:1]
     fallback, reason, start = None, "", time.process_time()
     modes: tuple[Mode, ...] = ("normal", "positive")  # the latter for what counts or divides
     integers = any(isinstance(value.type, TensorType) and value.element.is_integer for value in values)
@@ -292,6 +293,8 @@ def _extent(dim: Dimension, binding: Mapping[str, int]) -> int:
 
 SENTINEL = 1e30
 """From there on numbers say that something is not there, and are none that sums are made of."""
+WHOLE = 2.0**16
+"""Below it a whole number is one on purpose; far above it rounding makes every number whole."""
 ROUNDING = 2.0**-22
 """How far rounding may move a result, relative to the largest element: a few last bits of f32."""
 
@@ -323,15 +326,15 @@ def sensitivity(
     rng, worst = np.random.default_rng(seed), 0.0
 
     def rounded(node: Node, results: Sequence[Any]) -> Sequence[Any]:
-        """Moved by rounding to f32: sums by that of the largest numbers in them, others each by its own."""
-        shapes = {value.shape for value in node.inputs}
-        sums = node.op.contracts or node.op.normalizes or any(result.shape not in shapes for result in node.results)
+        """Moved by rounding to f32: elementwise results each by its own, others, which may be sums, by the largest."""
+        alone = is_elementwise(node.op)
         found = []
         for a in results:
             if _real(a) and not node.op.moves:
                 size = np.where(np.abs(a) < SENTINEL, np.abs(a), 0.0)  # a mask, or log 0, makes no others move
-                step = ROUNDING * (size.max() if sums else size) * rng.standard_normal(a.shape)
-                a = np.where(a == np.rint(a), a, a + step).astype(a.dtype)  # positions and counts are exact
+                step = ROUNDING * (size if alone else size.max()) * rng.standard_normal(a.shape)
+                exact = (a == np.rint(a)) & (np.abs(a) < WHOLE)  # positions and counts
+                a = np.where(exact, a, a + step).astype(a.dtype)
             found.append(a)
         return found
 

@@ -78,7 +78,7 @@ class GraphModule(nn.Module):
         """Compute once what depends only on constants that neither learn nor move, such as amounts of padding."""
         left = []
         for node in self._nodes:
-            fixed = node.op.deterministic and node.op.foldable and not node.regions and len(node.operands) > 0
+            fixed = node.op.deterministic and not node.op.dequantizes and not node.regions and len(node.operands) > 0
             if not fixed or any(self._may_change(value, statistics) for value in node.operands if value is not None):
                 left.append(node)
                 continue

@@ -135,8 +135,9 @@ def _size(part: Sequence[Variable]) -> int:
 
 def multiplies_two(node: Node) -> bool:
     """Whether a node sums over products of its first two operands, and of no others (as an einsum of three does)."""
-    several = node.op.operands[-1].variadic and len(node.operands) != 2
-    return node.op.contracts and node.op.zero in PRODUCTS and len(node.results) == 1 and not several
+    if not node.op.contracts or node.op.zero not in PRODUCTS or len(node.results) != 1:
+        return False
+    return len(node.operands) == 2 or not node.op.operands[-1].variadic
 
 
 def reads(coupling: Coupling) -> Iterator[Read]:

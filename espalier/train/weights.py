@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from espalier.ir import Value
@@ -15,5 +17,11 @@ def looks_learned(value: Value) -> bool:
     held = value.constant
     if held is None or not held.element.is_float or held.element.bits < 16 or held.size < 2:
         return False
-    largest = float(np.abs(np.asarray(held.array, np.float32)).max())
-    return largest < LARGEST_WEIGHT  # which NaN is not
+    return holds_weights(held.array)
+
+
+def holds_weights(array: Any) -> bool:
+    """Whether numbers may be a weight's: several of them, all finite and none huge."""
+    if np.size(array) < 2:
+        return False
+    return float(np.abs(np.asarray(array, np.float32)).max()) < LARGEST_WEIGHT  # which NaN is not

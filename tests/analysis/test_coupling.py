@@ -301,6 +301,22 @@ def test_resizing_to_extents_that_are_partly_known_follows(policy: str) -> None:
         check_all(graph, [normal(3, 3, 8, 8)], RNG)
 
 
+@pytest.mark.parametrize(("sizes", "kept"), [((19, 19), False), ((20, 19), False), ((40, 20), True)])
+def test_an_extent_that_is_the_same_by_rounding_is_resampled(sizes: tuple[int, int], kept: bool) -> None:
+    """A kept aspect ratio scales all axes alike: six channels by 0.95 are 5.7, which are six again, but mixed."""
+    graph = model(
+        """agraph (double[1, 3, 20, 20] x) => (double[1, 2, h, w] y) {
+            a = Conv(x, wide)
+            r = Resize<mode = "linear", keep_aspect_ratio_policy = "not_larger">(a, , , sizes)
+            y = Conv(r, head)
+        }""",
+        wide=normal(6, 3, 1, 1), head=normal(2, 6, 1, 1), sizes=np.array([1, 6, *sizes]),
+    )  # fmt: skip
+    assert [unit.extent for unit in couple(graph).removable()] == ([6] if kept else [])
+    if kept:
+        check_all(graph, [normal(1, 3, 20, 20)], RNG)
+
+
 def test_what_may_be_broadcast_at_run_time_stays() -> None:
     """If the last axis has 6 positions and not 1, a narrower h could not be added to it."""
     graph = model(

@@ -57,6 +57,13 @@ def test_sizes_that_have_no_whole_part_are_left_out() -> None:
     assert x.shape[1] >= 8
 
 
+def test_the_smallest_size_is_tried_however_much_is_computed() -> None:
+    (value,) = _inputs("f32[n, s]")
+    huge = [(value.shape[0], 1 << 28)]
+    (x,) = try_sizes([value], lambda arrays: arrays, 0, huge).inputs
+    assert x.size <= 9
+
+
 def test_what_never_runs_says_why_it_first_did_not() -> None:
     def refuse(arrays):
         raise ValueError(f"not {arrays[0].shape[0]}")
@@ -124,3 +131,22 @@ def test_counts_are_exact_and_what_must_be_positive_stays_so() -> None:
     graph.set_outputs([b.add(row, b.log(b.exp(b.mul(x, np.float32(-7.3)))))], ["y"])
     inputs = [np.array([[0, 1], [3, 4]])]
     assert 0 < sensitivity(graph, inputs, execute(graph, inputs), 0, seed=0) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["cumulative", "large"])
+def test_what_rounding_moves_counts_whatever_the_shape(kind: str) -> None:
+    """Sums in place, whose end is small beside what was summed; numbers so large that all of them are whole."""
+    graph, rng = Graph(), np.random.default_rng(0)
+    b = Builder(graph)
+    x = b.input(parse("f32[2, 64]"), "x")
+    if kind == "cumulative":
+        steps = (rng.normal(size=(2, 64)) * 1e5).astype(np.float32)
+        steps[:, -1] = 0.3 - steps[:, :-1].sum(1, dtype=float)
+        inputs = [np.zeros((2, 64), np.float32)]
+        last = b.slice(b.cum_sum(b.add(b.cast(x, to=F32), steps), np.array(1)), np.array([63]), np.array([64]), [1])
+        graph.set_outputs([last], ["y"])
+    else:
+        inputs = [np.round(rng.normal(size=(2, 64)) * 1e6).astype(np.float32)]
+        weight = np.round(rng.normal(size=(64, 4)) * 1e3).astype(np.float32)
+        graph.set_outputs([b.cos(b.matmul(x, weight))], ["y"])
+    assert sensitivity(graph, inputs, execute(graph, inputs), 0, seed=0, change=0.0) > 0.05

@@ -154,7 +154,7 @@ class Dequantize(Affine):
 
     output_dtype: Element | None = None
 
-    foldable = False
+    dequantizes = True
 
     def element(self, ctx: TypeContext) -> Element:
         kind = ctx.element("x")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -87,6 +87,10 @@ class Resize(Op):
         """Whether the k-th chosen axis, whose extent stays, is not resampled."""
         if self.coordinate_transformation_mode == "tf_crop_and_resize":
             return False
+        sizes, x = ctx.dimensions("sizes") if given(ctx, "sizes") else None, ctx.shape("x")
+        if self.keep_aspect_ratio_policy != "stretch" and sizes is not None and x is not None:
+            pairs = self._static(sizes, x)  # one scale is for all axes, and an extent may be the same by rounding
+            return pairs is not None and self._kept_ratio(*pairs)[0] == 1
         scales = ctx.numbers("scales") if given(ctx, "scales") else None
         return scales is None or float(scales[k]) == 1.0
 
@@ -101,11 +105,8 @@ class Resize(Op):
                 return [ctx.fresh() for _ in axes]
             if self.keep_aspect_ratio_policy == "stretch":
                 return list(sizes)
-            extents = [x[axis] for axis in axes]
-            static = [(s, e) for s, e in zip(sizes, extents, strict=True) if isinstance(s, int) and isinstance(e, int)]
-            if len(static) < len(axes):
-                return [ctx.fresh() for _ in axes]
-            return list(self._kept_ratio([s for s, _ in static], [e for _, e in static])[1])
+            pairs = self._static(sizes, x)
+            return [ctx.fresh() for _ in axes] if pairs is None else list(self._kept_ratio(*pairs)[1])
         if not given(ctx, "scales"):
             ctx.fail("resizing needs scales or sizes")
         scales = ctx.numbers("scales")
@@ -119,7 +120,15 @@ class Resize(Op):
             found.append(ctx.fresh() if extent is None else extent)
         return found
 
-    def _kept_ratio(self, sizes: list[int], extents: list[int]) -> tuple[float, list[int]]:
+    def _static(
+        self, sizes: Sequence[Dimension], x: tuple[Dimension, ...]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """The sizes and the extents of the chosen axes, if all are known."""
+        extents = tuple(x[axis] for axis in self.chosen(len(x)))
+        wanted, had = (tuple(n for n in each if isinstance(n, int)) for each in (sizes, extents))
+        return (wanted, had) if len(wanted) == len(had) == len(extents) else None
+
+    def _kept_ratio(self, sizes: Sequence[int], extents: Sequence[int]) -> tuple[float, list[int]]:
         choose = min if self.keep_aspect_ratio_policy == "not_larger" else max
         scale = choose(size / extent for size, extent in zip(sizes, extents, strict=True))
         return scale, [math.floor(scale * extent + 0.5) for extent in extents]

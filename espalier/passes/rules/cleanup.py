@@ -163,7 +163,7 @@ class FoldConstants(Pass):
                 return None
         if node.regions or not node.op.deterministic:
             return None
-        if not node.op.foldable or not all(isinstance(result.type, TensorType) for result in node.results):
+        if node.op.dequantizes or not all(isinstance(result.type, TensorType) for result in node.results):
             return None
         sources = sum(v.constant.nbytes for v in node.inputs if v.constant is not None)
         most = max(self.limit, 2 * sources)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.analysis.coupling import Coupling, couple, describe
-from espalier.analysis.patterns import is_elementwise
+from espalier.analysis.patterns import has_windows, is_elementwise
 from espalier.errors import InputError, UnsupportedError
 from espalier.ir import Builder, Graph, Node, Value, constant_value
 from espalier.ir.execute import run
@@ -251,7 +251,7 @@ def _layer_before(coupling: Coupling, node: Node) -> Spot | None:
 
 
 def _channels(coupling: Coupling, layer: Node) -> int | None:
-    """The axis of a layer's result that its weights make: the last one if they do, else the second."""
+    """The axis of a layer's result that its weights make: the second of a convolution's, the last of others'."""
     equation, shape = coupling.equations.get(layer), layer.results[0].shape
     if equation is None or len(layer.results) != 1 or shape is None or not equation.results[0]:
         return None
@@ -263,8 +263,9 @@ def _channels(coupling: Coupling, layer: Node) -> int | None:
         for letter in letters(term)
     }
     axes = [axis for axis, term in enumerate(equation.results[0]) if any(id(x) in made for x in letters(term))]
-    last = len(shape) - 1
-    return last if last in axes else 1 if 1 in axes and last < 5 else None  # convolutions have up to 3 spatial axes
+    slides = has_windows(layer.op)
+    wanted = 1 if slides else len(shape) - 1
+    return wanted if wanted in axes and (not slides or len(shape) > 2) else None
 
 
 # ---- what -------------------------------------------------------------------------------------------------------

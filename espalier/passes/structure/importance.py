@@ -6,6 +6,7 @@ into the unit's, and those are normalised within the unit, so that units can be 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +18,13 @@ from numpy.typing import NDArray
 from espalier.analysis.coupling import Coupling, Indices, Member, Unit, Use
 from espalier.analysis.parameters import parametric
 from espalier.cost.remaining import distinct
-from espalier.errors import InputError
-from espalier.ir import Graph, Node, Value
+from espalier.errors import EspalierError, InputError
+from espalier.ir import Graph, Node, TensorType, Value
+from espalier.ir.clone import extract
+from espalier.ir.execute import Allowance, run
 from espalier.ir.xp import numpy as xp
 from espalier.passes.samples import NoSample, sample_inputs
+from espalier.train.weights import holds_weights
 
 Scores = NDArray[np.float64]
 """One number per index of a unit; what is least worth is removed first."""
@@ -89,12 +93,15 @@ def parts_of(
     if made is None:
         return found
     own = {part.member.value for part in found if part.role != "shift"}
+    taken: set[int] = set()
     for member in unit.activations:
         if member.value in made.values and own.isdisjoint(made.origins(member.value)):
-            role = role_of(coupling, member, unit)
-            if role in ("row", "column"):
+            role, sources = role_of(coupling, member, unit), made.sources(member.value)
+            array = made.array(member.value) if role in ("row", "column") and taken.isdisjoint(sources) else None
+            if array is not None and holds_weights(array):
+                taken |= sources
                 places = coupling.coordinate(member.value, member.axis, unit)
-                found.append(Part(member, role, places, unit.extent, made.array(member.value)))
+                found.append(Part(member, role, places, unit.extent, array))
     return found
 
 
@@ -104,31 +111,28 @@ class MadeWeights:
     def __init__(self, graph: Graph) -> None:
         self.values: set[Value] = set()
         """The floats that were made so, and are read by something that is not."""
-        self._order: dict[Node, int] = {}
-        self._arrays: dict[Value, Any] = {}
         fixed = parametric(graph)
-        for node in graph:
-            if fixed.issuperset(node.results):
-                self._order[node] = len(self._order)
-            else:
-                made = (value for value in node.inputs if value in fixed and value.element.is_float)
-                self.values.update(value for value in made if self.origins(value))
+        self._order = {node: k for k, node in enumerate(graph) if fixed.issuperset(node.results)}
+        read = {value for node in graph if node not in self._order for value in node.inputs if value in fixed}
+        tensors = (value for value in read if isinstance(value.type, TensorType) and value.element.is_float)
+        self.values.update(value for value in tensors if self.origins(value))
 
     def origins(self, value: Value) -> list[Value]:
         """The constants that a value was made of."""
         return list(dict.fromkeys(v for node in self._before(value) for v in node.inputs if v.constant is not None))
 
-    def array(self, value: Value) -> NDArray[Any]:
-        """Its numbers, computed when they are first asked for."""
-        for node in self._before(value):
-            if node.results[0] not in self._arrays:
-                found = node.op.reference(xp, *(None if v is None else self._number(v) for v in node.operands))
-                results = found if isinstance(found, tuple) else (found,)
-                self._arrays.update(zip(node.results, results, strict=False))
-        return np.asarray(self._arrays[value])
+    def sources(self, value: Value) -> set[int]:
+        """What tells it from others that hold the same elements: the sources of origins that are as large."""
+        size = math.prod(extent for extent in value.shape or () if isinstance(extent, int))
+        held = (origin.constant for origin in self.origins(value))
+        return {id(constant.source) for constant in held if constant is not None and constant.size >= size}
 
-    def _number(self, value: Value) -> Any:
-        return self._arrays[value] if value.constant is None else xp.asarray(value.array)
+    def array(self, value: Value) -> NDArray[Any] | None:
+        """Its numbers; None if they can't be computed, or not within what a check may cost."""
+        try:
+            return np.asarray(run(extract(self._before(value), [], [value]), [], allowance=Allowance())[0])
+        except (EspalierError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError, NotImplementedError):
+            return None
 
     def _before(self, value: Value) -> list[Node]:
         """The nodes that made it, in order."""

@@ -206,8 +206,7 @@ class Prune(Pass):
             raise InputError(
                 "E224",
                 f"the criterion {criterion.name} has nothing to say about any of the {len(candidates)} units",
-                hint="No weight of theirs is of the kind that it scores; use another, such as "
-                + ("random." if criterion.name == "magnitude" else "magnitude."),
+                hint="No weight of theirs is of the kind that it scores; use another, such as activation or random.",
             )
         return candidates, scores, self.select(coupling, scores, costs, self.multiple(context), start)
 
@@ -324,7 +323,7 @@ def score_units(
             raise InputError("E205", message, hint="pip install 'espalier[torch]'") from None
         needs: Any = criterion.needs  # `gather` says which there are; it is behind torch
         evidence = gather(coupling, data, needs, samples=samples, training=criterion.training, made_up=made_up)
-    made = None if criterion.needs else MadeWeights(coupling.graph)  # they have no gradients
+    made = None if criterion.needs & {"gradients", "squares"} else MadeWeights(coupling.graph)  # they have neither
     found: dict[Unit, Scores] = {}
     for position, unit in enumerate(units):
         random = np.random.default_rng([seed, position])

@@ -198,6 +198,18 @@ def test_in_a_product_of_three_the_weight_only_loses_indices(third: str) -> None
         PassManager([parse_spec("prune:ratio=0.5,criterion=relative")], data=data).run(graph)
 
 
+def test_operators_without_operands_are_no_layers() -> None:
+    graph = Graph("noisy")
+    b = Builder(graph)
+    x = graph.add_input(TensorType(elements.F64, (dims.symbol("n"), 5)), "x")
+    hidden = b.relu(b.matmul(x, RNG.normal(size=(5, 8))))
+    noise = b.random_normal(shape=(3,), dtype=elements.F64)
+    graph.set_outputs([b.add(b.matmul(hidden, RNG.normal(size=(8, 3))), noise)], ["y"])
+    data = Data([RNG.normal(size=(16, 5))], tuple(graph.inputs))
+    report = PassManager([parse_spec("prune:ratio=0.5,criterion=obspa,compensate=data")], data=data).run(graph)
+    assert report.passes[0].details["parameters"] == {"before": 64, "after": 32, "removed": 0.5}
+
+
 def test_without_data_it_is_refused() -> None:
     graph = network()
     with pytest.raises(InputError, match="data"):

@@ -9,12 +9,14 @@ from torch import nn
 
 from espalier import load
 from espalier.analysis.coupling import couple
-from espalier.cost.remaining import Remaining
+from espalier.cost.remaining import Remaining, weights
 from espalier.errors import InputError
-from espalier.ir import Builder, Graph
+from espalier.ir import Builder, Graph, constant_value
+from espalier.ir.elements import I64
 from espalier.ir.types import parse as type_of
+from espalier.passes import PassManager, parse_spec
 from espalier.passes.structure.criteria import CRITERIA, Criterion, criterion, load_criteria, parse_criterion
-from espalier.passes.structure.importance import NORMALISERS, multiplies, parts_of
+from espalier.passes.structure.importance import NORMALISERS, MadeWeights, multiplies, parts_of
 from espalier.passes.structure.prune import score_units
 from espalier.train.data import Data
 from espalier.train.evidence import Need, gather, pieces_of
@@ -238,6 +240,73 @@ def test_quantized_weights_count_as_what_they_stand_for(name: str) -> None:
 def test_parameters_are_counted_whether_they_are_quantized_or_not() -> None:
     scales = 2 * 4
     assert Remaining(couple(quantized()[0])).parameters == 12 + 4 + 20 + scales
+
+
+@pytest.mark.parametrize("place", ["row", "matrix", "flat"])
+def test_quantized_weights_that_are_moved_first_are_parameters(place: str) -> None:
+    graph, rng = Graph("moved"), np.random.default_rng(4)
+    b, stored = Builder(graph), rng.integers(-99, 99, (7, 5)).astype(np.int8)
+    x = b.input(type_of("i64[n]" if place == "row" else "f32[n, 5]"), "x")
+    if place == "row":
+        y = b.dequantize(b.gather(stored, x), np.float32(0.1))
+    else:
+        moved = b.transpose(stored) if place == "matrix" else b.reshape(stored.reshape(-1), np.array([5, 7]))
+        y = b.matmul(x, b.dequantize(moved, np.float32(0.1)))
+    graph.set_outputs([y], ["y"])
+    assert [value.constant.size for value in weights(graph) if value.constant is not None] == [35]
+
+
+def made(kind: str) -> Graph:
+    """Three numbers to eight and back; what is added between, or what the last layer has, nodes make of constants."""
+    graph, rng = Graph(kind), np.random.default_rng(5)
+    b = Builder(graph)
+    hidden = b.matmul(b.input(type_of("f32[n, 3]"), "x"), rng.normal(size=(3, 8)).astype("f4"))
+    stored = constant_value(rng.integers(-9, 9, (4, 8)).astype(np.int8))
+    last = b.transpose(rng.normal(size=(4, 8)).astype("f4"))
+    if kind == "mask":
+        hidden = b.mul(hidden, b.dequantize(np.full((1, 8), -128, np.int8), np.float32(1e4)))
+    elif kind == "huge":
+        column = rng.normal(size=(8, 1)).astype("f4")
+        wide = b.expand(column, np.array([8, 1 << 34]))
+        last = b.slice(wide, np.array([0]), np.array([4]), np.array([1]))
+    elif kind == "failing":
+        table = b.dequantize(b.transpose(stored), np.float32(0.1))
+        last = b.gather(table, b.add(np.array([0, 1]), np.array([5, 7])), axis=1)
+    elif kind == "tied":
+        twice = [b.dequantize(stored, np.float32(0.1)) for _ in range(2)]
+        hidden = b.relu(b.matmul(b.matmul(hidden, b.transpose(twice[0])), twice[1]))
+    graph.set_outputs([b.matmul(b.relu(hidden), last)], ["y"])
+    return graph
+
+
+@pytest.mark.parametrize("kind", ["mask", "huge", "failing"])
+def test_what_is_no_weight_or_can_not_be_computed_is_not_scored(kind: str) -> None:
+    coupling = couple(made(kind))
+    unit = next(unit for unit in coupling.removable() if unit.extent == 8)
+    weight = next(value.array for value in coupling.graph.constants() if value.shape == (3, 8))
+    found = score_units(coupling, [unit], parse_criterion("magnitude"), "sum", "none")[unit]
+    rows = [np.square(weight, dtype=float).sum(0)]
+    if kind == "mask":  # what follows is one, that is moved
+        last = next(value.array for value in coupling.graph.constants() if value.shape == (4, 8))
+        rows.append(np.square(last, dtype=float).sum(0))
+    np.testing.assert_allclose(found, np.sum(rows, 0), rtol=1e-6)
+
+
+def test_of_weights_made_of_one_source_only_the_first_counts() -> None:
+    coupling = couple(made("tied"))
+    unit = next(unit for unit in coupling.removable() if unit.extent == 4)
+    assert len(parts_of(coupling, unit, looks_learned, MadeWeights(coupling.graph))) == 1
+
+
+def test_sequences_are_no_weights() -> None:
+    graph = Graph("sequence")
+    b, rng = Builder(graph), np.random.default_rng(6)
+    x = b.relu(b.matmul(b.input(type_of("f32[n, 3]"), "x"), rng.normal(size=(3, 8)).astype("f4")))
+    held = b.sequence_construct(rng.normal(size=(8, 4)).astype("f4"), rng.normal(size=(8, 4)).astype("f4"))
+    position = b.cast(b.reduce_sum(b.mul(x, np.float32(0)), keepdims=0), to=I64)
+    graph.set_outputs([b.matmul(x, rng.normal(size=(8, 4)).astype("f4")), b.sequence_at(held, position)], ["y", "z"])
+    assert MadeWeights(graph).values == set()
+    assert PassManager([parse_spec("prune:ratio=0.5")]).run(graph).passes[0].details["parameters"]["removed"] > 0.2
 
 
 def test_random_repeats_by_seed() -> None:

@@ -16,9 +16,10 @@ from benchmarks.zoo.classic import FAMILIES
 from espalier.analysis.coupling import couple
 from espalier.backends.onnx import to_model
 from espalier.errors import EspalierError, UnsupportedError
-from espalier.ir import Graph, structural_hash, verify
+from espalier.ir import Builder, Graph, structural_hash, verify
 from espalier.ir.clone import clone
 from espalier.ir.execute import execute
+from espalier.ir.types import parse as type_of
 from espalier.passes.base import Context, parse_spec
 from espalier.passes.structure.deepen import Deepen, spots
 from espalier.train.data import Data
@@ -161,6 +162,29 @@ def test_all_that_are_named_are_deepened_unless_a_count_is_given() -> None:
     assert deepened(graph, after=places[1])[1] == 1
     assert deepened(graph)[1] == 1
     assert Deepen(after="relu") == parse_spec("deepen:after=relu")
+
+
+@pytest.mark.parametrize("how", ["matmul", "einsum"])
+def test_layers_over_the_second_axis_that_are_no_convolutions_are_left(how: str) -> None:
+    graph, rng = Graph("left"), np.random.default_rng(1)
+    b = Builder(graph)
+    x = b.input(type_of("f64[b, 7, n]"), "x")
+    weight = rng.normal(size=(1, 5, 7) if how == "matmul" else (5, 7))
+    h = b.matmul(weight, x) if how == "matmul" else b.einsum(x, weight, subscripts="bcn,dc->bdn")
+    graph.set_outputs([b.relu(h)], ["y"])
+    with pytest.raises(UnsupportedError, match="no activation follows a layer"):
+        deepened(graph)
+
+
+@pytest.mark.parametrize("spatial", [1, 2, 4])
+def test_convolutions_of_one_position_are_deepened(spatial: int) -> None:
+    graph, rng = Graph("pointwise"), np.random.default_rng(1)
+    b = Builder(graph)
+    x = b.input(type_of(f"f64[b, 4, {', '.join(['3'] * spatial)}]"), "x")
+    graph.set_outputs([b.relu(b.conv(x, rng.normal(size=(5, 4, *[1] * spatial))))], ["y"])
+    grown, count = deepened(graph)
+    assert count == 1 and [node.op.name for node in grown] == ["conv", "relu", "conv", "relu"]
+    assert apart(graph, grown, [rng.normal(size=(2, 4, *[3] * spatial))]) <= 1e-12
 
 
 @pytest.mark.parametrize(
