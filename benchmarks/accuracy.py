@@ -3,7 +3,7 @@
 Without training (3a): optimal-brain compensation, on images of the training set and on noise, against plain deletion by
 magnitude, the same with new batch-norm statistics, and Torch-Pruning's magnitude, at equal multiply–accumulates. With
 training (3b): ours and Torch-Pruning's criteria, for the same epochs by the same loop, each of all units and of those
-inside blocks alone; the best of ours (of two) and the best of theirs (of six) with the first seed go on with the others.
+inside blocks alone; the best of ours (of two) and of theirs (of six) with the first seed go on with the others.
 That seed counts, too, which favours the side that had more to choose from. Every result keeps which of the 10,000 test
 images it gets right, so that differences are paired, image by image. Results are kept in a file, trainings go on from
 their checkpoints.
