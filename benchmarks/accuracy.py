@@ -3,7 +3,8 @@
 Without training (3a): optimal-brain compensation, on images of the training set and on noise, against plain deletion by
 magnitude, the same with new batch-norm statistics, and Torch-Pruning's magnitude, at equal multiply–accumulates. With
 training (3b): ours and Torch-Pruning's criteria, for the same epochs by the same loop, each of all units and of those
-inside blocks alone; the best of ours (of two) and of theirs (of six) with the first seed go on with the others.
+inside blocks alone; and ours as `recover` trains where it has the original, which it imitates beside the labels (that
+costs its multiply–accumulates, forwards). The best of ours (of three) and of theirs (of six) with the first seed go on.
 That seed counts, too, which favours the side that had more to choose from. Every result keeps which of the 10,000 test
 images it gets right, so that differences are paired, image by image. Results are kept in a file, trainings go on from
 their checkpoints.
@@ -223,25 +224,27 @@ OTHERS = ("deletion", "deletion and statistics", "Torch-Pruning", "Torch-Pruning
 
 
 def recovered(task: Task, seed: int, method: str, folder: Path) -> Graph:
-    """Cut, then train by the labels for as many epochs, with crops and flips: the same for all."""
+    """Cut, then train by the labels for as many epochs, with crops and flips: the same for all, but for what one of
+    ours imitates."""
     from espalier.train.augment import CropAndFlip
     from espalier.train.recover import recover
 
-    kind, _, criterion = method.removesuffix(INSIDE).partition(": ")
-    inside = method.endswith(INSIDE)
-    if kind == "ours":
-        only = f",only={BETWEEN}" if inside else ""
-        graph = ours(task, seed, f"criterion=obspa,compensate=data{only}", True)
+    if method in OWN_RECOVERIES:
+        graph = ours(task, seed, f"criterion=obspa,compensate=data{OWN_RECOVERIES[method]}", True)
     else:
-        graph = peer(task, seed, criterion, inside)
+        graph = peer(task, seed, method.removesuffix(INSIDE).partition(": ")[2], method.endswith(INSIDE))
     x, y = cifar10_images(task.data, "train")
     return recover(
-        graph, None, {graph.inputs[0].name: x, "labels": y}, epochs=EPOCHS, augment=CropAndFlip(4), seed=seed,
-        threads=task.threads, checkpoint=folder, progress=False, **RECOVERY,
+        graph, task.graph(), {graph.inputs[0].name: x, "labels": y}, epochs=EPOCHS, augment=CropAndFlip(4), seed=seed,
+        imitate=IMITATED if method == IMITATING else 0.0, threads=task.threads, checkpoint=folder, progress=False,
+        **RECOVERY,
     )  # fmt: skip
 
 
-OWN_RECOVERIES = ("ours", f"ours{INSIDE}")
+IMITATED, IMITATING = 0.9, "ours imitating the original"
+"""The original's share in the loss."""
+OWN_RECOVERIES = {"ours": "", f"ours{INSIDE}": f",only={BETWEEN}", IMITATING: ",scope=isomorphic"}
+"""Method → what is pruned; the scope is the one that keeps most of the accuracy on images of the training set."""
 PEER_RECOVERIES = tuple(f"Torch-Pruning: {each}{where}" for where in ("", INSIDE) for each in PEER_CRITERIA)
 
 
@@ -325,7 +328,7 @@ def jobs(train: bool, results: Results) -> Iterator[dict[str, Any]]:
                 for seed in SEEDS[:1] if method in SURE else SEEDS:
                     yield {"kind": "3a", "model": model, "share": share, "method": method, "seed": seed}
     for seed in SEEDS if train else ():
-        for methods in (OWN_RECOVERIES, PEER_RECOVERIES):
+        for methods in (tuple(OWN_RECOVERIES), PEER_RECOVERIES):
             for method in methods if seed == SEEDS[0] else (best(results, methods),):
                 if method is not None:
                     yield recovery(method, seed)
@@ -340,6 +343,12 @@ def best(results: Results, methods: Sequence[str]) -> str | None:
     held = {method: results.held.get(results.key(recovery(method, SEEDS[0]))) for method in methods}
     found = {method: record["accuracy"] for method, record in held.items() if record and "accuracy" in record}
     return max(found, key=lambda method: found[method]) if found and all(held.values()) else None
+
+
+def training_cost(results: Results, method: str) -> float:
+    """Multiply–accumulates of an image in training, by those of the original's forward run; backwards count twice."""
+    removed = results.held[results.key(recovery(method, SEEDS[0]))]["macs_removed"]
+    return round(3 * (1 - removed) + (method == IMITATING), 3)
 
 
 def failed_rivals(results: Results) -> list[str]:
@@ -404,13 +413,14 @@ def conclude(benchmark: Benchmark, results: Results) -> None:
     why = f"{len(missing)} not measured here" if missing else f"not: {'; '.join(behind)}" if behind else None
     holds = False if behind else None if missing else True
     benchmark.bar("accuracy_without_training", {k: v["mean"] for k, v in found.items()}, wanted, holds, why)
-    chosen = [best(results, methods) for methods in (OWN_RECOVERIES, PEER_RECOVERIES)]
+    chosen = [best(results, methods) for methods in (tuple(OWN_RECOVERIES), PEER_RECOVERIES)]
     sides = [results.bits("3b", "resnet20", RECOVERED_SHARE, method) for method in chosen if method]
     wanted = "the best of ours ≥ Torch-Pruning's best criterion after 15 epochs"
     if len(sides) == 2 and all(sides):
         gap = difference(*sides)
         benchmark.details["recovery"] = {
-            "of": chosen[0], "against": chosen[1], **gap, "chosen_among": [OWN_RECOVERIES, PEER_RECOVERIES]
+            "of": chosen[0], "against": chosen[1], **gap, "chosen_among": [[*OWN_RECOVERIES], PEER_RECOVERIES],
+            "training_cost": {method: training_cost(results, method) for method in chosen if method},
         }  # fmt: skip
         failed = "; ".join(failed_rivals(results))
         wanted = f"{chosen[0]} ≥ {chosen[1]}: the best of each side after 15 epochs"

@@ -28,7 +28,7 @@ from espalier.passes.manager import PassManager, PassReport, Report
 from espalier.passes.pipelines import CLEANING, SEPARATING
 from espalier.passes.structure.prune import Prune
 from espalier.passes.structure.report import reason_lines, total_macs
-from espalier.passes.structure.rounds import PruneInRounds
+from espalier.passes.structure.rounds import PruneInRounds, check_rounds
 from espalier.train.data import Data, rereadable
 from espalier.train.evaluate import Gate, Measure, Score
 from espalier.train.masks import summed_weights
@@ -103,6 +103,7 @@ def prune(model: Any, *, ratios: str | Mapping[str, float] = "", rounds: int = 1
     """
     if isinstance(ratios, Mapping):
         ratios = ";".join(f"{pattern}:{ratio}" for pattern, ratio in ratios.items())
+    check_rounds(rounds)
     (chosen,), rest = _sorted({**options, "ratios": ratios}, "prune")
     whole = Prune(**chosen)
     if rounds == 1:

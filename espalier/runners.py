@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from espalier import frontends, runtime
 from espalier.analysis.summary import units_table
 from espalier.cost.count import macs
+from espalier.cost.remaining import distinct
+from espalier.cost.remaining import weights as weights_of
 from espalier.errors import EspalierError, InputError
 from espalier.ir import Graph, TensorType, Type, Value, to_text
 from espalier.ir.dims import Dimension
@@ -430,6 +432,7 @@ def describe(
     counts = Counter(node.op.name for each in graph.all_graphs() for node in each)
     held = [value.constant for value in graph.constants() if value.constant is not None]
     weights = {(id(each.source), each.views): each for each in held}.values()  # tied ones count once
+    learned = distinct([value for each in graph.all_graphs() for value in weights_of(each)])
     counted = [macs(node) for node in graph]
     zero: Dimension = 0
     total = reduce(operator.add, (m for m in counted if m is not None), zero)
@@ -439,7 +442,7 @@ def describe(
         "outputs": {name: str(value.type) for name, value in zip(graph.output_names, graph.outputs, strict=True)},
         "nodes": sum(counts.values()),
         "operators": dict(counts.most_common()),
-        "parameters": sum(w.size for w in weights),
+        "parameters": sum(w.constant.size for w in learned if w.constant is not None),
         "weight_bytes": sum(w.nbytes for w in weights),
         "macs": total if isinstance(total, int) else str(total),
         "macs_unknown_nodes": counted.count(None),

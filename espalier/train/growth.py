@@ -109,6 +109,9 @@ def _layer(node: Node, equation: Equation, fixed: set[Value]) -> Layer | None:
     if len(data) != 1 or len(weights) != 1 or (biased and not optional):
         return None
     (operand, axis, out) = weights[0]
+    read, own = ({id(v) for t in equation.operands[k] or () for v in letters(t)} for k in (data[0], operand))
+    if read & own & {id(v) for term in result for v in letters(term)}:
+        return None  # a product for each index of what both have, as a depthwise convolution is: no one matrix
     return Layer(node, operand, data[0], axis, out, biased)
 
 

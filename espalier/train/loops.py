@@ -32,6 +32,7 @@ from espalier.train.hooks import Called, Hook, described
 from espalier.train.module import GraphModule
 from espalier.train.progress import progress_bar
 from espalier.train.schedule import learning_rate_at
+from espalier.train.weights import NO_LEARNING
 
 Objective: TypeAlias = Callable[[GraphModule, Sequence[torch.Tensor], torch.Tensor | None], torch.Tensor]
 """Module, inputs and labels (if the data have some) to a loss."""
@@ -195,7 +196,7 @@ def _loop(
     batches = _batches(run, data, settings)
     laid_out = _layout(run.module, device)
     if run.step < run.total and not parameters:
-        raise InputError("E226", "the model has no weights that could learn")
+        raise InputError("E226", "the model has no weights that could learn", hint=NO_LEARNING)
     while run.step < run.total:
         batch = next(batches)
         _seed(_mixed(settings.seed, 3, run.step, rank))

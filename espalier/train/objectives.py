@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from espalier.errors import InputError
 from espalier.ir import Node
 from espalier.train.module import GraphModule
+from espalier.train.weights import NO_LEARNING
 
 Distance = Literal["auto", "kl", "mse"]
 
@@ -179,7 +180,8 @@ class Imitation:
             if self.distance != "kl":
                 terms.append(relative_error(a, b))
         if not terms:
-            raise InputError("E226", "no output is a float that depends on a weight, so that there is no gradient")
+            message = "no output is a float that depends on a weight that learns, so that there is no gradient"
+            raise InputError("E226", message, hint=NO_LEARNING)
         return torch.stack(terms).sum()
 
 

@@ -152,6 +152,20 @@ def _check_outputs(graph: Graph, original: Graph) -> None:
             f"the original {len(original.inputs)} and {len(original.outputs)}"
         )
         raise InputError("E226", message, hint="Recover a model from the one that it was made of.")
+    for own, other in zip(graph.inputs, original.inputs, strict=True):
+        if not _alike(own, other):
+            message = f"input {own.name!r} is {own.type}, the original's {other.name!r} is {other.type}"
+            raise InputError("E226", message, hint="Recover a model from the one that it was made of.")
+
+
+def _alike(own: Value, other: Value) -> bool:
+    """Whether two inputs may be fed the same arrays."""
+    if own.shape is None or other.shape is None:
+        return True
+    if len(own.shape) != len(other.shape) or own.element != other.element:
+        return False
+    pairs = zip(own.shape, other.shape, strict=True)
+    return all(a == b or not isinstance(a, int) or not isinstance(b, int) for a, b in pairs)
 
 
 def check_batch(module: GraphModule, data: Data, size: int) -> None:

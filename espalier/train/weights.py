@@ -8,6 +8,8 @@ import numpy as np
 
 from espalier.ir import Value
 
+NO_LEARNING = "Weights that are stored quantized do not learn: train a model before it is quantized."
+"""What to do where nothing learns."""
 LARGEST_WEIGHT = 1e4
 """A constant with larger elements is a mask or a sentinel, not something learned."""
 

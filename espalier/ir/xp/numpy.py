@@ -30,7 +30,7 @@ _OWN = {
     "bitwise_and", "bitwise_invert", "bitwise_left_shift", "bitwise_or", "bitwise_right_shift", "bitwise_xor",
     "broadcast_to", "ceil", "clip", "concat", "conj", "cos", "cosh", "cumsum", "exp", "expand_dims", "expm1", "eye",
     "flip", "floor", "fmod", "imag", "isfinite", "isinf", "isnan", "log", "log1p", "logical_and",
-    "logical_not", "logical_or", "logical_xor", "max", "mean", "min", "ones_like", "prod", "real",
+    "logical_not", "logical_or", "logical_xor", "max", "min", "ones_like", "prod", "real",
     "repeat", "reshape", "rint", "roll", "sign", "sin", "sinh", "sort", "sqrt", "squeeze", "stack", "sum", "take",
     "take_along_axis", "tan", "tanh", "tile", "tril", "triu", "trunc", "where", "zeros_like",
 }  # fmt: skip
@@ -51,6 +51,14 @@ def __getattr__(name: str) -> Any:
 def asarray(data: Any) -> Array:
     """An array of the data as it is."""
     return np.asarray(data)
+
+
+def mean(array: Array, axis: Any = None, keepdims: bool = False) -> Array:
+    """The mean over axes (all by default); of no numbers it is NaN."""
+    if array.size:
+        return np.asarray(np.mean(array, axis=axis, keepdims=keepdims))
+    total = np.sum(array, axis=axis, keepdims=keepdims)  # numpy's mean would warn
+    return np.full(np.shape(total), np.nan, np.mean(np.ones(1, array.dtype)).dtype)
 
 
 def to_numpy(array: Any) -> Array:

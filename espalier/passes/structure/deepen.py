@@ -20,6 +20,7 @@ from espalier.ir.terms import letters
 from espalier.ir.xp import numpy as xp
 from espalier.passes.base import GROWS, Context, Pass, graph_pass
 from espalier.passes.samples import try_graph
+from espalier.passes.structure.importance import check_finite
 
 Kind = Literal["auto", "identity", "residual"]
 Array = NDArray[Any]
@@ -98,7 +99,9 @@ class Deepen(Pass):
             raise InputError("E201", f"kernel={self.kernel} is no odd number: it has no middle")
 
     def run(self, graph: Graph, context: Context) -> int:
-        places = list(spots(couple(graph), all_nodes=bool(self.after)))
+        coupling = couple(graph)
+        check_finite(coupling)
+        places = list(spots(coupling, all_nodes=bool(self.after)))
         found = self.chosen(places)
         rng = np.random.default_rng(context.seed if self.seed is None else self.seed)
         moments = _measured(graph, found, context) if context.data is not None else {}
@@ -113,6 +116,8 @@ class Deepen(Pass):
         ]
         if not found:
             lines.append(f"not deepened: {NOWHERE}")
+        elif self.count and self.count > len(found):
+            lines.append(f"{len(found)} layers, not {self.count}: there are no more places")
         lines += [f"{reason} (×{count})" for reason, count in context.reasons.items()]
         context.details = {"deepened": done, "places": len(places), "summary": lines}
         return len(done)

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from espalier import plugins
 from espalier.analysis.choice import chosen_units, matches, patterns_of
 from espalier.analysis.coupling import Coupling, Unit, couple
 from espalier.cost.remaining import Remaining
-from espalier.errors import InputError, UnsupportedError
+from espalier.errors import EspalierError, InputError, UnsupportedError
 from espalier.ir import Graph
 from espalier.passes.base import Context, Pass, approximates, graph_pass
 from espalier.passes.structure.criteria import Criterion, parse_criterion
@@ -288,7 +289,8 @@ class Prune(Pass):
         if unit not in candidates:
             inexact = self.exact_only and unit.verdict != "exact"
             return f"not exact: {unit.why()}" if inexact else "left out by only or ignore"
-        return "none of its indices were to go" if unit in scores else f"nothing for {self.criterion} to score"
+        steps = f" in multiples of {self.round_to}" if str(self.round_to) != "1" else ""
+        return f"none of its indices were to go{steps}" if unit in scores else f"nothing for {self.criterion} to score"
 
     def multiple(self, context: Context) -> int:
         """The number of positions that axes keep multiples of. Raises InputError if the device is not known."""
@@ -328,7 +330,15 @@ def score_units(
     for position, unit in enumerate(units):
         random = np.random.default_rng([seed, position])
         scored = Scored(unit, parts_of(coupling, unit, looks_learned, made), evidence, random)
-        scores = criterion.score(scored, aggregate, normalise)
+        try:
+            scores = criterion.score(scored, aggregate, normalise)
+        except EspalierError:
+            raise
+        except Exception as error:  # a fault in somebody's criterion is no fault of ours
+            fault = plugins.failure(f"the criterion {criterion.name}", type(criterion).__module__, error)
+            if fault is None:
+                raise
+            raise fault from error
         if scores is None:
             continue
         if scores.shape != (unit.extent,) or not np.all(np.isfinite(scores)):

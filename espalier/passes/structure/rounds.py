@@ -15,6 +15,12 @@ from espalier.passes.structure.prune import Prune, Start
 from espalier.train.masks import gradual
 
 
+def check_rounds(count: Any) -> None:
+    """Raise InputError E201 for what is no number of rounds."""
+    if type(count) is not int or count < 1:
+        raise InputError("E201", f"rounds={count!r} must be a whole number from 1 on")
+
+
 class PruneInRounds(Pass):
     """Remove a part, train, and so on: together as much as one `prune`, in smaller and smaller steps.
 
@@ -30,8 +36,7 @@ class PruneInRounds(Pass):
     name, semantics = Prune.name, Prune.semantics
 
     def __init__(self, whole: Prune, count: int, train: Callable[[Graph, Graph, int], Graph]) -> None:
-        if type(count) is not int or count < 1:
-            raise InputError("E201", f"rounds={count!r} must be a whole number from 1 on")
+        check_rounds(count)
         self.whole, self.count, self.train = whole, count, train
 
     @property

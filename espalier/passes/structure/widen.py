@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,13 +11,17 @@ from numpy.typing import NDArray
 
 from espalier.analysis.choice import chosen_units, patterns_of
 from espalier.analysis.coupling import Coupling, Unit, couple
+from espalier.cost.remaining import Remaining
 from espalier.errors import InputError
 from espalier.ir import Graph, Node, Value, constant_value
 from espalier.ir.constants import constant
 from espalier.passes.base import GROWS, Context, Pass, approximates, graph_pass
+from espalier.passes.structure.importance import check_finite
 from espalier.passes.structure.report import frozen_rows, reason_lines, unit_row
 from espalier.passes.structure.widening import Repetition, Widening, along, weights_that_make
 
+WIDENED_BYTES = 16
+"""That a parameter of a wider model takes at least, while it is made and checked in f64."""
 SHARE_BITS = 10
 """Bits of a share, and one more for each factor of 2 by which a unit grows."""
 
@@ -66,15 +71,18 @@ class Widen(Pass):
 
     def run(self, graph: Graph, context: Context) -> int:
         coupling = couple(graph)
+        check_finite(coupling)
         units = chosen_units(coupling, patterns_of(self.only), patterns_of(self.ignore))
         rng = np.random.default_rng(context.seed if self.seed is None else self.seed)
-        wanted = {}
+        extents = {}
         for unit in units:
             extent = self.extent(unit)
             if extent < unit.extent:
                 raise InputError("E201", f"to={self.to} is less than the extent {unit.extent} of {unit.name}")
             if extent > unit.extent and context.may_rewrite():
-                wanted[unit] = repeat(unit.extent, extent, rng, self.uneven)
+                extents[unit] = extent
+        check_memory(coupling, extents)
+        wanted = {unit: repeat(unit.extent, extent, rng, self.uneven) for unit, extent in extents.items()}
         chosen = set(units)
         kept = {unit: _stays(unit, self, unit in chosen) for unit in coupling.removable() if unit not in wanted}
         frozen = frozen_rows(coupling)
@@ -83,6 +91,18 @@ class Widen(Pass):
         context.details["frozen"] = frozen
         context.details["summary"] = _lines(context.details)
         return done
+
+
+def check_memory(coupling: Coupling, extents: Mapping[Unit, int]) -> None:
+    """Raise InputError E201 if this machine's memory has no room for the weights of units of these extents."""
+    chosen = {unit.variable: np.broadcast_to(np.int64(0), extent) for unit, extent in extents.items()}
+    count, memory = (
+        Remaining(coupling).parameters_with(chosen),
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
+    if WIDENED_BYTES * max(count, sum(extents.values())) > memory:
+        message = f"the wider model would have {count} parameters, more than {memory >> 30} GiB of memory have room for"
+        raise InputError("E201", message, hint="Widen it less, or fewer units: see `only`.")
 
 
 def _stays(unit: Unit, options: Widen, chosen: bool) -> str:
