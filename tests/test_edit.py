@@ -12,13 +12,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 import espalier
 from espalier.analysis.coupling import couple
 from espalier.backends.onnx import save
 from espalier.cli import main
 from espalier.errors import InputError, UnsupportedError, VerificationError
-from espalier.ir import Builder, Graph, TensorType, elements
+from espalier.ir import Builder, Graph, TensorType, constant_value, elements
 from espalier.ir.dims import symbol
 from espalier.ir.execute import execute
 from espalier.passes.structure.widening import Widening
@@ -119,6 +120,7 @@ def test_what_grew_and_what_did_not_is_said(call: Call) -> None:
         ("--factor 2 --only head.weight.0", "E221: head.weight.0 is frozen"),
         ("--factor 2 --only head*", "E221: no unit of the model can be widened"),
         ("--factor 2 --only nothing", "E202"),
+        ("--factor 1e5 --only *.weight.0", "E201: the wider model would have "),
         ("--after nothing", "E202"),
         ("--count 1 --kernel 2", "E201"),
         ("--count 1 --kind sideways", "E201"),
@@ -131,6 +133,34 @@ def test_growth_that_makes_no_sense_is_refused(call: Call, options: str, error: 
     code, text, said = call(f"grow model.onnx {options} -o out.onnx --json")
     assert code == 2 and said.startswith(error), said
     assert json.loads(text)["error"]["code"] == error[:4] and not Path("out.onnx").exists()
+
+
+@pytest.mark.parametrize("options", ["--factor 2", "--count 1"])
+def test_a_model_that_holds_nan_is_not_grown(call: Call, options: str) -> None:
+    graph = graph_of(net(), images())
+    weight = next(value for value in graph.constants() if value.name == "second.weight")
+    array = np.array(weight.array)
+    array[1, 2, 0, 1] = np.nan
+    graph.replace_constant(weight, constant_value(array, name=weight.name))
+    save(graph, "nan.onnx")
+    code, _, said = call(f"grow nan.onnx {options} -o out.onnx")
+    assert code == 2 and said.startswith("E223: the weight 'second.weight'") and not Path("out.onnx").exists()
+
+
+def test_what_options_could_not_do_is_said(call: Call) -> None:
+    _, text, _ = call("grow model.onnx --count 50 -o out.onnx")
+    assert re.search(r"^\d layers, not 50: there are no more places$", text, re.MULTILINE)
+    _, text, _ = call("prune model.onnx --ratio 0.5 --round-to 64 -o out.onnx")
+    assert "none of its indices were to go in multiples of 64" in text
+    code, _, said = call("prune model.onnx --ratio 0.5 --rounds 0 -o out.onnx")
+    assert code == 2 and said.startswith("E201: rounds=0 must be")
+
+
+def test_an_original_of_other_inputs_is_refused(call: Call) -> None:
+    other = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten())
+    save(espalier.load(other, example_inputs=(images()[:, :1],)), "other.onnx")
+    code, _, said = call("recover model.onnx --original other.onnx --data inputs.npz --steps 1 -o out.onnx")
+    assert code == 2 and said.startswith("E226: input 'x' is f32["), said
 
 
 def test_growth_that_changes_the_outputs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from espalier.passes.base import Pass, parse_spec
 
 CLEANING = ("dead_code", "inline_regions", "fold_constants", "shapes_of_inputs", "dead_code")
 """What is done before a model is trained: shape arithmetic that is known goes, norms stay."""
-SEPARATING = (*CLEANING, "separate_fills")
+SEPARATING = (*CLEANING, "shapes_of_inputs:expressions=true", "dead_code", "separate_fills")
 """What is done before units are named and changed."""
 PIPELINES: dict[str, tuple[str, ...]] = {
     "none": (),

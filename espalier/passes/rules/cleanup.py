@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+import functools
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from espalier.errors import EspalierError
 from espalier.ir import Builder, Graph, Node, TensorType, Value, constant_value
-from espalier.ir.dims import Dim, Dimension
+from espalier.ir.dims import Atom, Dim, Dimension, lower_bound, symbol
 from espalier.ir.ops.elementwise import Identity
 from espalier.ir.ops.movement import Transpose
 from espalier.ir.ops.shapes import Shape, Size
@@ -223,7 +224,12 @@ class ShapesOfInputs(Pass):
     """Read extents that only run time knows from the model's inputs, where they were read from tensors inside.
 
     Exporters ask whatever is at hand for the batch; asking a tensor for its shape ties all of its extents down.
+
+    Attributes:
+        expressions: compute anew, too, what extents inside are by those of the inputs, such as half of one.
     """
+
+    expressions: bool = False
 
     def run(self, graph: Graph, context: Context) -> int:
         known: dict[Dimension, tuple[Value, int]] = {}
@@ -232,7 +238,7 @@ class ShapesOfInputs(Pass):
                 if isinstance(extent, Dim):
                     known.setdefault(extent, (value, axis))
         read: dict[Dimension, Value] = {}
-        asked = _asked(graph, known.keys())
+        asked = _asked(graph, known.keys(), self.expressions)
         for done, (value, wanted) in enumerate(asked):
             if not context.may_rewrite():
                 return done
@@ -252,24 +258,74 @@ class ShapesOfInputs(Pass):
         node = value.producer
         assert node is not None
         build = Builder(graph, node, node.location.touched(self.name))
-        parts: list[Value] = []
-        for extent in wanted:
-            if extent in known and extent not in read:
-                of, axis = known[extent]
-                read[extent] = build.shape(of, start=axis, end=axis + 1)
-            parts.append(read[extent] if extent in known else constant_value(np.array([extent], np.int64)))
+        parts = [_extent(build, extent, known, read) for extent in wanted]
         steps = [*parts, parts[0] if len(parts) == 1 else build.concat(*parts, axis=0)]
         if not value.rank:
             steps.append(build.reshape(steps[-1], np.zeros(0, np.int64)))
         if steps[-1].element != value.element:
             steps.append(build.cast(steps[-1], to=value.element))
         if context.recorder is not None:
-            nodes = dict.fromkeys(step.producer for step in steps if step.producer is not None)
-            context.recorder(Change(self.name, self.semantics, context.rewrites, [value], [steps[-1]], [*nodes]))
+            context.recorder(Change(self.name, self.semantics, context.rewrites, [value], [steps[-1]], _makers(steps)))
         graph.replace(value, steps[-1])
 
 
-def _asked(graph: Graph, known: Set[Dimension]) -> list[tuple[Value, list[Dimension]]]:
+def _makers(values: Iterable[Value]) -> list[Node]:
+    """The nodes that compute values from inputs of the model, each after those that it reads."""
+    found: dict[Node, None] = {}
+    for value in values:
+        if value.producer is not None and value.producer not in found:
+            found.update(dict.fromkeys(_makers(value.producer.inputs)))
+            found[value.producer] = None
+    return [*found]
+
+
+def _extent(
+    build: Builder, extent: Dimension, known: Mapping[Dimension, tuple[Value, int]], read: dict[Dimension, Value]
+) -> Value:
+    """An extent as i64[1], computed from those of inputs."""
+    if not isinstance(extent, Dim):
+        return constant_value(np.array([extent], np.int64))
+    if extent not in read and extent in known:
+        of, axis = known[extent]
+        read[extent] = build.shape(of, start=axis, end=axis + 1)
+    if extent not in read:
+        total: Value | None = None
+        for monomial, coefficient in extent.terms:
+            factors = [_factor(build, atom, known, read) for atom, power in monomial for _ in range(power)]
+            if coefficient != 1 or not factors:
+                factors.append(constant_value(np.array([coefficient], np.int64)))
+            term = functools.reduce(build.mul, factors)
+            total = term if total is None else build.add(total, term)
+        assert total is not None
+        read[extent] = total
+    return read[extent]
+
+
+def _factor(
+    build: Builder, atom: Atom, known: Mapping[Dimension, tuple[Value, int]], read: dict[Dimension, Value]
+) -> Value:
+    if atom.kind == "symbol":
+        return _extent(build, symbol(atom.name), known, read)
+    a, b = (_extent(build, operand, known, read) for operand in atom.operands)
+    made: Value = getattr(build, {"floordiv": "div"}.get(atom.kind, atom.kind))(a, b)
+    return made
+
+
+def _computable(extent: Dimension, known: Set[Dimension]) -> bool:
+    """Whether integer arithmetic on extents of inputs gives an extent; its division rounds negative numbers up."""
+    if not isinstance(extent, Dim) or extent in known:
+        return True
+    for monomial, _ in extent.terms:
+        for atom, _ in monomial:
+            bounds = [lower_bound(operand) for operand in atom.operands]
+            rounded = atom.kind == "floordiv" and any(bound is None or bound < 0 for bound in bounds)
+            unknown = atom.kind == "symbol" and symbol(atom.name) not in known
+            if rounded or unknown or not all(_computable(operand, known) for operand in atom.operands):
+                return False
+    return True
+
+
+def _asked(graph: Graph, known: Set[Dimension], expressions: bool) -> list[tuple[Value, list[Dimension]]]:
     """What is computed from shapes of tensors inside and used as anything else, as numbers and known extents."""
     inputs, inside = set(graph.inputs), dict[Value, None]()
     for node in graph:
@@ -289,7 +345,8 @@ def _asked(graph: Graph, known: Set[Dimension]) -> list[tuple[Value, list[Dimens
             if not any(isinstance(entry, Dim) for entry in wanted):
                 continue  # numbers are folded
             exact = content.ndim <= 1 and value.element.is_integer
-            if exact and all(entry in known for entry in wanted if isinstance(entry, Dim)):
+            computed = functools.partial(_computable, known=known) if expressions else known.__contains__
+            if exact and all(computed(entry) for entry in wanted if isinstance(entry, Dim)):
                 found.append((value, wanted))
             else:  # what it is computed from
                 needed.update(producer.inputs)

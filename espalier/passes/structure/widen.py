@@ -55,7 +55,7 @@ class Widen(Pass):
 
     def __post_init__(self) -> None:
         if not 1 < self.factor < 1e6:
-            raise InputError("E201", f"factor={self.factor} is not above 1")
+            raise InputError("E201", f"factor={self.factor:g} is not between 1 and 1e6")
         if self.to is not None and self.to < 1:
             raise InputError("E201", f"to={self.to} is not positive")
         if not 0 <= self.uneven < 1:

@@ -388,6 +388,21 @@ def test_others_can_add_criteria_and_names_are_checked(monkeypatch: pytest.Monke
         assert caught.value.code == code
 
 
+def test_a_fault_in_somebody_elses_criterion_is_named() -> None:
+    load_criteria()
+
+    def part(self, part, evidence):
+        raise ValueError("no such thing")
+
+    criterion("faulty")(type("Faulty", (Criterion,), {"__module__": __name__, "__doc__": "It fails.", "part": part}))
+    try:
+        with pytest.raises(InputError, match=r"criterion faulty of the plug-in .*: ValueError: no such") as caught:
+            scores("faulty", net())
+    finally:
+        del CRITERIA["faulty"]
+    assert caught.value.code == "E215"
+
+
 def test_whether_a_table_that_indices_miss_multiplies_is_not_known() -> None:
     graph = Graph()
     build = Builder(graph)

@@ -93,6 +93,20 @@ def test_a_family_gets_indices_everywhere() -> None:
     assert parameters(grown) > parameters(graph)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_layers_that_are_no_one_matrix_have_no_score(groups: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(2, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=groups), nn.ReLU(), nn.Flatten(), nn.Linear(200, 5)
+    )
+    graph = espalier.load(module.double().eval(), example_inputs=(data()[0][:48],))
+    names = [layer.name for layer in layers(graph)]
+    assert names == ["0.weight", *(["2.weight"] if groups == 1 else []), "5.weight"]
+    x, y = data()
+    found = gains(graph, expansions(graph, count=2), [((x,), y)], objective)
+    assert found and all(gain.gain >= 0 for gain in found if "+" in gain.name)
+
+
 def test_the_score_of_a_linear_layer_is_the_formula() -> None:
     """tr(A⁻¹ Gᵀ B⁻¹ G) by hand, for a convolution by torch's own patches."""
     torch.manual_seed(0)

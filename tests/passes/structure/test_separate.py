@@ -228,6 +228,49 @@ def test_numbers_and_floats_that_come_from_extents_are_left_to_folding() -> None
     assert run_pass(graph, "shapes_of_inputs").passes[0].rewrites == 0
 
 
+def pyramid(element: Element = elements.F64) -> Graph:
+    """A convolution after a pooling of positions that vary, and a group norm, as torch's exporter writes one."""
+    graph, rng = Graph("pyramid"), np.random.default_rng(4)
+    b = Builder(graph)
+    x = b.input(TensorType(element, (symbol("n"), 3, symbol("h"), symbol("w"))), "x")
+    x = b.max_pool(b.conv(x, rng.standard_normal((4, 3, 1, 1))), kernel_shape=(2, 2), strides=(2, 2))
+    x = b.conv(x, rng.standard_normal((8, 4, 3, 3)), pads=(1, 1, 1, 1))
+    grouped = b.reshape(x, np.array([0, 2, -1]))
+    normal = b.reshape(b.instance_norm(grouped, rng.standard_normal(2), rng.standard_normal(2)), b.shape(x))
+    twice, more = b.mul(b.shape(x, start=2, end=4), np.array([2, 2])), b.add(b.shape(x, start=2, end=3), np.array([1]))
+    large = b.concat(twice, more, axis=0)
+    graph.set_outputs([b.conv(b.relu(normal), rng.standard_normal((2, 8, 1, 1))), large], ["y", "sizes"])
+    return graph
+
+
+def test_extents_that_come_from_those_of_inputs_are_computed_anew() -> None:
+    graph = pyramid()
+    assert not any(unit.extent in (2, 8) for unit in couple(graph).removable())
+    inputs = [[np.random.default_rng(k).standard_normal((2, 3, *size))] for k, size in enumerate(((6, 8), (7, 9)))]
+    before = [execute(graph, each) for each in inputs]
+    assert run_pass(graph, "shapes_of_inputs").passes[0].rewrites == 0
+    assert run_pass(graph, "shapes_of_inputs:expressions=true", verify="all").passes[0].rewrites == 2
+    run_pass(graph, "dead_code")
+    assert all(node.operand(0) in graph.inputs for node in graph if node.op.name == "shape")
+    for each, wanted in zip(inputs, before, strict=True):
+        for old, new in zip(wanted, execute(graph, each), strict=True):
+            np.testing.assert_array_equal(new, old)
+    assert sorted(unit.extent for unit in couple(graph).removable()) == [2, 4, 4]
+    assert espalier.prune(pyramid(elements.F64), ratio=0.5).details["macs"]["removed"] > 0.7
+
+
+def test_expressions_of_short_inputs_are_rounded_down() -> None:
+    graph = Graph("short")
+    b = Builder(graph)
+    x = b.input(TensorType(elements.F32, (symbol("n"), 2, symbol("t"))), "x")
+    y = b.conv(x, np.ones((3, 2, 5), np.float32), strides=(2,))  # ⌊(t − 5) / 2⌋ + 1 positions
+    graph.set_outputs([b.shape(b.relu(y), start=2, end=3)], ["length"])
+    assert run_pass(graph, "shapes_of_inputs:expressions=true", verify="all").passes[0].rewrites == 1
+    for length in (4, 5, 6, 11):
+        (found,) = execute(graph, [np.zeros((1, 2, length), np.float32)])
+        assert found.tolist() == [(length - 5) // 2 + 1]
+
+
 def test_the_hint_says_why_most_is_frozen_or_that_patterns_leave_nothing() -> None:
     graph = branches()
     with pytest.raises(InputError) as caught:
