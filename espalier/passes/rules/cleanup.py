@@ -269,12 +269,12 @@ class ShapesOfInputs(Pass):
         graph.replace(value, steps[-1])
 
 
-def _makers(values: Iterable[Value]) -> list[Node]:
+def _makers(values: Iterable[Value], found: dict[Node, None] | None = None) -> list[Node]:
     """The nodes that compute values from inputs of the model, each after those that it reads."""
-    found: dict[Node, None] = {}
+    found = {} if found is None else found
     for value in values:
         if value.producer is not None and value.producer not in found:
-            found.update(dict.fromkeys(_makers(value.producer.inputs)))
+            _makers(value.producer.inputs, found)
             found[value.producer] = None
     return [*found]
 

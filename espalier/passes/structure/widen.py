@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -98,9 +97,11 @@ def check_memory(coupling: Coupling, extents: Mapping[Unit, int]) -> None:
     """Raise InputError E201 if this machine's memory has no room for the weights of units of these extents."""
     chosen = {unit.variable: np.broadcast_to(np.int64(0), extent) for unit, extent in extents.items()}
     count = Remaining(coupling).parameters_with(chosen)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    if memory <= 0:
+        return  # the system does not say
     if WIDENED_BYTES * max(count, sum(extents.values())) > memory:
-        room = f"{memory / 2**30:.0f} GiB of memory have room for"
+        room = f"{memory >> 30} GiB of memory have room for"
         message = f"the wider model would have {count} parameters, more than {room}"
         raise InputError("E201", message, hint="Widen it less, or fewer units: see `only`.")
 

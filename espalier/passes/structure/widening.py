@@ -24,6 +24,7 @@ from espalier.ir.agreement import requirements, settled
 from espalier.ir.axes import Equation
 from espalier.ir.clone import extract
 from espalier.ir.constants import constant
+from espalier.ir.dims import symbols
 from espalier.ir.terms import Sum, Term, Variable, leaves, letters, resolve
 from espalier.ir.xp import numpy as xp
 from espalier.passes.samples import NoSample, sample_inputs
@@ -283,7 +284,7 @@ class Probe:
         part = extract([node], inputs, node.results)
         (copy,) = part
         extents = settled(requirements(equation, [None if v is None else v.shape for v in node.operands]))
-        known = dict(zip(inputs, sample_inputs(inputs, 0, extents=extents), strict=True))
+        known = dict(zip(inputs, _filled(inputs, extents), strict=True))
         before: list[Any] = [None if v is None else _wide(known.get(v, v.constant and v.array)) for v in node.operands]
         followers = {name: bound for name, bound in equation.bound.items() if _has(bound, chosen)}
         _follow(part, copy, followers, chosen)
@@ -321,6 +322,22 @@ class Probe:
         except (ValueError, IndexError, TypeError, ArithmeticError):
             return False
         return all(_equal(np.asarray(a), b) for a, b in zip(found, self.wanted, strict=False))
+
+
+def _filled(inputs: Sequence[Value], extents: Mapping[str, int]) -> list[Any]:
+    """Made-up numbers for inputs, none of them empty: of no numbers everything holds. Raises NoSample."""
+    names = sorted({name for value in inputs for dim in value.shape or () for name in symbols(dim)})
+    reason = NoSample("an operand is empty at all sizes that were tried")
+    for more in (0, 3, 7, 15, 31):
+        larger = {name: 2 + more + position % 4 for position, name in enumerate(names)} if more else {}
+        try:
+            found = sample_inputs(inputs, 0, extents={**larger, **extents})
+        except NoSample as error:
+            reason = error
+            continue
+        if all(np.size(array) for array in found):
+            return found
+    raise reason
 
 
 def _wide(array: Any) -> Any:

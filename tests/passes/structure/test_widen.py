@@ -21,9 +21,10 @@ from benchmarks.zoo.random_graphs import graphs
 from espalier.analysis.coupling import couple
 from espalier.backends.onnx import to_model
 from espalier.errors import InputError
-from espalier.ir import Graph, structural_hash, verify
+from espalier.ir import Builder, Graph, structural_hash, verify
 from espalier.ir.clone import clone
 from espalier.ir.execute import execute
+from espalier.ir.types import parse as type_of
 from espalier.passes.base import Context
 from espalier.passes.structure.widen import Widen, repeat, widen
 from tests.analysis.networks import NETWORKS, loaded
@@ -247,6 +248,20 @@ def test_bad_options(options: dict[str, object], code: str) -> None:
         widened(graph, **options)
     assert caught.value.code == code
     assert structural_hash(graph) == before
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_sums_over_positions_that_small_inputs_have_none_of_count_shares(stride: int) -> None:
+    """What is tried out on no numbers would hold with any share."""
+    graph, rng = Graph("positions"), np.random.default_rng(0)
+    b = Builder(graph)
+    x = b.input(type_of("f64[n, 3, h, w]"), "x")
+    y = b.relu(b.conv(x, rng.standard_normal((8, 3, 3, 3)), strides=(stride, stride)))
+    total = b.reduce_sum(y, np.array([1, 2, 3]))
+    graph.set_outputs([b.add(b.conv(y, rng.standard_normal((2, 8, 1, 1))), total)], ["y"])
+    grown, _ = widened(graph, factor=1.5)
+    assert [unit.extent for unit in couple(grown).removable()] == [12]
+    assert apart(graph, grown, [rng.standard_normal((2, 3, 9, 12))]) <= 1e-12
 
 
 def test_nothing_wanted_changes_nothing() -> None:
