@@ -244,7 +244,8 @@ def recovered(task: Task, seed: int, method: str, folder: Path) -> Graph:
 IMITATED, IMITATING = 0.9, "ours imitating the original"
 """The original's share in the loss."""
 OWN_RECOVERIES = {"ours": "", f"ours{INSIDE}": f",only={BETWEEN}", IMITATING: ",scope=isomorphic"}
-"""Method → what is pruned; the scope is the one that keeps most of the accuracy on images of the training set."""
+"""Method → what is pruned. The scope of the last one kept most of the accuracy on images of the training set; it was
+not trained by the labels alone, so that the two changes are not told apart."""
 PEER_RECOVERIES = tuple(f"Torch-Pruning: {each}{where}" for where in ("", INSIDE) for each in PEER_CRITERIA)
 
 
