@@ -76,8 +76,8 @@ class Gemm(Op):
     c: In | None
     alpha: float = 1.0
     beta: float = 1.0
-    transA: int = 0  # noqa: N815
-    transB: int = 0  # noqa: N815
+    transA: int = 0  # noqa: N815  # as ONNX spells it
+    transB: int = 0  # noqa: N815  # as ONNX spells it
 
     contracts = True
     zero = zeros.affine
